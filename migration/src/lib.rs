@@ -1,0 +1,26 @@
+//! The schema, forward only: each table with its keys, indexes, row-level security, grants and comments.
+
+use sea_orm_migration::prelude::*;
+
+mod m20261121_000001_tenancy;
+mod m20261121_000002_runs;
+mod m20261121_000003_approvals;
+mod m20261121_000004_requests;
+mod m20261121_000005_workers;
+
+/// Every migration, oldest first.
+#[derive(Debug)]
+pub struct Migrator;
+
+#[async_trait::async_trait]
+impl MigratorTrait for Migrator {
+    fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+        vec![
+            Box::new(m20261121_000001_tenancy::Migration),
+            Box::new(m20261121_000002_runs::Migration),
+            Box::new(m20261121_000003_approvals::Migration),
+            Box::new(m20261121_000004_requests::Migration),
+            Box::new(m20261121_000005_workers::Migration),
+        ]
+    }
+}

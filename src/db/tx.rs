@@ -1,0 +1,202 @@
+use std::time::Duration;
+
+use sea_orm::{ConnectionTrait, DbBackend, DbErr, ExecResult, QueryResult, RuntimeErr, Statement, Values};
+use sea_query_sqlx::SqlxValues;
+use sqlx::{
+    AssertSqlSafe, PgConnection, PgPool, Postgres, Transaction,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+use tokio::sync::Mutex;
+
+use crate::kernel::{Error, Problem, Result, TenantId};
+
+/// The pool, hidden behind transactions that carry their tenant.
+#[derive(Clone, Debug)]
+pub struct Database {
+    pool: PgPool,
+}
+
+impl Database {
+    /// Opens a pool of at most `size` connections; fails after `patience` when the server is away.
+    ///
+    /// # Errors
+    /// When the first connection cannot be made.
+    pub async fn connect(options: PgConnectOptions, size: u32, patience: Duration) -> Result<Self> {
+        let pool = PgPoolOptions::new()
+            .max_connections(size)
+            .acquire_timeout(patience)
+            .test_before_acquire(false)
+            .connect_with(options)
+            .await
+            .map_err(database_error)?;
+        Ok(Self { pool })
+    }
+
+    /// A transaction that sees and writes the rows of `tenant` only.
+    ///
+    /// # Errors
+    /// When no connection is to be had.
+    pub async fn tenant(&self, tenant: TenantId) -> Result<TenantTx> {
+        self.tenants(&[tenant]).await
+    }
+
+    /// A transaction over exactly the tenants named; for the journal's shared appends and the hub's
+    /// reads, which serve several tenants in one round trip.
+    ///
+    /// # Errors
+    /// When no connection is to be had.
+    pub async fn tenants(&self, tenants: &[TenantId]) -> Result<TenantTx> {
+        let mut tx = self.pool.begin().await.map_err(database_error)?;
+        let named = tenants.iter().map(|t| t.uuid().to_string()).collect::<Vec<_>>().join(",");
+        sqlx::query("select set_config('fermata.tenants', $1, true)")
+            .bind(named)
+            .execute(&mut *tx)
+            .await
+            .map_err(database_error)?;
+        Ok(TenantTx { tx: Mutex::new(tx) })
+    }
+
+    /// A transaction with no tenant: row-level security leaves it only the system functions.
+    ///
+    /// # Errors
+    /// When no connection is to be had.
+    pub async fn system(&self) -> Result<SystemTx> {
+        Ok(SystemTx { tx: self.pool.begin().await.map_err(database_error)? })
+    }
+
+    /// Connections in use and open, for the metrics.
+    #[must_use]
+    pub fn pool_use(&self) -> (u32, u32) {
+        let open = self.pool.size();
+        (open.saturating_sub(u32::try_from(self.pool.num_idle()).unwrap_or(u32::MAX)), open)
+    }
+
+    /// Closes every connection; what is in flight may finish.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+}
+
+/// A transaction bound to its tenants by a transaction-local setting. Dropped, it rolls back.
+///
+/// `store.rs` files use it with sea-orm (it is a [`ConnectionTrait`]) or, on the hot path, with sqlx
+/// through [`TenantTx::conn`].
+#[derive(Debug)]
+pub struct TenantTx {
+    tx: Mutex<Transaction<'static, Postgres>>,
+}
+
+impl TenantTx {
+    /// The connection, for sqlx.
+    pub fn conn(&mut self) -> &mut PgConnection {
+        self.tx.get_mut()
+    }
+
+    /// Makes everything done through this transaction true at once.
+    ///
+    /// # Errors
+    /// When the database refuses or is away.
+    pub async fn commit(self) -> Result<()> {
+        self.tx.into_inner().commit().await.map_err(database_error)
+    }
+}
+
+/// A transaction for the `SECURITY DEFINER` functions and the tables without tenants.
+#[derive(Debug)]
+pub struct SystemTx {
+    tx: Transaction<'static, Postgres>,
+}
+
+impl SystemTx {
+    /// The connection, for sqlx.
+    pub fn conn(&mut self) -> &mut PgConnection {
+        &mut self.tx
+    }
+
+    /// Commits.
+    ///
+    /// # Errors
+    /// When the database refuses or is away.
+    pub async fn commit(self) -> Result<()> {
+        self.tx.commit().await.map_err(database_error)
+    }
+}
+
+#[async_trait::async_trait]
+impl ConnectionTrait for TenantTx {
+    fn get_database_backend(&self) -> DbBackend {
+        DbBackend::Postgres
+    }
+
+    async fn execute_raw(&self, statement: Statement) -> Result<ExecResult, DbErr> {
+        let mut tx = self.tx.lock().await;
+        prepared(&statement).execute(&mut **tx).await.map(Into::into).map_err(exec_error)
+    }
+
+    async fn execute_unprepared(&self, sql: &str) -> Result<ExecResult, DbErr> {
+        let mut tx = self.tx.lock().await;
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut **tx).await.map(Into::into).map_err(exec_error)
+    }
+
+    async fn query_one_raw(&self, statement: Statement) -> Result<Option<QueryResult>, DbErr> {
+        let mut tx = self.tx.lock().await;
+        let row = prepared(&statement).fetch_optional(&mut **tx).await.map_err(query_error)?;
+        Ok(row.map(Into::into))
+    }
+
+    async fn query_all_raw(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
+        let mut tx = self.tx.lock().await;
+        let rows = prepared(&statement).fetch_all(&mut **tx).await.map_err(query_error)?;
+        Ok(rows.into_iter().map(Into::into).collect())
+    }
+}
+
+fn prepared(statement: &Statement) -> sqlx::query::Query<'_, Postgres, SqlxValues> {
+    let values = statement.values.clone().unwrap_or(Values(Vec::new()));
+    sqlx::query_with(AssertSqlSafe(statement.sql.as_str()), SqlxValues(values))
+}
+
+fn exec_error(error: sqlx::Error) -> DbErr {
+    DbErr::Exec(RuntimeErr::SqlxError(error.into()))
+}
+
+fn query_error(error: sqlx::Error) -> DbErr {
+    DbErr::Query(RuntimeErr::SqlxError(error.into()))
+}
+
+/// Sorts a driver's failure into ours: away (503) or a fault (500). Constraint names and values of
+/// other rows stay in the private half.
+fn database_error(error: sqlx::Error) -> Error {
+    let away = match &error {
+        sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => true,
+        // Connection exceptions, lock and statement time-outs, resources, operator intervention, serialisation.
+        sqlx::Error::Database(e) => e.code().is_some_and(|code| {
+            ["08", "53", "57"].iter().any(|class| code.starts_with(class))
+                || ["40001", "40P01", "55P03"].contains(&&*code)
+        }),
+        _ => false,
+    };
+    if away { Error::unavailable(error) } else { Error::internal(error) }
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        database_error(error)
+    }
+}
+
+impl From<DbErr> for Error {
+    fn from(error: DbErr) -> Self {
+        match error {
+            DbErr::Exec(RuntimeErr::SqlxError(e))
+            | DbErr::Query(RuntimeErr::SqlxError(e))
+            | DbErr::Conn(RuntimeErr::SqlxError(e)) => match std::sync::Arc::try_unwrap(e) {
+                Ok(error) => database_error(error),
+                Err(shared) => {
+                    Error::new(Problem::Internal, "the fault is logged under this request's id").because(shared)
+                }
+            },
+            other => Error::internal(other),
+        }
+    }
+}

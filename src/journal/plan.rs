@@ -1,0 +1,242 @@
+//! The steps of one run as the journal and its state machine understand them. How a person writes them
+//! (YAML, checks, positions) is the business of `run::definition`.
+
+use std::{fmt, str::FromStr, time::Duration};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+use crate::kernel::Error;
+
+/// The steps of a run and the expression of its output.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Plan {
+    /// The nodes; order carries no meaning, `needs` does.
+    pub steps: Vec<Step>,
+    /// A template (or any JSON with templates in it) for the run's output.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<Value>,
+}
+
+impl Plan {
+    /// The step of that id.
+    #[must_use]
+    pub fn step(&self, id: &str) -> Option<&Step> {
+        self.steps.iter().find(|step| step.id == id)
+    }
+}
+
+/// One node of a plan.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Step {
+    /// Unique in the plan: `[a-z][a-z0-9_-]{0,62}`.
+    #[schema(pattern = "^[a-z][a-z0-9_-]{0,62}$")]
+    pub id: String,
+    /// What a person reads in a timeline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Steps that must have ended before this one begins.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub needs: Vec<String>,
+    /// The tool.
+    pub uses: String,
+    /// The tool's arguments; strings are templates.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub with: Map<String, Value>,
+    /// The step runs only where this is true.
+    #[serde(default, rename = "if", skip_serializing_if = "Option::is_none")]
+    pub condition: Option<String>,
+    /// A list, or a template of one: the step runs once for each `item`, with its `index`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub for_each: Option<Value>,
+    /// How many items of a `forEach` run at once (10 when absent).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 100)]
+    pub concurrency: Option<u32>,
+    /// What to do when the tool says that trying again may help.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Retry>,
+    /// The longest one attempt may take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Span>,
+    /// Hold this step until somebody has decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approval: Option<ApprovalTerms>,
+    /// What a denial means for the run; the run's own setting when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_denied: Option<OnDenied>,
+    /// What a failure means for the run.
+    #[serde(default, skip_serializing_if = "OnError::is_fail")]
+    pub on_error: OnError,
+}
+
+/// Exponential backoff with full jitter between attempts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Retry {
+    /// Attempts in all, the first included.
+    #[schema(minimum = 1, maximum = 100)]
+    pub attempts: u32,
+    /// The first delay's upper bound; it doubles with each failure (1 s when absent).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backoff: Option<Span>,
+    /// The upper bound never grows past this (5 min when absent).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_backoff: Option<Span>,
+}
+
+/// What the approver is shown, and until when.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ApprovalTerms {
+    /// Why consent is asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// What it would touch.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scope: Vec<String>,
+    /// Rights it would use.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub requires: Vec<String>,
+    /// What it is expected to cost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<f64>,
+    /// How long the question stands; then it counts as denied. For ever when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<Span>,
+    /// Whether the run's creator may decide.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub self_approval: bool,
+}
+
+/// What a denial (or an expiry) means for the run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum OnDenied {
+    /// The run fails.
+    #[default]
+    Fail,
+    /// The step is skipped and the run goes on.
+    Skip,
+}
+
+/// What a step's failure means for the run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum OnError {
+    /// The run fails.
+    #[default]
+    Fail,
+    /// The run goes on; `steps.<id>.error` tells the steps after it.
+    Continue,
+}
+
+impl OnError {
+    /// Whether it is the default, which is not written out.
+    #[must_use]
+    pub fn is_fail(&self) -> bool {
+        *self == Self::Fail
+    }
+}
+
+/// A length of time, written `500ms`, `20s`, `4h`, `3days`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ToSchema)]
+#[schema(value_type = String, example = "20s")]
+pub struct Span(pub Duration);
+
+impl FromStr for Span {
+    type Err = humantime::DurationError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        humantime::parse_duration(text).map(Self)
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        humantime::format_duration(self.0).fmt(f)
+    }
+}
+
+impl Serialize for Span {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(|e| de::Error::custom(format!("not a length of time such as `20s` or `4h`: {e}")))
+    }
+}
+
+/// A step, or one item of a `forEach` step: `sync` or `sync[2]`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StepKey {
+    /// The step's id in the plan.
+    pub id: String,
+    /// The item's place, for one item of a `forEach`.
+    pub item: Option<u32>,
+}
+
+impl StepKey {
+    /// The step as a whole.
+    #[must_use]
+    pub fn whole(id: &str) -> Self {
+        Self { id: id.to_owned(), item: None }
+    }
+
+    /// One item of it.
+    #[must_use]
+    pub fn item(id: &str, item: u32) -> Self {
+        Self { id: id.to_owned(), item: Some(item) }
+    }
+}
+
+impl fmt::Display for StepKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.item {
+            Some(item) => write!(f, "{}[{item}]", self.id),
+            None => f.write_str(&self.id),
+        }
+    }
+}
+
+impl FromStr for StepKey {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let wrong = || Error::malformed("a step id is written `sync`, or `sync[2]` for an item");
+        let (id, item) = match text.strip_suffix(']').and_then(|rest| rest.split_once('[')) {
+            Some((id, item)) => (id, Some(item.parse().map_err(|_| wrong())?)),
+            None => (text, None),
+        };
+        if is_step_id(id) { Ok(Self { id: id.to_owned(), item }) } else { Err(wrong()) }
+    }
+}
+
+impl Serialize for StepKey {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for StepKey {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(|e: Error| de::Error::custom(e.detail()))
+    }
+}
+
+/// Whether `text` may be a step's id: `[a-z][a-z0-9_-]{0,62}`.
+#[must_use]
+pub fn is_step_id(text: &str) -> bool {
+    let mut chars = text.chars();
+    chars.next().is_some_and(|c| c.is_ascii_lowercase())
+        && text.len() <= 63
+        && chars.all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-')
+}

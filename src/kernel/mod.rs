@@ -1,0 +1,14 @@
+//! The floor every other room stands on: typed ids, actors, the clock, the one error type and page
+//! cursors. Nothing here does I/O.
+
+mod actor;
+mod clock;
+mod error;
+mod id;
+mod page;
+
+pub use actor::{Actor, Subject};
+pub use clock::{Clock, Timestamp, wire_time};
+pub use error::{Error, Problem, Result};
+pub use id::{ApprovalId, Id, Kind, RequestId, RunId, TenantId, TicketId, TokenId, WorkerId, WorkflowId};
+pub use page::{Page, PageCursor, PageQuery};

@@ -1,0 +1,9 @@
+//! Fermata: an agent orchestrator that knows when to hold. `docs/architecture.md` is the map.
+
+pub mod kernel;
+
+pub mod db;
+
+pub mod journal;
+
+pub mod tool;

@@ -1,0 +1,161 @@
+//! What a step uses. A tool says what it takes and gives, what repeating it would do to the world, and
+//! acts; the engine does everything else (gate, journal, retries, time-outs).
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    journal::{Effect, Failure, StepKey, ToolProgress, Wait},
+    kernel::{Actor, RunId, TenantId, Timestamp},
+};
+
+/// Something a step can do.
+#[async_trait]
+pub trait Tool: Send + Sync + 'static {
+    /// Its name in `uses`, e.g. `http.request`.
+    fn name(&self) -> &str;
+
+    /// Changes whenever the meaning of the arguments does; part of what an approver consents to.
+    fn version(&self) -> &str {
+        "1"
+    }
+
+    /// What it does, for a person or a model.
+    fn description(&self) -> &str;
+
+    /// JSON Schema of `with` after templates are rendered.
+    fn arguments(&self) -> Value;
+
+    /// JSON Schema of its output.
+    fn output(&self) -> Value;
+
+    /// What repeating a call with these arguments does to the world.
+    fn effect(&self, arguments: &Value) -> Effect;
+
+    /// The time-out of one attempt where the step names none.
+    fn timeout(&self) -> Duration {
+        Duration::from_secs(60)
+    }
+
+    /// Acts. Called outside any transaction, after the intent is journaled.
+    ///
+    /// # Errors
+    /// [`ToolError`] says whether it is certain that nothing happened.
+    async fn call(&self, call: Call) -> Result<Outcome, ToolError>;
+}
+
+/// One call of a tool.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// The tenant acted for.
+    pub tenant_id: TenantId,
+    /// The run.
+    pub run_id: RunId,
+    /// The step.
+    pub step: StepKey,
+    /// The attempt, from 1.
+    pub attempt: u32,
+    /// Who started the run: the tool acts with their rights.
+    pub actor: Actor,
+    /// The exact arguments, after the gate.
+    pub arguments: Arc<Value>,
+    /// The same for every attempt of this step of this run.
+    pub idempotency_key: String,
+    /// When the call was decided.
+    pub now: Timestamp,
+    /// Reports how far it is.
+    pub progress: Progress,
+    /// Fires when the run is cancelled or the process stops; the outcome is recorded all the same.
+    pub cancel: CancellationToken,
+}
+
+/// What a call came to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// It is done.
+    Done {
+        /// The output.
+        output: Value,
+        /// What it cost, in the tenant's unit.
+        cost: Option<f64>,
+    },
+    /// The step waits, holding nothing.
+    Wait(Wait),
+}
+
+impl Outcome {
+    /// Done, at no cost.
+    #[must_use]
+    pub fn done(output: Value) -> Self {
+        Self::Done { output, cost: None }
+    }
+}
+
+/// Why a call did not come to an outcome.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ToolError {
+    /// It failed, and the tool knows it. `Failure::retryable` says whether trying again may help.
+    Failed(Failure),
+    /// It may have happened: the connection died after the request was sent, or the like.
+    Unknown(Failure),
+}
+
+impl ToolError {
+    /// A failure that no repetition mends.
+    pub fn failed(code: &str, message: impl Into<String>) -> Self {
+        Self::Failed(Failure {
+            code: code.to_owned(),
+            message: message.into(),
+            retryable: false,
+            step_id: None,
+            detail: None,
+        })
+    }
+
+    /// A failure that may pass.
+    pub fn retryable(code: &str, message: impl Into<String>) -> Self {
+        Self::Failed(Failure {
+            code: code.to_owned(),
+            message: message.into(),
+            retryable: true,
+            step_id: None,
+            detail: None,
+        })
+    }
+
+    /// It may have happened.
+    pub fn unknown(code: &str, message: impl Into<String>) -> Self {
+        Self::Unknown(Failure {
+            code: code.to_owned(),
+            message: message.into(),
+            retryable: true,
+            step_id: None,
+            detail: None,
+        })
+    }
+}
+
+/// The way a tool reports progress: bounded, so a fast tool waits for the journal.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    sender: tokio::sync::mpsc::Sender<(StepKey, u32, ToolProgress)>,
+    step: StepKey,
+    attempt: u32,
+}
+
+impl Progress {
+    /// For one attempt of one step; the engine listens at the other end.
+    #[must_use]
+    pub fn new(sender: tokio::sync::mpsc::Sender<(StepKey, u32, ToolProgress)>, step: StepKey, attempt: u32) -> Self {
+        Self { sender, step, attempt }
+    }
+
+    /// Reports; waits while the journal is behind. A report after the run ended is dropped.
+    pub async fn report(&self, progress: ToolProgress) {
+        // The receiver is gone only when the run is, and then nobody wants to know.
+        drop(self.sender.send((self.step.clone(), self.attempt, progress)).await);
+    }
+}
