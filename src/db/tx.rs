@@ -53,7 +53,7 @@ impl Database {
             .execute(&mut *tx)
             .await
             .map_err(database_error)?;
-        Ok(TenantTx { tx: Mutex::new(tx) })
+        Ok(TenantTx { tx: Mutex::new(tx), after_commit: Vec::new() })
     }
 
     /// A transaction with no tenant: row-level security leaves it only the system functions.
@@ -81,9 +81,9 @@ impl Database {
 ///
 /// `store.rs` files use it with sea-orm (it is a [`ConnectionTrait`]) or, on the hot path, with sqlx
 /// through [`TenantTx::conn`].
-#[derive(Debug)]
 pub struct TenantTx {
     tx: Mutex<Transaction<'static, Postgres>>,
+    after_commit: Vec<Box<dyn FnOnce() + Send + Sync>>,
 }
 
 impl TenantTx {
@@ -92,12 +92,19 @@ impl TenantTx {
         self.tx.get_mut()
     }
 
-    /// Makes everything done through this transaction true at once.
+    /// Registers what is to happen once the commit has succeeded; forgotten when it does not.
+    pub fn after_commit(&mut self, act: impl FnOnce() + Send + Sync + 'static) {
+        self.after_commit.push(Box::new(act));
+    }
+
+    /// Makes everything done through this transaction true at once, then acts on it.
     ///
     /// # Errors
     /// When the database refuses or is away.
     pub async fn commit(self) -> Result<()> {
-        self.tx.into_inner().commit().await.map_err(database_error)
+        self.tx.into_inner().commit().await.map_err(database_error)?;
+        self.after_commit.into_iter().for_each(|act| act());
+        Ok(())
     }
 }
 
@@ -119,6 +126,12 @@ impl SystemTx {
     /// When the database refuses or is away.
     pub async fn commit(self) -> Result<()> {
         self.tx.commit().await.map_err(database_error)
+    }
+}
+
+impl std::fmt::Debug for TenantTx {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TenantTx").finish_non_exhaustive()
     }
 }
 

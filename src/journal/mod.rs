@@ -2,7 +2,9 @@
 //! append that is the only writer of `runs`, `run_events` and `run_steps`.
 
 mod event;
+mod follow;
 mod plan;
 
 pub use event::*;
+pub use follow::{Commit, Follower, Frame};
 pub use plan::*;
