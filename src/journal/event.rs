@@ -281,6 +281,13 @@ pub struct Failure {
     pub detail: Option<Value>,
 }
 
+impl Failure {
+    /// A failure that trying again does not mend.
+    pub fn new(code: &str, message: impl Into<String>) -> Self {
+        Self { code: code.to_owned(), message: message.into(), retryable: false, step_id: None, detail: None }
+    }
+}
+
 /// Payload of `step.retrying`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]

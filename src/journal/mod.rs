@@ -1,10 +1,22 @@
 //! The run's language and memory: the plan's vocabulary, the events, the pure state machine, and the
 //! append that is the only writer of `runs`, `run_events` and `run_steps`.
 
+mod append;
+mod decide;
 mod event;
 mod follow;
+mod load;
 mod plan;
+mod state;
+mod store;
+mod write;
 
+pub use append::{Append, Claim};
+pub use decide::{Command, Refusal, decide};
 pub use event::*;
 pub use follow::{Commit, Follower, Frame};
+pub use load::{Loaded, Lock, RunHead, is_terminal, load};
 pub use plan::*;
+pub use state::{Hold, Intent, Phase, Ruling, RunState, Stage, Status, StepState};
+pub use store::NewRun;
+pub use write::{AppendError, Journal, Projection};

@@ -73,6 +73,14 @@ pub struct Step {
     pub on_error: OnError,
 }
 
+impl Step {
+    /// How many items of a `forEach` run at once.
+    #[must_use]
+    pub fn concurrency_limit(&self) -> u32 {
+        self.concurrency.unwrap_or(10).max(1)
+    }
+}
+
 /// Exponential backoff with full jitter between attempts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -86,6 +94,17 @@ pub struct Retry {
     /// The upper bound never grows past this (5 min when absent).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_backoff: Option<Span>,
+}
+
+impl Retry {
+    /// The delay after `failures` failures; `jitter` is a random number from 0 to 1 (full jitter).
+    #[must_use]
+    pub fn delay(&self, failures: u32, jitter: f64) -> Duration {
+        let base = self.backoff.map_or(Duration::from_secs(1), |span| span.0);
+        let most = self.max_backoff.map_or(Duration::from_secs(300), |span| span.0);
+        let bound = base.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1))).min(most);
+        bound.mul_f64(jitter.clamp(0.0, 1.0))
+    }
 }
 
 /// What the approver is shown, and until when.

@@ -1,0 +1,537 @@
+//! What may happen next: `(state, command, now)` → events, or a refusal. Pure; everything a run ever does
+//! goes through here, so that a simulator can drive it alone.
+
+use std::{sync::Arc, time::Duration};
+
+use serde_json::Value;
+
+use super::{
+    ApprovalCancelled, ApprovalExpired, Approved, AwaitingApproval, Cancelled, Completed, Denied, Effect, Event,
+    Executing, Failed, Failure, Hold, Idle, Intent, OnDenied, OnError, Parent, Phase, Plan, PlanReady, Planning,
+    Question, Ruling, RunCancelling, RunState, SkipReason, Stage, Status, StepCompleted, StepExpanded, StepFailed,
+    StepKey, StepRetrying, StepSkipped, StepStarted, StepWaiting, ToolProgress, Wait,
+};
+use crate::kernel::{Actor, ApprovalId, Timestamp};
+
+/// Something that is to happen to a run.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// Accept it.
+    Open {
+        /// What was asked for.
+        goal: Option<String>,
+        /// `name@version`.
+        workflow: Option<String>,
+        /// The run and step that start it.
+        parent: Option<Parent>,
+    },
+    /// Give it its steps.
+    Plan(Arc<Plan>),
+    /// Carry the plan out.
+    Execute {
+        /// Who says so.
+        by: Actor,
+    },
+    /// Spread a `forEach` step over its items.
+    Expand {
+        /// The step.
+        step: StepKey,
+        /// How many items.
+        items: u32,
+    },
+    /// End a `forEach` step whose items have all ended.
+    Gather {
+        /// The step.
+        step: StepKey,
+    },
+    /// Make a call; or make it again, when it may be repeated and its outcome is unknown.
+    Start {
+        /// The step.
+        step: StepKey,
+        /// The exact call.
+        intent: Intent,
+    },
+    /// Ask first.
+    Hold {
+        /// The step.
+        step: StepKey,
+        /// The exact call.
+        intent: Intent,
+        /// The id of the question.
+        approval_id: ApprovalId,
+        /// What is asked.
+        question: Question,
+    },
+    /// A call came back: the step waits.
+    Wait {
+        /// The step.
+        step: StepKey,
+        /// The attempt that came back.
+        attempt: u32,
+        /// What for.
+        wait: Wait,
+    },
+    /// A call, or a wait, came to its end.
+    Complete {
+        /// The step.
+        step: StepKey,
+        /// The attempt that came back.
+        attempt: u32,
+        /// Its output.
+        output: Arc<Value>,
+        /// What it cost.
+        cost: Option<f64>,
+    },
+    /// A call failed, or could not be made.
+    Fail {
+        /// The step.
+        step: StepKey,
+        /// The attempt that failed.
+        attempt: u32,
+        /// Why.
+        error: Failure,
+        /// A random number from 0 to 1, for the backoff.
+        jitter: f64,
+    },
+    /// A step will not run.
+    Skip {
+        /// The step.
+        step: StepKey,
+        /// Why.
+        reason: SkipReason,
+    },
+    /// A tool reports how far it is.
+    Report {
+        /// The step.
+        step: StepKey,
+        /// The attempt that reports.
+        attempt: u32,
+        /// What it says.
+        progress: ToolProgress,
+    },
+    /// Somebody decides on a hold.
+    Decide {
+        /// Which.
+        approval_id: ApprovalId,
+        /// Yes or no.
+        approve: bool,
+        /// Who, from the verified token.
+        by: Actor,
+        /// Why.
+        reason: Option<String>,
+        /// Arguments in place of the held ones, with the digest of that call.
+        instead: Option<(Arc<Value>, String)>,
+    },
+    /// A hold's time is up.
+    Expire {
+        /// Which.
+        approval_id: ApprovalId,
+    },
+    /// Stop.
+    Cancel {
+        /// Who says so.
+        by: Actor,
+        /// Why.
+        reason: Option<String>,
+    },
+    /// Go on from the failed steps.
+    Retry {
+        /// Who says so.
+        by: Actor,
+    },
+    /// Nothing is left to do: end with the output, or with the reason why there is none.
+    Finish {
+        /// The rendered output.
+        output: Result<Option<Arc<Value>>, Failure>,
+    },
+}
+
+/// Why a command changes nothing.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Refusal {
+    /// The run's status does not allow it.
+    Status(Status),
+    /// The plan has no such step, or it is not at this attempt or stage: the news is stale.
+    Stale,
+    /// The step asks for consent and has none for exactly this call.
+    NeedsConsent,
+    /// It may have acted already and must not be repeated unasked.
+    MayHaveActed,
+    /// It is too early for this.
+    TooEarly,
+    /// There is no such hold.
+    UnknownHold,
+    /// Whoever started the run may not decide on it.
+    OwnRun,
+    /// The very same was done before; nothing to do.
+    AlreadySo,
+    /// It was decided otherwise.
+    Ruled(Ruling),
+}
+
+/// What follows from `command` at `now`.
+///
+/// # Errors
+/// A [`Refusal`] when the state does not allow it.
+pub fn decide(state: &RunState, command: Command, now: Timestamp) -> Result<Vec<Event>, Refusal> {
+    match command {
+        Command::Open { goal, workflow, parent } => open(state, goal, workflow, parent),
+        Command::Plan(plan) => match (&state.phase, &state.plan) {
+            (Phase::Planning, None) => Ok(vec![Event::run(PlanReady { plan })]),
+            _ => Err(Refusal::Status(state.status())),
+        },
+        Command::Execute { by } => match (&state.phase, &state.plan) {
+            (Phase::Planning, Some(_)) => Ok(vec![Event::run(Executing { by, retried: vec![] })]),
+            _ => Err(Refusal::Status(state.status())),
+        },
+        Command::Expand { step, items } => expand(state, &step, items),
+        Command::Gather { step } => gather(state, &step),
+        Command::Start { step, intent } => start(state, &step, intent, now),
+        Command::Hold { step, intent, approval_id, question } => hold(state, &step, intent, approval_id, question, now),
+        Command::Wait { step, attempt, wait } => match under_way(state, &step, attempt)? {
+            Stage::Running { .. } => Ok(vec![Event::step(&step, attempt, StepWaiting { wait })]),
+            _ => Err(Refusal::Stale),
+        },
+        Command::Complete { step, attempt, output, cost } => complete(state, &step, attempt, output, cost, now),
+        Command::Fail { step, attempt, error, jitter } => fail(state, &step, attempt, error, jitter, now),
+        Command::Skip { step, reason } => {
+            advancing(state)?;
+            match state.stage(&step) {
+                None => Ok(vec![Event::step(&step, 1, StepSkipped { reason })]),
+                Some(_) => Err(Refusal::Stale),
+            }
+        }
+        Command::Report { step, attempt, progress } => match under_way(state, &step, attempt)? {
+            Stage::Running { .. } => Ok(vec![Event::step(&step, attempt, progress)]),
+            _ => Err(Refusal::Stale),
+        },
+        Command::Decide { approval_id, approve, by, reason, instead } => {
+            rule(state, approval_id, approve, by, reason, instead, now)
+        }
+        Command::Expire { approval_id } => expire(state, approval_id, now),
+        Command::Cancel { by, reason } => cancel(state, by, reason),
+        Command::Retry { by } => retry(state, by),
+        Command::Finish { output } => finish(state, output),
+    }
+}
+
+fn open(
+    state: &RunState,
+    goal: Option<String>,
+    workflow: Option<String>,
+    parent: Option<Parent>,
+) -> Result<Vec<Event>, Refusal> {
+    if state.seq > 0 {
+        return Err(Refusal::Status(state.status()));
+    }
+    let created_by = state.created_by.clone();
+    Ok(vec![Event::run(Idle { goal, workflow, created_by, parent }), Event::run(Planning {})])
+}
+
+fn advancing(state: &RunState) -> Result<(), Refusal> {
+    if state.is_advancing() { Ok(()) } else { Err(Refusal::Status(state.status())) }
+}
+
+/// The stage of a step whose call or wait is under way at that attempt.
+fn under_way<'a>(state: &'a RunState, step: &StepKey, attempt: u32) -> Result<&'a Stage, Refusal> {
+    match state.steps.get(step) {
+        Some(found) if state.phase == Phase::Executing && found.attempt == attempt => match &found.stage {
+            stage @ (Stage::Running { .. } | Stage::Waiting { .. }) => Ok(stage),
+            _ => Err(Refusal::Stale),
+        },
+        _ => Err(Refusal::Stale),
+    }
+}
+
+/// Whether the step may begin at all: it is in the plan, in the right form, and what it needs has ended.
+fn beginnable(state: &RunState, key: &StepKey) -> Result<(), Refusal> {
+    let step = state.step(key).ok_or(Refusal::Stale)?;
+    let in_form = match (key.item, &step.for_each) {
+        (None, None) => true,
+        (Some(item), Some(_)) => {
+            matches!(state.stage(&StepKey::whole(&key.id)), Some(Stage::Expanded { items }) if item < *items)
+        }
+        _ => false,
+    };
+    if in_form && state.needs_ended(step) { Ok(()) } else { Err(Refusal::Stale) }
+}
+
+fn expand(state: &RunState, key: &StepKey, items: u32) -> Result<Vec<Event>, Refusal> {
+    advancing(state)?;
+    let step = state.step(key).ok_or(Refusal::Stale)?;
+    let fresh = matches!(state.stage(key), None | Some(Stage::Retrying { .. }));
+    if key.item.is_none() && step.for_each.is_some() && fresh && state.needs_ended(step) {
+        Ok(vec![Event::step(key, state.next_attempt(key), StepExpanded { items })])
+    } else {
+        Err(Refusal::Stale)
+    }
+}
+
+fn gather(state: &RunState, key: &StepKey) -> Result<Vec<Event>, Refusal> {
+    advancing(state)?;
+    let Some(Stage::Expanded { items }) = state.stage(key) else { return Err(Refusal::Stale) };
+    let ended: Vec<_> = state.items(&key.id).map(|(_, item)| &item.stage).filter(|stage| stage.is_ended()).collect();
+    if ended.len() != usize::try_from(*items).unwrap_or(usize::MAX) {
+        return Err(Refusal::TooEarly);
+    }
+    let outputs = ended.into_iter().map(|stage| match stage {
+        Stage::Completed { output: Some(output) } => Value::clone(output),
+        _ => Value::Null,
+    });
+    let output = Some(Arc::new(Value::Array(outputs.collect())));
+    let completed = StepCompleted { output, output_bytes: None, duration_ms: 0, cost: None };
+    Ok(vec![Event::step(key, state.next_attempt(key), completed)])
+}
+
+fn start(state: &RunState, key: &StepKey, intent: Intent, now: Timestamp) -> Result<Vec<Event>, Refusal> {
+    advancing(state)?;
+    beginnable(state, key)?;
+    let repeated = match state.stage(key) {
+        None => false,
+        Some(Stage::Retrying { at }) if *at <= now => false,
+        Some(Stage::Retrying { .. }) => return Err(Refusal::TooEarly),
+        Some(Stage::Cleared { approval_id, digest, .. }) => {
+            if *digest != intent.digest {
+                return Err(Refusal::NeedsConsent);
+            }
+            state.is_repeat(*approval_id)
+        }
+        // The intent was journaled by a process that is gone: the same call, with the consent it had.
+        Some(Stage::Running { effect, arguments, .. }) => {
+            if *effect == Effect::Once {
+                return Err(Refusal::MayHaveActed);
+            }
+            if *arguments != intent.arguments {
+                return Err(Refusal::NeedsConsent);
+            }
+            true
+        }
+        Some(_) => return Err(Refusal::Stale),
+    };
+    let cleared = matches!(state.stage(key), Some(Stage::Cleared { .. }));
+    if state.terms(key).is_some() && !cleared && !repeated {
+        return Err(Refusal::NeedsConsent);
+    }
+    let started = StepStarted {
+        tool: intent.tool,
+        tool_version: intent.tool_version,
+        effect: intent.effect,
+        arguments: intent.arguments,
+        repeated,
+    };
+    Ok(vec![Event::step(key, state.next_attempt(key), started)])
+}
+
+fn hold(
+    state: &RunState,
+    key: &StepKey,
+    intent: Intent,
+    approval_id: ApprovalId,
+    question: Question,
+    now: Timestamp,
+) -> Result<Vec<Event>, Refusal> {
+    advancing(state)?;
+    beginnable(state, key)?;
+    match (question, state.stage(key)) {
+        (Question::Consent, None) => {}
+        (Question::Consent, Some(Stage::Retrying { at })) if *at <= now => {}
+        // Consent that no longer matches the call is worth nothing: ask again.
+        (Question::Consent, Some(Stage::Cleared { digest, .. })) if *digest != intent.digest => {}
+        (Question::Repeat, Some(Stage::Running { effect: Effect::Once, .. })) => {}
+        _ => return Err(Refusal::Stale),
+    }
+    let terms = state.terms(key);
+    let consent = terms.filter(|_| question == Question::Consent);
+    let lifetime = consent.and_then(|terms| terms.expires).and_then(|span| chrono::TimeDelta::from_std(span.0).ok());
+    let asked = AwaitingApproval {
+        approval_id,
+        question,
+        action: intent.tool,
+        tool_version: intent.tool_version,
+        arguments: intent.arguments,
+        digest: intent.digest,
+        reason: match question {
+            Question::Consent => consent.and_then(|terms| terms.reason.clone()),
+            Question::Repeat => {
+                Some("It may have been done already: approve to do it again, deny to take it as done".into())
+            }
+        },
+        cost_estimate: terms.and_then(|terms| terms.cost),
+        scope: terms.map(|terms| terms.scope.clone()).unwrap_or_default(),
+        requires: terms.map(|terms| terms.requires.clone()).unwrap_or_default(),
+        // A step that never asked for consent belongs to whoever started the run.
+        self_approval: terms.is_none_or(|terms| terms.self_approval),
+        expires_at: lifetime.and_then(|lifetime| now.checked_add_signed(lifetime)),
+    };
+    Ok(vec![Event::step(key, state.next_attempt(key), asked)])
+}
+
+fn complete(
+    state: &RunState,
+    key: &StepKey,
+    attempt: u32,
+    output: Arc<Value>,
+    cost: Option<f64>,
+    now: Timestamp,
+) -> Result<Vec<Event>, Refusal> {
+    let since = match under_way(state, key, attempt)? {
+        Stage::Waiting { wait: Wait::Until { until }, .. } if *until > now => return Err(Refusal::TooEarly),
+        Stage::Running { since, .. } | Stage::Waiting { since, .. } => *since,
+        _ => return Err(Refusal::Stale),
+    };
+    let duration_ms = u64::try_from((now - since).num_milliseconds()).unwrap_or_default();
+    let completed = StepCompleted { output: Some(output), output_bytes: None, duration_ms, cost };
+    Ok(vec![Event::step(key, attempt, completed)])
+}
+
+fn fail(
+    state: &RunState,
+    key: &StepKey,
+    attempt: u32,
+    error: Failure,
+    jitter: f64,
+    now: Timestamp,
+) -> Result<Vec<Event>, Refusal> {
+    let step = state.step(key).ok_or(Refusal::Stale)?;
+    if under_way(state, key, attempt).is_err() {
+        // A call that could not even be made: a template that does not render, arguments out of schema.
+        advancing(state)?;
+        beginnable(state, key).or_else(|refusal| {
+            let expandable = key.item.is_none() && step.for_each.is_some() && state.needs_ended(step);
+            if expandable { Ok(()) } else { Err(refusal) }
+        })?;
+        let unmade = matches!(state.stage(key), None | Some(Stage::Retrying { .. } | Stage::Cleared { .. }));
+        if !unmade || attempt != state.next_attempt(key) {
+            return Err(Refusal::Stale);
+        }
+    }
+    let failures = state.steps.get(key).map_or(0, |step| step.failures) + 1;
+    let again = step.retry.as_ref().filter(|retry| error.retryable && failures < retry.attempts);
+    match again.filter(|_| state.is_advancing()) {
+        Some(retry) => {
+            let delay = chrono::TimeDelta::from_std(retry.delay(failures, jitter).min(Duration::from_secs(31_536_000)));
+            let retry_at = now + delay.unwrap_or_default();
+            Ok(vec![Event::step(key, attempt, StepRetrying { error, retry_at })])
+        }
+        None => {
+            let continued = step.on_error == OnError::Continue && state.cancelling.is_none();
+            Ok(vec![Event::step(key, attempt, StepFailed { error, continued })])
+        }
+    }
+}
+
+/// The hold, if it still stands; else what it came to.
+fn standing(state: &RunState, approval_id: ApprovalId) -> Result<&Hold, Refusal> {
+    let hold = state.holds.get(&approval_id).ok_or(Refusal::UnknownHold)?;
+    match &hold.ruling {
+        None => Ok(hold),
+        Some(ruling) => Err(Refusal::Ruled(ruling.clone())),
+    }
+}
+
+fn rule(
+    state: &RunState,
+    approval_id: ApprovalId,
+    approve: bool,
+    by: Actor,
+    reason: Option<String>,
+    instead: Option<(Arc<Value>, String)>,
+    now: Timestamp,
+) -> Result<Vec<Event>, Refusal> {
+    let hold = state.holds.get(&approval_id).ok_or(Refusal::UnknownHold)?;
+    if by == state.created_by && !hold.asked.self_approval {
+        return Err(Refusal::OwnRun);
+    }
+    let wanted = instead.as_ref().map_or(&hold.asked.digest, |(_, digest)| digest);
+    match &hold.ruling {
+        None => {}
+        Some(Ruling::Approved { digest, .. }) if approve && digest == wanted => return Err(Refusal::AlreadySo),
+        Some(Ruling::Denied { .. }) if !approve => return Err(Refusal::AlreadySo),
+        Some(ruling) => return Err(Refusal::Ruled(ruling.clone())),
+    }
+    if hold.asked.expires_at.is_some_and(|deadline| deadline <= now) {
+        return Err(Refusal::Ruled(Ruling::Expired));
+    }
+    if approve {
+        let digest = wanted.clone();
+        let arguments = instead.map(|(arguments, _)| arguments);
+        Ok(vec![Event::step(&hold.step, hold.attempt, Approved { approval_id, by, reason, digest, arguments })])
+    } else {
+        let denied = Event::step(&hold.step, hold.attempt, Denied { approval_id, by, reason });
+        Ok(vec![denied, refused(state, hold, "denied", "the call was denied")])
+    }
+}
+
+fn expire(state: &RunState, approval_id: ApprovalId, now: Timestamp) -> Result<Vec<Event>, Refusal> {
+    let hold = standing(state, approval_id)?;
+    if hold.asked.expires_at.is_none_or(|deadline| deadline > now) {
+        return Err(Refusal::TooEarly);
+    }
+    let expired = Event::step(&hold.step, hold.attempt, ApprovalExpired { approval_id });
+    Ok(vec![expired, refused(state, hold, "expired", "nobody decided in time")])
+}
+
+/// What becomes of a step that may not act.
+fn refused(state: &RunState, hold: &Hold, code: &str, message: &str) -> Event {
+    let on_denied = state.step(&hold.step).and_then(|step| step.on_denied).unwrap_or(state.on_denied);
+    let skip = |reason| Event::step(&hold.step, hold.attempt, StepSkipped { reason });
+    match (hold.asked.question, on_denied) {
+        (Question::Repeat, _) => skip(SkipReason::TakenAsDone),
+        (Question::Consent, OnDenied::Skip) => skip(SkipReason::Denied),
+        (Question::Consent, OnDenied::Fail) => {
+            let error = Failure::new(code, message);
+            Event::step(&hold.step, hold.attempt, StepFailed { error, continued: false })
+        }
+    }
+}
+
+fn cancel(state: &RunState, by: Actor, reason: Option<String>) -> Result<Vec<Event>, Refusal> {
+    match state.phase {
+        Phase::Cancelled => Err(Refusal::AlreadySo),
+        Phase::Completed | Phase::Failed(_) => Err(Refusal::Status(state.status())),
+        Phase::Executing if state.cancelling.is_some() => Err(Refusal::AlreadySo),
+        Phase::Executing if state.in_flight() => Ok(vec![Event::run(RunCancelling { by, reason })]),
+        Phase::Idle | Phase::Planning | Phase::Executing => Ok(ending(state, Event::run(Cancelled { by, reason }))),
+    }
+}
+
+/// The end, after the questions that no longer stand.
+fn ending(state: &RunState, last: Event) -> Vec<Event> {
+    state
+        .open_holds()
+        .map(|(approval_id, hold)| Event::step(&hold.step, hold.attempt, ApprovalCancelled { approval_id }))
+        .chain([last])
+        .collect()
+}
+
+fn retry(state: &RunState, by: Actor) -> Result<Vec<Event>, Refusal> {
+    if !matches!(state.phase, Phase::Failed(_)) {
+        return Err(Refusal::Status(state.status()));
+    }
+    let failed = |stage: &Stage| matches!(stage, Stage::Failed { continued: false, .. });
+    let retried = state.steps.iter().filter(|(_, step)| failed(&step.stage)).map(|(key, _)| key.clone()).collect();
+    Ok(vec![Event::run(Executing { by, retried })])
+}
+
+fn finish(state: &RunState, output: Result<Option<Arc<Value>>, Failure>) -> Result<Vec<Event>, Refusal> {
+    if state.phase != Phase::Executing {
+        return Err(Refusal::Status(state.status()));
+    }
+    if state.in_flight() {
+        return Err(Refusal::TooEarly);
+    }
+    if let Some(RunCancelling { by, reason }) = state.cancelling.clone() {
+        return Ok(ending(state, Event::run(Cancelled { by, reason })));
+    }
+    if let Some((key, failure)) = state.doom() {
+        let error = Failure { step_id: Some(key.clone()), ..failure.clone() };
+        return Ok(ending(state, Event::run(Failed { error })));
+    }
+    if !state.all_ended() {
+        return Err(Refusal::TooEarly);
+    }
+    Ok(vec![match output {
+        Ok(output) => Event::run(Completed { output, output_bytes: None }),
+        Err(error) => Event::run(Failed { error }),
+    }])
+}

@@ -1,0 +1,126 @@
+use std::sync::Arc;
+
+use serde_json::Value;
+use sqlx::{Row, postgres::PgRow};
+
+use super::{Body, OnDenied, Parent, RunState, Stage, StepKey, event, store};
+use crate::{
+    db::TenantTx,
+    kernel::{Actor, Error, Result, RunId, TenantId, Timestamp},
+};
+
+/// What never changes about a run after it was accepted.
+#[derive(Clone, Debug)]
+pub struct RunHead {
+    /// What was asked for.
+    pub goal: Option<String>,
+    /// The definition and its version.
+    pub workflow: Option<(String, i32)>,
+    /// Its input.
+    pub input: Arc<Value>,
+    /// The most it may cost.
+    pub budget: Option<f64>,
+    /// The caller's own notes.
+    pub metadata: Arc<Value>,
+    /// Who started it.
+    pub created_by: Actor,
+    /// The run and step that started it.
+    pub parent: Option<Parent>,
+    /// When it was accepted.
+    pub created_at: Timestamp,
+}
+
+/// A run as it stands.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// What never changes.
+    pub head: RunHead,
+    /// What its events made of it.
+    pub state: RunState,
+}
+
+/// Whether a load keeps other writers out until its transaction ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lock {
+    /// It only looks.
+    Free,
+    /// It is about to append.
+    Held,
+}
+
+/// Loads runs by folding their events: two reads however many runs there are. Runs that do not exist, for
+/// these tenants, are left out.
+///
+/// # Errors
+/// When the database is away or an event is of no form this version knows.
+pub async fn load(tx: &mut TenantTx, runs: &[(TenantId, RunId)], lock: Lock) -> Result<Vec<Loaded>> {
+    let heads = store::heads(tx.conn(), runs, lock == Lock::Held).await?;
+    let mut past = store::past(tx.conn(), runs).await?;
+    let mut loaded = Vec::with_capacity(heads.len());
+    for row in &heads {
+        let (mut state, seq, head) = read_head(row)?;
+        // A free load may see events that were committed after it saw the head.
+        let events = past.remove(&state.run_id).unwrap_or_default();
+        for (_, data) in events.iter().filter(|(at, _)| *at <= seq) {
+            let (ts, event) = event::decode(data)?;
+            state.apply(ts, &event);
+        }
+        state.seq = seq;
+        fetch_outputs(tx, &mut state).await?;
+        loaded.push(Loaded { head, state });
+    }
+    Ok(loaded)
+}
+
+fn read_head(row: &PgRow) -> Result<(RunState, u64, RunHead)> {
+    let created_by: Actor = row.try_get::<String, _>("created_by")?.parse()?;
+    let on_denied = match row.try_get::<&str, _>("on_denied")? {
+        "skip" => OnDenied::Skip,
+        _ => OnDenied::Fail,
+    };
+    let tenant_id = TenantId::from_uuid(row.try_get("tenant_id")?);
+    let run_id = RunId::from_uuid(row.try_get("run_id")?);
+    let seq = u64::try_from(row.try_get::<i64, _>("last_seq")?).map_err(Error::internal)?;
+    let parent_run: Option<uuid::Uuid> = row.try_get("parent_run_id")?;
+    let parent_step: Option<String> = row.try_get("parent_step_id")?;
+    let parent = match (parent_run, parent_step) {
+        (Some(run), Some(step)) => Some(Parent { run_id: RunId::from_uuid(run), step_id: step.parse()? }),
+        _ => None,
+    };
+    let name: Option<String> = row.try_get("workflow_name")?;
+    let version: Option<i32> = row.try_get("workflow_version")?;
+    let head = RunHead {
+        goal: row.try_get("goal")?,
+        workflow: name.zip(version),
+        input: Arc::new(row.try_get("input")?),
+        budget: row.try_get("budget")?,
+        metadata: Arc::new(row.try_get("metadata")?),
+        created_by: created_by.clone(),
+        parent,
+        created_at: row.try_get("created_at")?,
+    };
+    Ok((RunState::new(tenant_id, run_id, created_by, on_denied), seq, head))
+}
+
+/// Puts outputs that were too large for their events back in place.
+async fn fetch_outputs(tx: &mut TenantTx, state: &mut RunState) -> Result<()> {
+    let absent = |stage: &Stage| matches!(stage, Stage::Completed { output: None });
+    let steps: Vec<_> =
+        state.steps.iter().filter(|(_, step)| absent(&step.stage)).map(|(key, _)| key.to_string()).collect();
+    if steps.is_empty() {
+        return Ok(());
+    }
+    for (step, value) in store::outputs(tx.conn(), state.tenant_id, state.run_id, &steps).await? {
+        let key: StepKey = step.parse()?;
+        if let Some(Stage::Completed { output }) = state.steps.get_mut(&key).map(|step| &mut step.stage) {
+            *output = Some(Arc::new(value));
+        }
+    }
+    Ok(())
+}
+
+/// Whether an event ends its run.
+#[must_use]
+pub const fn is_terminal(body: &Body) -> bool {
+    matches!(body, Body::Completed(_) | Body::Failed(_) | Body::Cancelled(_))
+}

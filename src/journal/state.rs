@@ -1,0 +1,510 @@
+//! What a run is, as a pure value: the fold of its events. No I/O, no clock, no randomness; `decide.rs`
+//! says which events may come next.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use super::{
+    ApprovalTerms, AwaitingApproval, Body, Effect, Event, Failure, OnDenied, Plan, Question, RunCancelling, SkipReason,
+    Step, StepKey, Wait,
+};
+use crate::kernel::{Actor, ApprovalId, RunId, TenantId, Timestamp};
+
+/// Where a run stands, as callers see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// Accepted.
+    Idle,
+    /// Its plan is being made, or stands and waits to be carried out.
+    Planning,
+    /// Something can proceed.
+    Executing,
+    /// Nothing can proceed until somebody has decided.
+    AwaitingApproval,
+    /// It has its output.
+    Completed,
+    /// It failed.
+    Failed,
+    /// It was cancelled.
+    Cancelled,
+}
+
+impl Status {
+    /// Every status.
+    pub const ALL: &'static [Self] = &[
+        Self::Idle,
+        Self::Planning,
+        Self::Executing,
+        Self::AwaitingApproval,
+        Self::Completed,
+        Self::Failed,
+        Self::Cancelled,
+    ];
+
+    /// Its name on the wire and in the table.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Planning => "planning",
+            Self::Executing => "executing",
+            Self::AwaitingApproval => "awaiting_approval",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
+    /// The status of that name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|status| status.name() == name)
+    }
+
+    /// Whether the run is over (a failed one may be retried).
+    #[must_use]
+    pub const fn is_terminal(self) -> bool {
+        matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
+    }
+}
+
+/// The part of the status that events set directly.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Phase {
+    /// Accepted.
+    Idle,
+    /// The plan is being made or waits to be carried out.
+    Planning,
+    /// Being carried out.
+    Executing,
+    /// Over, with its output.
+    Completed,
+    /// Over, for this reason.
+    Failed(Failure),
+    /// Over, because somebody said so.
+    Cancelled,
+}
+
+/// The exact call that is asked about or made.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Intent {
+    /// The tool.
+    pub tool: String,
+    /// Its version.
+    pub tool_version: String,
+    /// What repeating it would do.
+    pub effect: Effect,
+    /// The exact arguments.
+    pub arguments: Arc<Value>,
+    /// Over all of the above but the effect, and run, step, attempt, tenant.
+    pub digest: String,
+}
+
+/// Where a step that has begun stands.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Stage {
+    /// A `forEach` step, spread over its items.
+    Expanded {
+        /// How many.
+        items: u32,
+    },
+    /// Its tool's call is in flight, or was when a process died.
+    Running {
+        /// What repeating it would do.
+        effect: Effect,
+        /// The arguments of the call.
+        arguments: Arc<Value>,
+        /// When the intent was journaled.
+        since: Timestamp,
+    },
+    /// It waits, holding nothing.
+    Waiting {
+        /// What for.
+        wait: Wait,
+        /// Since when the attempt is under way.
+        since: Timestamp,
+    },
+    /// Another attempt follows.
+    Retrying {
+        /// Not before.
+        at: Timestamp,
+    },
+    /// It waits for a decision.
+    Held {
+        /// Which.
+        approval_id: ApprovalId,
+    },
+    /// Consent is given; the call has not been made.
+    Cleared {
+        /// The hold it was given on.
+        approval_id: ApprovalId,
+        /// The arguments consent was given for.
+        arguments: Arc<Value>,
+        /// The call consent was given for.
+        digest: String,
+    },
+    /// It has its output; `None` until a loader has fetched one that was too large for its event.
+    Completed {
+        /// The output.
+        output: Option<Arc<Value>>,
+    },
+    /// It failed for good.
+    Failed {
+        /// Why.
+        error: Failure,
+        /// The run goes on all the same.
+        continued: bool,
+    },
+    /// It will not run.
+    Skipped {
+        /// Why.
+        reason: SkipReason,
+    },
+}
+
+impl Stage {
+    /// Whether nothing more will come of it.
+    #[must_use]
+    pub const fn is_ended(&self) -> bool {
+        matches!(self, Self::Completed { .. } | Self::Failed { .. } | Self::Skipped { .. })
+    }
+
+    /// Its name on the wire and in the table.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Expanded { .. } | Self::Running { .. } | Self::Cleared { .. } => "running",
+            Self::Waiting { .. } => "waiting",
+            Self::Retrying { .. } => "retrying",
+            Self::Held { .. } => "awaiting_approval",
+            Self::Completed { .. } => "completed",
+            Self::Failed { .. } => "failed",
+            Self::Skipped { .. } => "skipped",
+        }
+    }
+}
+
+/// A step that has begun.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepState {
+    /// Where it stands.
+    pub stage: Stage,
+    /// The attempt it is at, from 1.
+    pub attempt: u32,
+    /// Failures since it first began or the run was last retried.
+    pub failures: u32,
+}
+
+/// How a hold came out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ruling {
+    /// By a person.
+    Approved {
+        /// Who.
+        by: Actor,
+        /// The call it was given for.
+        digest: String,
+    },
+    /// By a person.
+    Denied {
+        /// Who.
+        by: Actor,
+    },
+    /// By the clock.
+    Expired,
+    /// By the end of the run.
+    Cancelled,
+}
+
+/// A question and its outcome.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Hold {
+    /// The step that waits.
+    pub step: StepKey,
+    /// Its attempt.
+    pub attempt: u32,
+    /// What was asked, word for word.
+    pub asked: AwaitingApproval,
+    /// The outcome, once there is one.
+    pub ruling: Option<Ruling>,
+}
+
+/// A run, folded from its events.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunState {
+    /// Its tenant.
+    pub tenant_id: TenantId,
+    /// The run.
+    pub run_id: RunId,
+    /// The number of its last event.
+    pub seq: u64,
+    /// Who started it.
+    pub created_by: Actor,
+    /// What a denial means where the step does not say.
+    pub on_denied: OnDenied,
+    /// The part of the status that events set directly.
+    pub phase: Phase,
+    /// The steps, once they stand.
+    pub plan: Option<Arc<Plan>>,
+    /// The steps that have begun.
+    pub steps: BTreeMap<StepKey, StepState>,
+    /// Every question asked.
+    pub holds: BTreeMap<ApprovalId, Hold>,
+    /// Set while a cancelled run waits for its steps in flight.
+    pub cancelling: Option<RunCancelling>,
+    /// What it has cost so far.
+    pub cost: f64,
+}
+
+impl RunState {
+    /// A run before its first event.
+    #[must_use]
+    pub fn new(tenant_id: TenantId, run_id: RunId, created_by: Actor, on_denied: OnDenied) -> Self {
+        Self {
+            tenant_id,
+            run_id,
+            seq: 0,
+            created_by,
+            on_denied,
+            phase: Phase::Idle,
+            plan: None,
+            steps: BTreeMap::new(),
+            holds: BTreeMap::new(),
+            cancelling: None,
+            cost: 0.0,
+        }
+    }
+
+    /// Takes in what happened at `ts`. Events come in order and only from the journal, so none is refused.
+    pub fn apply(&mut self, ts: Timestamp, event: &Event) {
+        self.seq += 1;
+        match &event.body {
+            Body::Idle(_) => self.phase = Phase::Idle,
+            Body::Planning(_) => self.phase = Phase::Planning,
+            Body::PlanReady(ready) => self.plan = Some(Arc::clone(&ready.plan)),
+            Body::Executing(executing) => {
+                self.phase = Phase::Executing;
+                for key in &executing.retried {
+                    if let Some(step) = self.steps.get_mut(key) {
+                        step.stage = Stage::Retrying { at: ts };
+                        step.failures = 0;
+                    }
+                }
+            }
+            Body::RunCancelling(cancelling) => self.cancelling = Some(cancelling.clone()),
+            Body::Completed(_) => self.end(Phase::Completed),
+            Body::Failed(failed) => self.end(Phase::Failed(failed.error.clone())),
+            Body::Cancelled(_) => self.end(Phase::Cancelled),
+            Body::Approved(approved) => {
+                let (by, digest) = (approved.by.clone(), approved.digest.clone());
+                self.rule(approved.approval_id, Ruling::Approved { by, digest }, |hold| Stage::Cleared {
+                    approval_id: approved.approval_id,
+                    arguments: approved.arguments.as_ref().unwrap_or(&hold.asked.arguments).clone(),
+                    digest: approved.digest.clone(),
+                });
+            }
+            Body::Denied(denied) => {
+                self.rule(denied.approval_id, Ruling::Denied { by: denied.by.clone() }, |_| Stage::Retrying { at: ts });
+            }
+            Body::ApprovalExpired(expired) => {
+                self.rule(expired.approval_id, Ruling::Expired, |_| Stage::Retrying { at: ts });
+            }
+            Body::ApprovalCancelled(gone) => {
+                self.rule(gone.approval_id, Ruling::Cancelled, |_| Stage::Retrying { at: ts });
+            }
+            Body::StepExpanded(_)
+            | Body::StepStarted(_)
+            | Body::StepWaiting(_)
+            | Body::ToolProgress(_)
+            | Body::StepCompleted(_)
+            | Body::StepRetrying(_)
+            | Body::StepFailed(_)
+            | Body::StepSkipped(_)
+            | Body::AwaitingApproval(_) => self.apply_step(ts, event),
+        }
+    }
+
+    fn apply_step(&mut self, ts: Timestamp, event: &Event) {
+        let (Some(key), Some(attempt)) = (&event.step, event.attempt) else { return };
+        let before = self.steps.get(key);
+        let failures = before.map_or(0, |step| step.failures);
+        let since = match before.map(|step| &step.stage) {
+            Some(Stage::Running { since, .. } | Stage::Waiting { since, .. }) => *since,
+            _ => ts,
+        };
+        let mut failed = 0;
+        let stage = match &event.body {
+            Body::StepExpanded(expanded) => Stage::Expanded { items: expanded.items },
+            Body::StepStarted(started) => {
+                Stage::Running { effect: started.effect, arguments: Arc::clone(&started.arguments), since: ts }
+            }
+            Body::StepWaiting(waiting) => Stage::Waiting { wait: waiting.wait.clone(), since },
+            Body::StepCompleted(completed) => {
+                self.cost += completed.cost.unwrap_or_default();
+                Stage::Completed { output: completed.output.clone() }
+            }
+            Body::StepRetrying(retrying) => {
+                failed = 1;
+                Stage::Retrying { at: retrying.retry_at }
+            }
+            Body::StepFailed(step_failed) => {
+                failed = 1;
+                Stage::Failed { error: step_failed.error.clone(), continued: step_failed.continued }
+            }
+            Body::StepSkipped(skipped) => Stage::Skipped { reason: skipped.reason },
+            Body::AwaitingApproval(asked) => {
+                let hold = Hold { step: key.clone(), attempt, asked: asked.clone(), ruling: None };
+                self.holds.insert(asked.approval_id, hold);
+                Stage::Held { approval_id: asked.approval_id }
+            }
+            _ => return,
+        };
+        self.steps.insert(key.clone(), StepState { stage, attempt, failures: failures + failed });
+    }
+
+    fn rule(&mut self, approval_id: ApprovalId, ruling: Ruling, stage: impl FnOnce(&Hold) -> Stage) {
+        let Some(hold) = self.holds.get_mut(&approval_id) else { return };
+        hold.ruling = Some(ruling);
+        if let Some(step) = self.steps.get_mut(&hold.step) {
+            step.stage = stage(hold);
+        }
+    }
+
+    fn end(&mut self, phase: Phase) {
+        self.phase = phase;
+        self.cancelling = None;
+    }
+
+    /// Where it stands.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        match self.phase {
+            Phase::Idle => Status::Idle,
+            Phase::Planning => Status::Planning,
+            Phase::Completed => Status::Completed,
+            Phase::Failed(_) => Status::Failed,
+            Phase::Cancelled => Status::Cancelled,
+            Phase::Executing if self.open_holds().next().is_some() && !self.can_proceed() => Status::AwaitingApproval,
+            Phase::Executing => Status::Executing,
+        }
+    }
+
+    /// The questions that stand.
+    pub fn open_holds(&self) -> impl Iterator<Item = (ApprovalId, &Hold)> {
+        self.holds.iter().filter(|(_, hold)| hold.ruling.is_none()).map(|(id, hold)| (*id, hold))
+    }
+
+    /// The stage of a step that has begun.
+    #[must_use]
+    pub fn stage(&self, key: &StepKey) -> Option<&Stage> {
+        self.steps.get(key).map(|step| &step.stage)
+    }
+
+    /// The step of the plan that `key` belongs to.
+    #[must_use]
+    pub fn step(&self, key: &StepKey) -> Option<&Step> {
+        self.plan.as_deref().and_then(|plan| plan.step(&key.id))
+    }
+
+    /// What an approver of this step is shown, where it asks for consent.
+    #[must_use]
+    pub fn terms(&self, key: &StepKey) -> Option<&ApprovalTerms> {
+        self.step(key).and_then(|step| step.approval.as_ref())
+    }
+
+    /// The attempt a call made now would be.
+    #[must_use]
+    pub fn next_attempt(&self, key: &StepKey) -> u32 {
+        self.steps.get(key).map_or(1, |step| match step.stage {
+            Stage::Retrying { .. } => step.attempt + 1,
+            _ => step.attempt,
+        })
+    }
+
+    /// Whether every step it needs has ended.
+    #[must_use]
+    pub fn needs_ended(&self, step: &Step) -> bool {
+        step.needs.iter().all(|id| self.stage(&StepKey::whole(id)).is_some_and(Stage::is_ended))
+    }
+
+    /// The failure that dooms the run, if there is one.
+    #[must_use]
+    pub fn doom(&self) -> Option<(&StepKey, &Failure)> {
+        self.steps.iter().find_map(|(key, step)| match &step.stage {
+            Stage::Failed { error, continued: false } => Some((key, error)),
+            _ => None,
+        })
+    }
+
+    /// Whether new steps may begin.
+    #[must_use]
+    pub fn is_advancing(&self) -> bool {
+        self.phase == Phase::Executing && self.cancelling.is_none() && self.doom().is_none()
+    }
+
+    /// Whether a call is out whose outcome the run has to hear before it may end.
+    #[must_use]
+    pub fn in_flight(&self) -> bool {
+        self.steps
+            .values()
+            .any(|step| matches!(step.stage, Stage::Running { .. } | Stage::Waiting { wait: Wait::Child { .. }, .. }))
+    }
+
+    /// Whether every step of the plan has ended.
+    #[must_use]
+    pub fn all_ended(&self) -> bool {
+        self.plan.as_deref().is_some_and(|plan| {
+            plan.steps.iter().all(|step| self.stage(&StepKey::whole(&step.id)).is_some_and(Stage::is_ended))
+        })
+    }
+
+    fn can_proceed(&self) -> bool {
+        let moving = self.steps.iter().any(|(key, step)| match step.stage {
+            Stage::Running { .. } | Stage::Waiting { .. } | Stage::Retrying { .. } | Stage::Cleared { .. } => true,
+            Stage::Expanded { items } => self.expansion_moves(key, items),
+            _ => false,
+        });
+        let doomed = !self.is_advancing();
+        let startable = || {
+            self.plan.as_deref().is_some_and(|plan| {
+                plan.steps
+                    .iter()
+                    .any(|step| !self.steps.contains_key(&StepKey::whole(&step.id)) && self.needs_ended(step))
+            })
+        };
+        moving || doomed || startable() || self.all_ended()
+    }
+
+    /// Whether a `forEach` step can begin another item, or is done with all of them.
+    fn expansion_moves(&self, key: &StepKey, items: u32) -> bool {
+        let limit = self.step(key).map_or(1, Step::concurrency_limit);
+        let (begun, open) = self
+            .items(&key.id)
+            .fold((0, 0), |(begun, open), (_, step)| (begun + 1, open + u32::from(!step.stage.is_ended())));
+        if begun < items { open < limit } else { open == 0 }
+    }
+
+    /// The items of a `forEach` step that have begun, in order.
+    pub fn items(&self, id: &str) -> impl Iterator<Item = (&StepKey, &StepState)> {
+        self.steps.range(StepKey::item(id, 0)..=StepKey::item(id, u32::MAX))
+    }
+
+    /// The hold of that id, if it asks about this step's present attempt.
+    #[must_use]
+    pub fn hold_of(&self, step: &StepKey) -> Option<(ApprovalId, &Hold)> {
+        match self.stage(step) {
+            Some(Stage::Held { approval_id }) => self.holds.get(approval_id).map(|hold| (*approval_id, hold)),
+            _ => None,
+        }
+    }
+
+    /// Whether the hold asks about an unknown outcome.
+    #[must_use]
+    pub fn is_repeat(&self, approval_id: ApprovalId) -> bool {
+        self.holds.get(&approval_id).is_some_and(|hold| hold.asked.question == Question::Repeat)
+    }
+}

@@ -1,0 +1,214 @@
+//! The two doors of the journal over the same SQL: [`Journal::append_in`] for a command that holds a
+//! transaction, and [`Journal::append`] for workers, whose appends gather while a commit is in flight and
+//! share the next one.
+
+use std::{collections::HashSet, sync::Arc, time::Instant};
+
+use async_trait::async_trait;
+use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio_util::task::TaskTracker;
+
+use super::{
+    Commit, Follower, RunState,
+    append::Append,
+    store::{self, NewRun},
+};
+use crate::{
+    db::{Database, TenantTx},
+    kernel::{Error, Problem, Result, RunId, Timestamp},
+};
+
+/// How many runs one commit may carry.
+const BATCH: usize = 64;
+/// How many commits may be in flight: one gathers while the other waits for the disk.
+const COMMITTERS: usize = 2;
+/// How many appends may wait; past it, workers wait in turn.
+const QUEUE: usize = 1024;
+
+/// A table that follows the events in the same commit (the inbox of approvals).
+#[async_trait]
+pub trait Projection: Send + Sync + 'static {
+    /// Writes what the appends mean for its table.
+    ///
+    /// # Errors
+    /// Any error undoes the commit.
+    async fn project(&self, tx: &mut TenantTx, appends: &[&Append]) -> Result<()>;
+}
+
+/// Why a worker's append did not happen.
+#[derive(Debug)]
+pub enum AppendError {
+    /// The head is not where it was expected: somebody else wrote, and this worker has to load again.
+    Conflict,
+    /// The database is away or refused.
+    Failed(Error),
+}
+
+/// The only writer of `runs`, `run_events` and `run_steps`.
+#[derive(Clone)]
+pub struct Journal {
+    shared: Arc<Shared>,
+    queue: mpsc::Sender<Waiting>,
+}
+
+struct Shared {
+    db: Database,
+    followers: Vec<Arc<dyn Follower>>,
+    projections: Vec<Arc<dyn Projection>>,
+}
+
+struct Waiting {
+    append: Append,
+    reply: oneshot::Sender<Result<(), AppendError>>,
+}
+
+impl std::fmt::Debug for Journal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Journal").finish_non_exhaustive()
+    }
+}
+
+impl Journal {
+    /// Starts the committers on `tracker`; they end when the last `Journal` is dropped.
+    #[must_use]
+    pub fn start(
+        db: Database,
+        followers: Vec<Arc<dyn Follower>>,
+        projections: Vec<Arc<dyn Projection>>,
+        tracker: &TaskTracker,
+    ) -> Self {
+        let shared = Arc::new(Shared { db, followers, projections });
+        let (queue, waiting) = mpsc::channel(QUEUE);
+        let waiting = Arc::new(Mutex::new(waiting));
+        for _ in 0..COMMITTERS {
+            tracker.spawn(commit_batches(Arc::clone(&shared), Arc::clone(&waiting)));
+        }
+        Self { shared, queue }
+    }
+
+    /// Writes a new run's row; false when it is there already.
+    ///
+    /// # Errors
+    /// When the database is away or refuses.
+    pub async fn create(&self, tx: &mut TenantTx, state: &RunState, run: &NewRun<'_>, at: Timestamp) -> Result<bool> {
+        store::insert_run(tx.conn(), state, run, at).await
+    }
+
+    /// Appends within a command's transaction, whose load holds the run's lock; others hear of it once
+    /// that transaction has committed.
+    ///
+    /// # Errors
+    /// When the head moved all the same (503: try again) or the database refuses.
+    pub async fn append_in(&self, tx: &mut TenantTx, append: Append) -> Result<()> {
+        let (moved, commits) = self.shared.write(tx, &[&append]).await?;
+        if moved.is_empty() {
+            return Err(Error::unavailable("the run moved under a command that did not hold its lock"));
+        }
+        let shared = Arc::clone(&self.shared);
+        tx.after_commit(move || shared.announce(&commits));
+        Ok(())
+    }
+
+    /// Appends in the next shared commit.
+    ///
+    /// # Errors
+    /// [`AppendError::Conflict`] when the head is elsewhere.
+    pub async fn append(&self, append: Append) -> Result<(), AppendError> {
+        let (reply, answer) = oneshot::channel();
+        let gone = || AppendError::Failed(Error::unavailable("the journal has stopped"));
+        self.queue.send(Waiting { append, reply }).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+}
+
+async fn commit_batches(shared: Arc<Shared>, waiting: Arc<Mutex<mpsc::Receiver<Waiting>>>) {
+    let mut batch = Vec::with_capacity(BATCH);
+    loop {
+        // The lock is the queue's: whoever holds it gathers, the other one commits.
+        if waiting.lock().await.recv_many(&mut batch, BATCH).await == 0 {
+            return;
+        }
+        metrics::histogram!("fermata_journal_batch_runs").record(as_f64(batch.len()));
+        let (appends, replies): (Vec<_>, Vec<_>) = batch.drain(..).map(|w| (w.append, w.reply)).unzip();
+        for (outcome, reply) in shared.commit_shared(&appends).await.into_iter().zip(replies) {
+            drop(reply.send(outcome));
+        }
+    }
+}
+
+impl Shared {
+    /// All appends in one commit; each alone where the database refuses them together, so that one bad
+    /// append cannot hold up its neighbours.
+    async fn commit_shared(&self, appends: &[Append]) -> Vec<Result<(), AppendError>> {
+        match self.commit(&appends.iter().collect::<Vec<_>>()).await {
+            Ok(outcomes) => outcomes,
+            Err(error) if appends.len() > 1 && error.problem() == Problem::Internal => {
+                tracing::warn!(?error, runs = appends.len(), "a shared commit was refused; trying each append alone");
+                let mut outcomes = Vec::with_capacity(appends.len());
+                for append in appends {
+                    let alone = self.commit(&[append]).await;
+                    outcomes.extend(alone.unwrap_or_else(|error| vec![Err(AppendError::Failed(error))]));
+                }
+                outcomes
+            }
+            Err(error) => {
+                metrics::counter!("fermata_journal_failed_commits_total").increment(1);
+                let shown = error.to_string();
+                tracing::warn!(?error, runs = appends.len(), "a shared commit failed");
+                let failed = || AppendError::Failed(Error::unavailable(shown.clone()));
+                appends.iter().map(|_| Err(failed())).collect()
+            }
+        }
+    }
+
+    async fn commit(&self, appends: &[&Append]) -> Result<Vec<Result<(), AppendError>>> {
+        let begun = Instant::now();
+        let mut tenants: Vec<_> = appends.iter().map(|append| append.tenant_id).collect();
+        tenants.sort_unstable();
+        tenants.dedup();
+        let mut tx = self.db.tenants(&tenants).await?;
+        let (moved, commits) = self.write(&mut tx, appends).await?;
+        tx.commit().await?;
+        metrics::histogram!("fermata_journal_commit_seconds").record(begun.elapsed().as_secs_f64());
+        self.announce(&commits);
+        let outcome = |append: &&Append| moved.contains(&append.run_id).then_some(()).ok_or(AppendError::Conflict);
+        Ok(appends.iter().map(outcome).collect())
+    }
+
+    /// Writes what may be written; returns the runs whose head moved, and the news.
+    async fn write(&self, tx: &mut TenantTx, appends: &[&Append]) -> Result<(HashSet<RunId>, Vec<Commit>)> {
+        let mut appends = appends.to_vec();
+        // One order for all, so that two writers cannot wait for each other.
+        appends.sort_unstable_by_key(|append| (append.tenant_id, append.run_id));
+        let moved = store::move_heads(tx.conn(), &appends).await?;
+        appends.retain(|append| moved.contains(&append.run_id));
+        store::insert_events(tx.conn(), &appends).await?;
+        store::upsert_steps(tx.conn(), &appends).await?;
+        for projection in &self.projections {
+            projection.project(tx, &appends).await?;
+        }
+        store::settle_claims(tx.conn(), &appends).await?;
+        let commits = appends.into_iter().flat_map(commits_of).collect();
+        Ok((moved, commits))
+    }
+
+    fn announce(&self, commits: &[Commit]) {
+        for follower in &self.followers {
+            follower.committed(commits);
+        }
+    }
+}
+
+/// The run's own news and, when it ended, a nudge without frames for the parent that waits for it.
+fn commits_of(append: &Append) -> impl Iterator<Item = Commit> {
+    let (tenant_id, ended) = (append.tenant_id, append.head.ended);
+    let own = Commit { tenant_id, run_id: append.run_id, frames: append.frames.clone(), ended };
+    let nudge = append.parent.filter(|_| ended);
+    let nudge = nudge.map(|run_id| Commit { tenant_id, run_id, frames: vec![], ended: false });
+    [own].into_iter().chain(nudge)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a batch has 64 runs at most")]
+fn as_f64(count: usize) -> f64 {
+    count as f64
+}
