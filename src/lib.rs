@@ -7,3 +7,5 @@ pub mod db;
 pub mod journal;
 
 pub mod tool;
+
+pub mod run;

@@ -1,0 +1,3 @@
+//! Definitions, templates and everything that moves a run.
+
+pub mod template;
