@@ -2,7 +2,15 @@
 
 pub mod kernel;
 
+pub mod config;
+pub mod telemetry;
+
+pub mod auth;
 pub mod db;
+
+pub mod http;
+
+pub mod audit;
 
 pub mod journal;
 

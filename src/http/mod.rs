@@ -1,0 +1,27 @@
+//! What every operation has in common on the wire: who asks and whether they may ([`Ctx`]), bodies and
+//! parameters that are checked before a handler sees them, problems (RFC 9457), idempotency ([`Once`]),
+//! preferences, and the server itself.
+
+mod arrival;
+mod body;
+mod ctx;
+mod front;
+mod inspect;
+mod json;
+mod once;
+mod params;
+pub mod permit;
+mod prefer;
+mod problem;
+mod store;
+
+pub use crate::kernel::Result;
+pub use arrival::{Arrival, RequestId, Trace};
+pub use body::{media_type, read_body};
+pub use ctx::Ctx;
+pub use front::Front;
+pub use json::{Json, parse_json};
+pub use once::{Once, Reply};
+pub use params::{Path, Query};
+pub use permit::Permit;
+pub use prefer::Prefer;
