@@ -4,6 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -11,6 +12,20 @@ use crate::{
     journal::{Effect, Failure, StepKey, ToolProgress, Wait},
     kernel::{Actor, RunId, TenantId, Timestamp},
 };
+
+mod child;
+mod data;
+mod debug;
+mod http;
+mod registry;
+mod size;
+mod time;
+
+pub use child::{ChildRequest, ChildRuns, child_run_id};
+pub use http::AllowList;
+pub use registry::{Described, Options, Ports, Registry};
+pub use size::Limits;
+pub use time::waited;
 
 /// Something a step can do.
 #[async_trait]
@@ -72,6 +87,17 @@ pub struct Call {
     pub cancel: CancellationToken,
 }
 
+impl Call {
+    /// The arguments as the tool's own type.
+    ///
+    /// # Errors
+    /// `invalid_arguments`, naming the path, where they do not fit it.
+    fn read<T: DeserializeOwned>(&self) -> Result<T, ToolError> {
+        serde_path_to_error::deserialize(self.arguments.as_ref())
+            .map_err(|e| ToolError::failed("invalid_arguments", format!("`{}`: {}", e.path(), e.inner())))
+    }
+}
+
 /// What a call came to.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
@@ -126,6 +152,20 @@ impl ToolError {
         })
     }
 
+    /// The call was called off before it had done anything.
+    #[must_use]
+    pub fn cancelled() -> Self {
+        Self::retryable("cancelled", "called off before anything was done")
+    }
+
+    /// The same with more for a program.
+    #[must_use]
+    pub fn with(mut self, detail: Value) -> Self {
+        let (Self::Failed(failure) | Self::Unknown(failure)) = &mut self;
+        failure.detail = Some(detail);
+        self
+    }
+
     /// It may have happened.
     pub fn unknown(code: &str, message: impl Into<String>) -> Self {
         Self::Unknown(Failure {
@@ -157,5 +197,31 @@ impl Progress {
     pub async fn report(&self, progress: ToolProgress) {
         // The receiver is gone only when the run is, and then nobody wants to know.
         drop(self.sender.send((self.step.clone(), self.attempt, progress)).await);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::DateTime;
+
+    use super::*;
+    use crate::kernel::Id;
+
+    /// A call for the tests of the tools.
+    pub(super) fn call(arguments: Value) -> Call {
+        let step = StepKey::whole("step");
+        let (sender, _) = tokio::sync::mpsc::channel(1);
+        Call {
+            tenant_id: Id::new(DateTime::UNIX_EPOCH),
+            run_id: Id::new(DateTime::UNIX_EPOCH),
+            step: step.clone(),
+            attempt: 1,
+            actor: Actor::System,
+            arguments: Arc::new(arguments),
+            idempotency_key: "run_1/step".to_owned(),
+            now: DateTime::UNIX_EPOCH,
+            progress: Progress::new(sender, step, 1),
+            cancel: CancellationToken::new(),
+        }
     }
 }

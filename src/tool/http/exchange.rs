@@ -1,0 +1,107 @@
+use std::future::Future;
+
+use reqwest::{Client, Response};
+use serde_json::Value;
+
+use super::{
+    client::{Refused, vet_url},
+    hosts::Hosts,
+    request::Request,
+    response::settle,
+    rules::Rules,
+};
+use crate::tool::{Call, ToolError};
+
+/// One call's way through its requests.
+pub(super) struct Exchange<'a> {
+    pub(super) call: &'a Call,
+    pub(super) rules: &'a Rules,
+    pub(super) client: &'a Client,
+    pub(super) hosts: &'a Hosts,
+}
+
+impl Exchange<'_> {
+    /// Sends the request and those its redirects ask for.
+    pub(super) async fn run(&self, mut request: Request) -> Result<Value, ToolError> {
+        loop {
+            match self.hop(&request).await.map_err(|e| honest(&request, e))? {
+                Step::Next(next) => request = *next,
+                Step::Done(output) => return Ok(output),
+            }
+        }
+    }
+
+    async fn hop(&self, request: &Request) -> Result<Step, ToolError> {
+        vet_url(self.rules, &request.url)?;
+        let place = self.hosts.enter(self.call.tenant_id, request.origin());
+        let _place = unless_cancelled(self.call, place).await?;
+        tokio::select! {
+            biased;
+            // Bytes may be on their way: whether they were acted on, nobody here knows.
+            () = self.call.cancel.cancelled() => {
+                Err(ToolError::unknown("cancelled", format!("called off while `{}` was asked", request.host())))
+            }
+            answered = self.send(request) => answered,
+        }
+    }
+
+    async fn send(&self, request: &Request) -> Result<Step, ToolError> {
+        let mut sending =
+            self.client.request(request.method.clone(), request.url.clone()).headers(request.headers.clone());
+        if let Some(body) = &request.body {
+            sending = sending.body(body.clone());
+        }
+        let response: Response = sending.send().await.map_err(|e| unanswered(request, &e))?;
+        if let Some(next) = request.next(response.status(), response.headers())? {
+            return Ok(Step::Next(Box::new(next)));
+        }
+        settle(request, response, self.call.now).await.map(Step::Done)
+    }
+}
+
+enum Step {
+    Next(Box<Request>),
+    Done(Value),
+}
+
+/// Awaits what comes before anything is sent.
+pub(super) async fn unless_cancelled<T>(call: &Call, work: impl Future<Output = T>) -> Result<T, ToolError> {
+    tokio::select! {
+        biased;
+        () = call.cancel.cancelled() => Err(ToolError::cancelled()),
+        done = work => Ok(done),
+    }
+}
+
+/// Once an earlier request did its work, a failure of a later one does not mean that nothing happened.
+fn honest(request: &Request, error: ToolError) -> ToolError {
+    match error {
+        ToolError::Failed(failure) if request.acted => ToolError::Unknown(failure),
+        error => error,
+    }
+}
+
+/// Why no response came: for certain before the request was sent, or maybe after.
+fn unanswered(request: &Request, error: &reqwest::Error) -> ToolError {
+    let host = request.host();
+    if let Some(refused) = Refused::behind(error) {
+        return refused.failure(host);
+    }
+    let reason = reason(error);
+    if error.is_builder() {
+        return ToolError::failed("invalid_arguments", format!("the request cannot be made: {reason}"));
+    }
+    if error.is_dns() {
+        return ToolError::retryable("dns_failed", format!("`{host}` cannot be resolved: {reason}"));
+    }
+    if error.is_connect() {
+        return ToolError::retryable("connect_failed", format!("`{host}` cannot be reached: {reason}"));
+    }
+    ToolError::unknown("no_response", format!("`{host}` was asked and gave no answer: {reason}"))
+}
+
+/// The innermost cause: the outer ones repeat the URL.
+fn reason(error: &reqwest::Error) -> String {
+    let causes = std::iter::successors(std::error::Error::source(error), |&e| e.source());
+    causes.last().map_or_else(|| "unknown cause".to_owned(), ToString::to_string)
+}

@@ -1,0 +1,207 @@
+use std::time::Duration;
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use reqwest::{
+    Response, StatusCode,
+    header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER, SET_COOKIE},
+};
+use serde_json::{Map, Value, json};
+
+use super::request::Request;
+use crate::{journal::Failure, kernel::Timestamp, tool::ToolError};
+
+/// How much of a refusal's body goes into the failure.
+const REFUSAL_BYTES: usize = 4 * 1024;
+/// How long the body of a refusal is waited for.
+const REFUSAL_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The JSON Schema of the output.
+pub(super) fn schema() -> Value {
+    json!({
+        "type": "object",
+        "required": ["status", "headers", "body", "encoding", "url"],
+        "properties": {
+            "status": { "type": "integer" },
+            "headers": {
+                "type": "object",
+                "description": "By lower-case name; repeated values are joined with commas, `set-cookie` is a list.",
+                "additionalProperties": { "type": ["string", "array"], "items": { "type": "string" } }
+            },
+            "body": { "description": "Parsed where it is JSON, else text, else base64; null where there is none." },
+            "encoding": { "enum": ["none", "json", "text", "base64"], "description": "How to read `body`." },
+            "url": { "type": "string", "description": "Where the response came from, after redirects." }
+        }
+    })
+}
+
+/// The output of an expected response, or the failure of another.
+pub(super) async fn settle(request: &Request, response: Response, now: Timestamp) -> Result<Value, ToolError> {
+    if request.expects(response.status()) { output(request, response).await } else { Err(refusal(response, now).await) }
+}
+
+async fn output(request: &Request, mut response: Response) -> Result<Value, ToolError> {
+    let too_large = || {
+        let message = format!("`{}` answered with more than {} bytes", request.host(), request.max_bytes);
+        ToolError::failed("response_too_large", message)
+    };
+    // An announced length past the cap is not waited for; a wrong or missing one is counted below.
+    if response.content_length().is_some_and(|length| length > request.max_bytes as u64) {
+        return Err(too_large());
+    }
+    let mut bytes = Vec::new();
+    let broken = |_| ToolError::unknown("response_incomplete", format!("`{}` broke off its answer", request.host()));
+    while let Some(chunk) = response.chunk().await.map_err(broken)? {
+        if bytes.len() + chunk.len() > request.max_bytes {
+            return Err(too_large());
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    let (encoding, body) = body(response.headers(), bytes);
+    Ok(json!({
+        "status": response.status().as_u16(),
+        "headers": headers(response.headers()),
+        "body": body,
+        "encoding": encoding,
+        "url": response.url().as_str(),
+    }))
+}
+
+fn body(headers: &HeaderMap, bytes: Vec<u8>) -> (&'static str, Value) {
+    if bytes.is_empty() {
+        return ("none", Value::Null);
+    }
+    if is_json(headers)
+        && let Ok(value) = serde_json::from_slice(&bytes)
+    {
+        return ("json", value);
+    }
+    match String::from_utf8(bytes) {
+        Ok(text) if !text.contains('\0') => ("text", Value::String(text)),
+        Ok(binary) => ("base64", Value::String(BASE64_STANDARD.encode(binary))),
+        Err(binary) => ("base64", Value::String(BASE64_STANDARD.encode(binary.as_bytes()))),
+    }
+}
+
+/// `application/json`, `application/problem+json; charset=utf-8` …
+fn is_json(headers: &HeaderMap) -> bool {
+    let named = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let essence = named.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    essence == "application/json" || essence == "text/json" || essence.ends_with("+json")
+}
+
+fn headers(headers: &HeaderMap) -> Map<String, Value> {
+    let values =
+        |name| headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+    let named = headers.keys().map(|name| {
+        // The one header whose values contain commas and cannot be joined.
+        let value = if name == SET_COOKIE {
+            values(name).collect()
+        } else {
+            Value::from(values(name).collect::<Vec<_>>().join(", "))
+        };
+        (name.as_str().to_owned(), value)
+    });
+    named.collect()
+}
+
+async fn refusal(mut response: Response, now: Timestamp) -> ToolError {
+    let status = response.status();
+    let mut bytes = Vec::new();
+    let read = async {
+        while let Ok(Some(chunk)) = response.chunk().await {
+            bytes.extend_from_slice(&chunk);
+            if bytes.len() > REFUSAL_BYTES {
+                break;
+            }
+        }
+    };
+    // Half a body, or none, is no reason to forget the status.
+    drop(tokio::time::timeout(REFUSAL_PATIENCE, read).await);
+    bytes.truncate(REFUSAL_BYTES);
+    let host = response.url().host_str().unwrap_or_default();
+    let mut detail = Map::new();
+    detail.insert("status".to_owned(), status.as_u16().into());
+    detail.insert("body".to_owned(), excerpt(response.headers(), &bytes));
+    if let Some(seconds) = retry_after(response.headers(), now) {
+        detail.insert("retryAfterSeconds".to_owned(), seconds.into());
+    }
+    ToolError::Failed(Failure {
+        code: "http_status".to_owned(),
+        message: format!("`{host}` answered {status}"),
+        retryable: retryable(status),
+        step_id: None,
+        detail: Some(detail.into()),
+    })
+}
+
+fn excerpt(headers: &HeaderMap, bytes: &[u8]) -> Value {
+    let parsed = if is_json(headers) { serde_json::from_slice(bytes).ok() } else { None };
+    parsed.unwrap_or_else(|| String::from_utf8_lossy(bytes).replace('\0', "\u{fffd}").into())
+}
+
+fn retryable(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 408 | 425 | 429) || status.is_server_error()
+}
+
+/// Seconds to wait before the next attempt, where the response says so (RFC 9110, 10.2.3).
+fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<u64> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?;
+    if let Ok(seconds) = text.parse() {
+        return Some(seconds);
+    }
+    let at = chrono::DateTime::parse_from_rfc2822(text).ok()?;
+    Some(u64::try_from((at.to_utc() - now).num_seconds()).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use reqwest::header::HeaderValue;
+
+    use super::*;
+
+    fn typed(media_type: &'static str) -> HeaderMap {
+        HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(media_type))])
+    }
+
+    #[test]
+    fn a_body_is_json_text_or_base64() {
+        for (media_type, bytes, expected) in [
+            ("application/json", b"{\"a\":1}".as_slice(), ("json", json!({"a": 1}))),
+            ("Application/Problem+JSON; charset=utf-8", b"[1]", ("json", json!([1]))),
+            ("application/json", b"", ("none", Value::Null)),
+            ("application/json", b"<html>", ("text", json!("<html>"))),
+            ("text/plain", b"{\"a\":1}", ("text", json!("{\"a\":1}"))),
+            ("text/plain", b"a\0b", ("base64", json!("YQBi"))),
+            ("image/png", b"\x89PNG", ("base64", json!("iVBORw=="))),
+        ] {
+            assert_eq!(body(&typed(media_type), bytes.to_vec()), expected, "{media_type} {bytes:?}");
+        }
+    }
+
+    #[test]
+    fn repeated_headers_are_joined_and_cookies_listed() {
+        let mut given = HeaderMap::new();
+        for (name, value) in [("via", "a"), ("via", "b"), ("set-cookie", "x=1, y"), ("set-cookie", "z=2")] {
+            given.append(name, HeaderValue::from_static(value));
+        }
+        assert_eq!(Value::from(headers(&given)), json!({"via": "a, b", "set-cookie": ["x=1, y", "z=2"]}));
+    }
+
+    #[test]
+    fn a_wait_is_given_in_seconds_or_as_a_date() {
+        let now = chrono::DateTime::parse_from_rfc3339("1994-11-06T08:49:00Z").unwrap().to_utc();
+        let after = |text| retry_after(&HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static(text))]), now);
+        assert_eq!(after("120"), Some(120));
+        assert_eq!(after("Sun, 06 Nov 1994 08:49:37 GMT"), Some(37));
+        assert_eq!(after("Sun, 06 Nov 1994 08:00:00 GMT"), Some(0));
+        assert_eq!(after("soon"), None);
+        assert_eq!(after("-1"), None);
+    }
+
+    #[test]
+    fn only_passing_troubles_are_worth_another_try() {
+        let worth: Vec<u16> = (400..600).filter(|code| retryable(StatusCode::from_u16(*code).unwrap())).collect();
+        assert_eq!(worth[..3], [408, 425, 429]);
+        assert_eq!(worth[3..], (500..600).collect::<Vec<u16>>());
+    }
+}

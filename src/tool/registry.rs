@@ -1,0 +1,303 @@
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    fmt,
+    sync::Arc,
+};
+
+use jsonschema::Validator;
+use serde::Serialize;
+use serde_json::{Value, json};
+use utoipa::ToSchema;
+
+use super::{
+    AllowList, Call, ChildRuns, Limits, Outcome, Tool, ToolError, child::RunStart, data::Transform, debug, http,
+    time::TimeWait,
+};
+use crate::kernel::{Error, Result};
+
+/// How many mistakes in the arguments one message names.
+const NAMED_MISTAKES: usize = 8;
+
+/// What the built-in tools need to be told.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Whether the `debug.*` tools exist.
+    pub debug: bool,
+    /// Whether `http.request` may reach this machine's own addresses, whoever asks.
+    pub loopback: bool,
+    /// How many requests of one tenant to one host may be open at once.
+    pub per_host: usize,
+    /// How large arguments and outputs may be.
+    pub limits: Limits,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { debug: false, loopback: false, per_host: 16, limits: Limits::default() }
+    }
+}
+
+/// What the built-in tools ask of the modules around them.
+#[derive(Clone)]
+pub struct Ports {
+    /// Where `http.request` may go besides the public internet.
+    pub allow_list: Arc<dyn AllowList>,
+    /// How `run.start` starts a run.
+    pub child_runs: Arc<dyn ChildRuns>,
+}
+
+/// The tools there are, by name. Cheap to clone.
+#[derive(Clone)]
+pub struct Registry {
+    tools: Arc<BTreeMap<String, Registered>>,
+    limits: Limits,
+}
+
+struct Registered {
+    tool: Arc<dyn Tool>,
+    arguments: Validator,
+}
+
+/// A tool as a person or a model reads about it.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Described {
+    /// Its name in `uses`.
+    #[schema(example = "http.request")]
+    pub name: String,
+    /// What it does.
+    pub description: String,
+    /// Changes whenever the meaning of the arguments does.
+    pub version: String,
+    /// JSON Schema of `with`.
+    #[schema(value_type = Object)]
+    pub arguments: Value,
+    /// JSON Schema of its output.
+    #[schema(value_type = Object)]
+    pub output: Value,
+}
+
+impl Registry {
+    /// The built-in tools.
+    ///
+    /// # Errors
+    /// As [`Registry::new`].
+    pub fn builtin(options: Options, ports: Ports) -> Result<Self> {
+        let mut tools: Vec<Arc<dyn Tool>> = vec![
+            Arc::new(http::HttpRequest::new(ports.allow_list, options.loopback, options.per_host)),
+            Arc::new(Transform),
+            Arc::new(TimeWait),
+            Arc::new(RunStart::new(ports.child_runs)),
+        ];
+        if options.debug {
+            let debug: [Arc<dyn Tool>; 4] =
+                [Arc::new(debug::Echo), Arc::new(debug::Sleep), Arc::new(debug::Fail), Arc::new(debug::Emit)];
+            tools.extend(debug);
+        }
+        Self::new(tools, options.limits)
+    }
+
+    /// Exactly these tools.
+    ///
+    /// # Errors
+    /// When two share a name, or the schema of one's arguments does not stand on its own.
+    pub fn new(tools: impl IntoIterator<Item = Arc<dyn Tool>>, limits: Limits) -> Result<Self> {
+        let mut registered = BTreeMap::new();
+        for tool in tools {
+            let name = tool.name().to_owned();
+            // Offline: a schema never makes us fetch anything.
+            let arguments = jsonschema::options()
+                .offline()
+                .build(&tool.arguments())
+                .map_err(|e| Error::internal(format!("the argument schema of tool {name}: {e}")))?;
+            match registered.entry(name) {
+                Entry::Vacant(place) => place.insert(Registered { tool, arguments }),
+                Entry::Occupied(taken) => return Err(Error::internal(format!("two tools named {}", taken.key()))),
+            };
+        }
+        Ok(Self { tools: Arc::new(registered), limits })
+    }
+
+    /// The tool of that name.
+    ///
+    /// # Errors
+    /// `unknown_tool`.
+    pub fn tool(&self, name: &str) -> Result<&Arc<dyn Tool>, ToolError> {
+        self.registered(name).map(|found| &found.tool)
+    }
+
+    fn registered(&self, name: &str) -> Result<&Registered, ToolError> {
+        self.tools.get(name).ok_or_else(|| ToolError::failed("unknown_tool", format!("there is no tool `{name}`")))
+    }
+
+    /// Every name, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tools.keys().map(String::as_str)
+    }
+
+    /// Every tool, in order of name.
+    #[must_use]
+    pub fn describe(&self) -> Vec<Described> {
+        let describe = |Registered { tool, .. }: &Registered| Described {
+            name: tool.name().to_owned(),
+            description: tool.description().to_owned(),
+            version: tool.version().to_owned(),
+            arguments: tool.arguments(),
+            output: tool.output(),
+        };
+        self.tools.values().map(describe).collect()
+    }
+
+    /// Whether the tool takes these arguments; the engine asks before it journals the intent.
+    ///
+    /// # Errors
+    /// `unknown_tool`, `invalid_arguments` with every mistake's JSON path in message and detail,
+    /// `arguments_too_large`, `arguments_too_deep`.
+    pub fn validate(&self, name: &str, arguments: &Value) -> Result<(), ToolError> {
+        let registered = self.registered(name)?;
+        self.limits.check_arguments(arguments)?;
+        let mistakes: Vec<Mistake> = registered
+            .arguments
+            .iter_errors(arguments)
+            .take(NAMED_MISTAKES)
+            // Masked: a message repeats no value, which may be large or a secret.
+            .map(|error| Mistake { path: error.instance_path().to_string(), message: error.masked().to_string() })
+            .collect();
+        if mistakes.is_empty() {
+            return Ok(());
+        }
+        let named: Vec<String> = mistakes.iter().map(Mistake::to_string).collect();
+        Err(ToolError::failed("invalid_arguments", named.join("; ")).with(json!({ "errors": mistakes })))
+    }
+
+    /// Calls the tool and holds its output to the cap.
+    ///
+    /// # Errors
+    /// The tool's own, `unknown_tool`, `output_too_large`, `output_too_deep`.
+    pub async fn call(&self, name: &str, call: Call) -> Result<Outcome, ToolError> {
+        let outcome = self.tool(name)?.call(call).await?;
+        if let Outcome::Done { output, .. } = &outcome {
+            self.limits.check_output(output)?;
+        }
+        Ok(outcome)
+    }
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.names()).finish()
+    }
+}
+
+#[derive(Serialize)]
+struct Mistake {
+    /// A JSON pointer into the arguments; empty for the whole.
+    path: String,
+    message: String,
+}
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`with{}`: {}", self.path, self.message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::{
+        kernel::{RunId, TenantId},
+        tool::{ChildRequest, tests::call},
+    };
+
+    struct Nowhere;
+
+    #[async_trait]
+    impl AllowList for Nowhere {
+        async fn allowed(&self, _: TenantId) -> Result<Vec<String>> {
+            Ok(Vec::new())
+        }
+    }
+
+    #[async_trait]
+    impl ChildRuns for Nowhere {
+        async fn start(&self, _: &Call, child: ChildRequest) -> Result<RunId, ToolError> {
+            Ok(child.run_id)
+        }
+    }
+
+    fn registry(options: Options) -> Registry {
+        let ports = Ports { allow_list: Arc::new(Nowhere), child_runs: Arc::new(Nowhere) };
+        Registry::builtin(options, ports).unwrap()
+    }
+
+    fn failure(result: Result<(), ToolError>) -> Option<(String, String)> {
+        match result {
+            Err(ToolError::Failed(failure)) => Some((failure.code, failure.message)),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn debug_tools_exist_only_where_wanted() {
+        let names = |debug| registry(Options { debug, ..Options::default() }).names().collect::<Vec<_>>().join(" ");
+        assert_eq!(names(false), "data.transform http.request run.start time.wait");
+        assert!(names(true).contains("debug.echo debug.emit debug.fail debug.sleep"));
+    }
+
+    #[test]
+    fn every_schema_is_a_schema() {
+        for tool in registry(Options { debug: true, ..Options::default() }).describe() {
+            assert!(jsonschema::meta::is_valid(&tool.arguments), "{}", tool.name);
+            assert!(jsonschema::meta::is_valid(&tool.output), "{}", tool.name);
+        }
+    }
+
+    #[test]
+    fn a_mistake_is_named_by_its_path_and_not_by_its_value() {
+        let arguments = json!({"method": "GET", "url": "https://a.example", "headers": {"x": ["hunter2"]}, "uri": 1});
+        let result = registry(Options::default()).validate("http.request", &arguments);
+        let (code, message) = failure(result).unwrap();
+        assert_eq!(code, "invalid_arguments");
+        assert!(message.contains("`with/headers/x`"), "{message}");
+        assert!(message.contains("uri"), "{message}");
+        assert!(!message.contains("hunter2"), "{message}");
+    }
+
+    #[test]
+    fn what_is_right_passes() {
+        let registry = registry(Options { debug: true, ..Options::default() });
+        for (tool, arguments) in [
+            ("http.request", json!({"url": "https://a.example"})),
+            ("http.request", json!({"method": "POST", "url": "https://a.example", "json": null, "repeatable": true})),
+            ("data.transform", json!({"value": null})),
+            ("time.wait", json!({"for": "2h"})),
+            ("run.start", json!({"workflow": "crm-sync@3", "input": {}})),
+            ("debug.emit", json!({"count": 1, "perSecond": 200, "bytes": 1000})),
+        ] {
+            assert_eq!(registry.validate(tool, &arguments), Ok(()), "{tool}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_tool_is_a_failure() {
+        let result = registry(Options::default()).validate("debug.echo", &json!({}));
+        assert_eq!(failure(result).unwrap().0, "unknown_tool");
+    }
+
+    #[tokio::test]
+    async fn an_output_past_the_cap_fails_the_call() {
+        let limits = Limits { output: 10, ..Limits::default() };
+        let registry = registry(Options { limits, ..Options::default() });
+        let result = registry.call("data.transform", call(json!({"value": "0123456789"}))).await;
+        assert_eq!(failure(result.map(drop)).unwrap().0, "output_too_large");
+    }
+
+    #[test]
+    fn two_tools_cannot_share_a_name() {
+        let tools: [Arc<dyn Tool>; 2] = [Arc::new(debug::Echo), Arc::new(debug::Echo)];
+        assert!(Registry::new(tools, Limits::default()).is_err());
+    }
+}
