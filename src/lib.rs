@@ -17,3 +17,5 @@ pub mod journal;
 pub mod tool;
 
 pub mod run;
+
+pub mod cli;

@@ -96,7 +96,7 @@ impl<K: Kind> FromStr for Id<K> {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        let wrong = || Error::malformed(format!("not a {} id: it is written `{}_…`", K::NOUN, K::PREFIX));
+        let wrong = || Error::malformed(format!("no {} id: it is written `{}_…`", K::NOUN, K::PREFIX));
         // The prefix first: the library slices long prefixes at a byte, which panics inside a character.
         let ours = text.strip_prefix(K::PREFIX).and_then(|rest| rest.strip_prefix('_')).is_some_and(|s| s.len() == 26);
         let id =

@@ -1,0 +1,24 @@
+use std::io::{self, Write as _};
+
+use super::failure::Result;
+
+/// Writes lines to stdout; a reader that has gone is no panic.
+pub(super) fn lines<S: AsRef<str>>(lines: impl IntoIterator<Item = S>) -> Result<()> {
+    let mut out = io::stdout().lock();
+    for line in lines {
+        writeln!(out, "{}", line.as_ref())?;
+    }
+    Ok(out.flush()?)
+}
+
+/// Writes one line to stdout.
+pub(super) fn line(text: &str) -> Result<()> {
+    lines([text])
+}
+
+/// A word to the person at the terminal; scripts don't get it.
+pub(super) fn hint(text: &str) {
+    if console::user_attended_stderr() {
+        eprintln!("{}", console::style(text).dim().for_stderr());
+    }
+}

@@ -1,0 +1,43 @@
+//! The command line: one binary that serves, administers and talks to a server. The client's commands
+//! speak only the public API.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod client;
+
+/// An agent orchestrator that knows when to hold.
+#[derive(Debug, Parser)]
+#[command(name = "fermata", version, about, after_help = client::EXIT_CODES)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    #[command(flatten)]
+    Client(client::Command),
+}
+
+impl Cli {
+    /// Does what was asked for; what went wrong has been said on stderr when this returns.
+    pub async fn run(self) -> ExitCode {
+        match self.command {
+            Command::Client(command) => client::run(command).await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::Cli;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}
