@@ -1,4 +1,6 @@
--- The three roles of a Fermata cluster; run once as a superuser, safe to run again. Passwords are set apart.
+-- The three roles of a Fermata cluster; run once as a superuser, safe to run again. Passwords are set apart:
+--   alter role fermata_owner password '…'; alter role fermata_app password '…';
+-- The database is made apart too: create database fermata owner fermata_owner;
 --   fermata_owner   migrates; owns the tables (DATABASE_ADMIN_URL)
 --   fermata_app     the server's login: no owner, no superuser, no bypass of row-level security (DATABASE_URL)
 --   fermata_system  nobody logs in as it; owns the few functions that look across tenants and return ids
@@ -15,5 +17,13 @@ begin
   end if;
   -- The owner hands functions over to fermata_system, for which it must be a member.
   grant fermata_system to fermata_owner;
+  -- No transaction of the server may hold back the tenant-wide stream for long. Set at the role, they hold
+  -- through a connection pooler too.
+  alter role fermata_app set statement_timeout = '30s';
+  alter role fermata_app set lock_timeout = '10s';
+  alter role fermata_app set idle_in_transaction_session_timeout = '30s';
+  if current_setting('server_version_num')::int >= 170000 then
+    alter role fermata_app set transaction_timeout = '60s';
+  end if;
 end
 $$;

@@ -2,6 +2,8 @@
 
 use sea_orm_migration::prelude::*;
 
+pub use sea_orm_migration::MigratorTrait;
+
 mod m20261121_000001_tenancy;
 mod m20261121_000002_runs;
 mod m20261121_000003_approvals;

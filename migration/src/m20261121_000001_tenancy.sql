@@ -11,6 +11,8 @@ end
 $$;
 
 grant usage on schema public to fermata_app, fermata_system;
+-- So that the server can tell whether the schema is the one it was built for.
+grant select on seaql_migrations to fermata_app;
 
 -- The tenants this transaction may touch. Unset, empty or malformed is an error, never "all".
 create function current_tenants() returns uuid[]
@@ -40,10 +42,11 @@ comment on table tenants is 'A tenant: the wall around everything else.';
 comment on column tenants.settings is 'Per-tenant settings, e.g. httpAllow: networks http.request may reach besides the public ones.';
 alter table tenants enable row level security;
 alter table tenants force row level security;
-create policy tenant on tenants
+create policy tenant on tenants to fermata_app, fermata_owner
   using (tenant_id = any ((select current_tenants())::uuid[]))
   with check (tenant_id = any ((select current_tenants())::uuid[]));
-create policy system_read on tenants for select to fermata_system using (true);
+-- To the system's functions themselves; the owner, who is a member of that role, is not let in by it.
+create policy system_read on tenants for select to fermata_system using (current_user = 'fermata_system');
 grant select, insert on tenants to fermata_app;
 grant update (settings) on tenants to fermata_app;
 grant select (tenant_id, name) on tenants to fermata_system;
@@ -77,7 +80,7 @@ comment on table workflow_definitions is 'Named definitions; a put makes the nex
 comment on column workflow_definitions.source is 'What was put, byte for byte.';
 alter table workflow_definitions enable row level security;
 alter table workflow_definitions force row level security;
-create policy tenant on workflow_definitions
+create policy tenant on workflow_definitions to fermata_app, fermata_owner
   using (tenant_id = any ((select current_tenants())::uuid[]))
   with check (tenant_id = any ((select current_tenants())::uuid[]));
 grant select, insert on workflow_definitions to fermata_app;

@@ -31,6 +31,8 @@ create table runs (
 comment on table runs is 'One row a run: its head. The events are the truth; this row is what lists and locks need.';
 comment on column runs.last_seq is 'The sequence number of the last event; an append must name it.';
 comment on column runs.plan is 'The plan as it stood at plan.ready.';
+create index runs_live on runs (tenant_id, status)
+  where status in ('idle', 'planning', 'executing', 'awaiting_approval');
 create index runs_by_status on runs (tenant_id, status, run_id desc);
 create index runs_by_workflow on runs (tenant_id, workflow_name, run_id desc);
 create index runs_by_parent on runs (tenant_id, parent_run_id) where parent_run_id is not null;
@@ -76,7 +78,7 @@ begin
   foreach one in array array['runs', 'run_events', 'run_steps'] loop
     execute format('alter table %I enable row level security', one);
     execute format('alter table %I force row level security', one);
-    execute format('create policy tenant on %I
+    execute format('create policy tenant on %I to fermata_app, fermata_owner
       using (tenant_id = any ((select current_tenants())::uuid[]))
       with check (tenant_id = any ((select current_tenants())::uuid[]))', one);
   end loop;
@@ -86,14 +88,15 @@ grant select, insert on runs, run_events, run_steps to fermata_app;
 grant update (status, last_seq, plan, output, error, pending_approvals, cost, updated_at, finished_at) on runs to fermata_app;
 grant update (status, attempt, tool, arguments, output, error, started_at, finished_at, updated_at) on run_steps to fermata_app;
 
-create policy system_read on runs for select to fermata_system using (true);
+create policy system_read on runs for select to fermata_system using (current_user = 'fermata_system');
 grant select (tenant_id, run_id, status) on runs to fermata_system;
 
 create function count_runs() returns table (status text, runs bigint)
   language sql stable security definer
   set search_path = pg_catalog, public, pg_temp
 as $$
-  select r.status, count(*) from runs r where r.status not in ('completed', 'failed', 'cancelled') group by r.status
+  select r.status, count(*) from runs r
+  where r.status in ('idle', 'planning', 'executing', 'awaiting_approval') group by r.status
 $$;
 comment on function count_runs() is 'Live runs by status over all tenants, for the metrics.';
 revoke all on function count_runs() from public;

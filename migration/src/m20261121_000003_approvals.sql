@@ -54,7 +54,7 @@ begin
   foreach one in array array['approvals', 'approval_decisions'] loop
     execute format('alter table %I enable row level security', one);
     execute format('alter table %I force row level security', one);
-    execute format('create policy tenant on %I
+    execute format('create policy tenant on %I to fermata_app, fermata_owner
       using (tenant_id = any ((select current_tenants())::uuid[]))
       with check (tenant_id = any ((select current_tenants())::uuid[]))', one);
   end loop;

@@ -49,7 +49,7 @@ begin
   foreach one in array array['audit_log', 'idempotency_keys', 'stream_tickets'] loop
     execute format('alter table %I enable row level security', one);
     execute format('alter table %I force row level security', one);
-    execute format('create policy tenant on %I
+    execute format('create policy tenant on %I to fermata_app, fermata_owner
       using (tenant_id = any ((select current_tenants())::uuid[]))
       with check (tenant_id = any ((select current_tenants())::uuid[]))', one);
   end loop;
@@ -59,8 +59,8 @@ grant select, insert on audit_log to fermata_app;
 grant select, insert, delete on idempotency_keys, stream_tickets to fermata_app;
 grant update (status, response) on idempotency_keys to fermata_app;
 
-create policy system_delete on idempotency_keys to fermata_system using (true);
-create policy system_delete on stream_tickets to fermata_system using (true);
+create policy system_delete on idempotency_keys to fermata_system using (current_user = 'fermata_system');
+create policy system_delete on stream_tickets to fermata_system using (current_user = 'fermata_system');
 grant select (expires_at), delete on idempotency_keys, stream_tickets to fermata_system;
 
 create function forget_expired(at timestamptz) returns bigint

@@ -28,10 +28,11 @@ create index run_leases_held on run_leases (worker_id) where worker_id is not nu
 create index run_leases_busy on run_leases (tenant_id) where worker_id is not null;
 alter table run_leases enable row level security;
 alter table run_leases force row level security;
-create policy tenant on run_leases
+create policy tenant on run_leases to fermata_app, fermata_owner
   using (tenant_id = any ((select current_tenants())::uuid[]))
   with check (tenant_id = any ((select current_tenants())::uuid[]));
-create policy system_claim on run_leases to fermata_system using (true) with check (true);
+create policy system_claim on run_leases to fermata_system
+  using (current_user = 'fermata_system') with check (current_user = 'fermata_system');
 grant select, insert, update, delete on run_leases to fermata_app;
 grant select, update (due_at, worker_id, epoch) on run_leases to fermata_system;
 

@@ -1,6 +1,16 @@
 //! The doors to Postgres. [`TenantTx`] is the only way to tenant tables; [`SystemTx`] calls the few
 //! functions that look across tenants and return ids. The pool itself never leaves this room.
 
+pub mod cluster;
+mod failure;
+pub mod guard;
+mod listen;
+mod migrate;
+#[cfg(test)]
+mod tests;
 mod tx;
 
+pub use failure::Failure;
+pub use listen::{Heard, Listener, NOTIFY_BYTES, SessionLock};
+pub use migrate::migrate;
 pub use tx::{Database, SystemTx, TenantTx};

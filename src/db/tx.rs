@@ -13,7 +13,7 @@ use crate::kernel::{Error, Problem, Result, TenantId};
 /// The pool, hidden behind transactions that carry their tenant.
 #[derive(Clone, Debug)]
 pub struct Database {
-    pool: PgPool,
+    pub(super) pool: PgPool,
 }
 
 impl Database {
@@ -46,13 +46,10 @@ impl Database {
     /// # Errors
     /// When no connection is to be had.
     pub async fn tenants(&self, tenants: &[TenantId]) -> Result<TenantTx> {
-        let mut tx = self.pool.begin().await.map_err(database_error)?;
+        // Ids have no quotes in them; one round trip begins the transaction and names its tenants.
         let named = tenants.iter().map(|t| t.uuid().to_string()).collect::<Vec<_>>().join(",");
-        sqlx::query("select set_config('fermata.tenants', $1, true)")
-            .bind(named)
-            .execute(&mut *tx)
-            .await
-            .map_err(database_error)?;
+        let begin = format!("begin; select set_config('fermata.tenants', '{named}', true)");
+        let tx = self.pool.begin_with(AssertSqlSafe(begin)).await.map_err(database_error)?;
         Ok(TenantTx { tx: Mutex::new(tx), after_commit: Vec::new() })
     }
 

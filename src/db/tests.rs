@@ -1,0 +1,297 @@
+//! The wall and the guards, proved on a real server.
+
+use std::{fs, time::Duration};
+
+use sqlx::{ConnectOptions, PgConnection, Row, postgres::PgConnectOptions};
+
+use super::{
+    Database, Heard, Listener, SessionLock,
+    cluster::{Cluster, DataDir, Durability},
+    guard, migrate,
+};
+use crate::kernel::{Clock, RunId, TenantId, WorkerId};
+
+struct Fixture {
+    cluster: Cluster,
+    database: Database,
+    clock: Clock,
+    path: std::path::PathBuf,
+}
+
+impl Fixture {
+    async fn start(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("fermata-{name}-{}", std::process::id()));
+        let clock = Clock::system();
+        let cluster = Cluster::start(DataDir::claim(&path, &clock).unwrap(), Durability::None).await.unwrap();
+        let (one, other) = tokio::join!(migrate(cluster.admin_options()), migrate(cluster.admin_options()));
+        one.unwrap();
+        other.unwrap();
+        let database = connect(cluster.app_options()).await;
+        Self { cluster, database, clock, path }
+    }
+
+    async fn stop(self) {
+        self.database.close().await;
+        self.cluster.stop().await.unwrap();
+        fs::remove_dir_all(&self.path).unwrap();
+    }
+
+    async fn tenant(&self, name: &str) -> TenantId {
+        let id = TenantId::new(self.clock.now());
+        let mut tx = self.database.tenant(id).await.unwrap();
+        sqlx::query("insert into tenants (tenant_id, name, created_at) values ($1, $2, $3)")
+            .bind(id.uuid())
+            .bind(name)
+            .bind(self.clock.now())
+            .execute(tx.conn())
+            .await
+            .unwrap();
+        tx.commit().await.unwrap();
+        id
+    }
+
+    async fn run(&self, tenant: TenantId, due: bool) -> RunId {
+        let id = RunId::new(self.clock.now());
+        let mut tx = self.database.tenant(tenant).await.unwrap();
+        insert_run(tx.conn(), tenant, id, &self.clock).await.unwrap();
+        sqlx::query("insert into run_leases (tenant_id, run_id, due_at) values ($1, $2, $3)")
+            .bind(tenant.uuid())
+            .bind(id.uuid())
+            .bind(due.then(|| self.clock.now()))
+            .execute(tx.conn())
+            .await
+            .unwrap();
+        tx.commit().await.unwrap();
+        id
+    }
+
+    async fn worker(&self, key: i64) -> WorkerId {
+        let id = WorkerId::new(self.clock.now());
+        let mut tx = self.database.system().await.unwrap();
+        sqlx::query("insert into workers (worker_id, lock_key, alive_until) values ($1, $2, $3)")
+            .bind(id.uuid())
+            .bind(key)
+            .bind(self.clock.now() + Duration::from_secs(60))
+            .execute(tx.conn())
+            .await
+            .unwrap();
+        tx.commit().await.unwrap();
+        id
+    }
+
+    async fn claim(&self, worker: WorkerId, most: i32, tenant_most: i32) -> Vec<(uuid::Uuid, uuid::Uuid)> {
+        let mut tx = self.database.system().await.unwrap();
+        let claimed = sqlx::query("select tenant_id, run_id from claim_runs($1, $2, $3, $4)")
+            .bind(worker.uuid())
+            .bind(most)
+            .bind(tenant_most)
+            .bind(self.clock.now())
+            .fetch_all(tx.conn())
+            .await
+            .unwrap();
+        tx.commit().await.unwrap();
+        claimed.iter().map(|row| (row.get(0), row.get(1))).collect()
+    }
+
+    async fn number(&self, query: &'static str) -> i64 {
+        let mut tx = self.database.system().await.unwrap();
+        let query = sqlx::query_scalar(query).bind(self.clock.now());
+        let number = query.fetch_one(tx.conn()).await.unwrap();
+        tx.commit().await.unwrap();
+        number
+    }
+}
+
+async fn connect(options: PgConnectOptions) -> Database {
+    Database::connect(options, 4, Duration::from_secs(5)).await.unwrap()
+}
+
+async fn insert_run(conn: &mut PgConnection, tenant: TenantId, run: RunId, clock: &Clock) -> sqlx::Result<()> {
+    sqlx::query(
+        "insert into runs (tenant_id, run_id, status, last_seq, input, created_by, created_at, updated_at)
+         values ($1, $2, 'executing', 0, '{}', 'user_1', $3, $3)",
+    )
+    .bind(tenant.uuid())
+    .bind(run.uuid())
+    .bind(clock.now())
+    .execute(conn)
+    .await
+    .map(drop)
+}
+
+fn refusal<T: std::fmt::Debug>(outcome: sqlx::Result<T>) -> String {
+    outcome.unwrap_err().as_database_error().unwrap().code().unwrap().into_owned()
+}
+
+#[tokio::test]
+async fn a_tenant_is_a_wall() {
+    let fixture = Fixture::start("wall").await;
+    let (one, other) = (fixture.tenant("one").await, fixture.tenant("other").await);
+    let theirs = fixture.run(other, false).await;
+    const COUNT: &str = "select count(*) from runs";
+
+    // No tenant is an error, whether never set, emptied or forged; also for the owner.
+    for options in [fixture.cluster.app_options(), fixture.cluster.admin_options()] {
+        let mut plain = options.connect().await.unwrap();
+        assert_eq!(refusal(sqlx::query(COUNT).fetch_one(&mut plain).await), "42501");
+        for forged in ["", "{}", "*", "' or true --", "not-an-id", "00000000-0000-0000-0000-000000000000,x"] {
+            sqlx::query("select set_config('fermata.tenants', $1, false)")
+                .bind(forged)
+                .execute(&mut plain)
+                .await
+                .unwrap();
+            let code = refusal(sqlx::query(COUNT).fetch_one(&mut plain).await);
+            assert!(["42501", "22P02"].contains(&code.as_str()), "{forged}: {code}");
+        }
+    }
+    let mut tx = fixture.database.tenants(&[]).await.unwrap();
+    assert_eq!(refusal(sqlx::query(COUNT).fetch_one(tx.conn()).await), "42501");
+    drop(tx);
+
+    // Rows of another tenant are not there, to read or to write; those of the ones named are.
+    let mut tx = fixture.database.tenant(one).await.unwrap();
+    let seen: i64 = sqlx::query_scalar(COUNT).fetch_one(tx.conn()).await.unwrap();
+    let changed = sqlx::query("update runs set status = 'failed'").execute(tx.conn()).await.unwrap().rows_affected();
+    assert_eq!((seen, changed), (0, 0));
+    let foreign = insert_run(tx.conn(), other, RunId::new(fixture.clock.now()), &fixture.clock).await;
+    assert_eq!(refusal(foreign), "42501");
+    drop(tx);
+    let mut tx = fixture.database.tenant(one).await.unwrap();
+    // A child of a foreign run: the key carries the tenant, so there is no such parent.
+    insert_run(tx.conn(), one, RunId::new(fixture.clock.now()), &fixture.clock).await.unwrap();
+    let event = "insert into run_events (tenant_id, run_id, seq, name, data) values ($1, $2, 1, 'idle', '{}')";
+    let event = sqlx::query(event).bind(one.uuid()).bind(theirs.uuid());
+    assert_eq!(refusal(event.execute(tx.conn()).await), "23503");
+    drop(tx);
+    let mut tx = fixture.database.tenants(&[one, other]).await.unwrap();
+    assert_eq!(sqlx::query_scalar::<_, i64>(COUNT).fetch_one(tx.conn()).await.unwrap(), 1);
+    tx.commit().await.unwrap();
+
+    // The setting ends with its transaction.
+    let mut tx = fixture.database.system().await.unwrap();
+    assert_eq!(refusal(sqlx::query(COUNT).fetch_one(tx.conn()).await), "42501");
+    drop(tx);
+    // And what is written once is not unwritten.
+    let mut tx = fixture.database.tenant(other).await.unwrap();
+    assert_eq!(refusal(sqlx::query("delete from run_events").execute(tx.conn()).await), "42501");
+    drop(tx);
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn claims_are_fair_bounded_and_freed_with_their_worker() {
+    let fixture = Fixture::start("claims").await;
+    let (busy, calm) = (fixture.tenant("busy").await, fixture.tenant("calm").await);
+    for _ in 0..6 {
+        fixture.run(busy, true).await;
+    }
+    fixture.run(calm, false).await;
+    let single = fixture.run(calm, true).await;
+    let lock = SessionLock::take(fixture.cluster.app_options(), 7).await.unwrap().unwrap();
+    assert!(SessionLock::take(fixture.cluster.app_options(), 7).await.unwrap().is_none());
+    let worker = fixture.worker(7).await;
+
+    let claimed = fixture.claim(worker, 2, 3).await;
+    assert_eq!(claimed.len(), 2);
+    assert!(claimed.contains(&(calm.uuid(), single.uuid())), "the second tenant's only run is in the first round");
+    let claimed = fixture.claim(worker, 10, 3).await;
+    assert_eq!(claimed.len(), 2, "three of a tenant at most: {claimed:?}");
+    assert_eq!(fixture.claim(worker, 10, 3).await, []);
+    assert_eq!(fixture.number("select count(*) from next_due() due where due <= $1").await, 1);
+    assert_eq!(fixture.number("select runs from count_runs() where status = 'executing' and $1 is not null").await, 8);
+
+    assert_eq!(fixture.number("select release_dead_workers($1)").await, 0, "the worker is alive");
+    let lost = lock.lost();
+    lock.release().await;
+    assert!(lost.is_cancelled());
+    assert_eq!(fixture.number("select release_dead_workers($1)").await, 4);
+    assert_eq!(fixture.number("select count(*) from workers where $1 is not null").await, 0);
+    let next = fixture.worker(8).await;
+    assert_eq!(fixture.claim(next, 10, 10).await.len(), 7);
+    assert_eq!(fixture.number("select forget_expired($1)").await, 0);
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn the_guards_find_what_is_wrong_and_nothing_else() {
+    let fixture = Fixture::start("guards").await;
+    assert_eq!(guard::version(&fixture.database).await.unwrap(), []);
+    assert_eq!(guard::schema(&fixture.database).await.unwrap(), []);
+    assert_eq!(guard::login(&fixture.database).await.unwrap(), []);
+
+    let owner = connect(fixture.cluster.admin_options()).await;
+    let faults = guard::login(&owner).await.unwrap();
+    assert!(faults.iter().any(|finding| finding.fault.contains("owns tables")), "{faults:?}");
+    owner.close().await;
+    let superuser = connect(fixture.cluster.admin_options().username("postgres")).await;
+    let faults = guard::login(&superuser).await.unwrap();
+    assert!(faults.iter().any(|finding| finding.fault.contains("superuser")), "{faults:?}");
+    superuser.close().await;
+
+    let mut admin = fixture.cluster.admin_options().connect().await.unwrap();
+    let careless = "create table notes (note_id uuid primary key, tenant_id uuid not null, run_id uuid);
+        create unique index notes_by_run on notes (run_id);
+        create table strays (id int);
+        create view peek as select * from runs;
+        alter table runs no force row level security;
+        create policy open on approvals using (true);
+        grant select on audit_log to public;
+        create function everything() returns bigint language sql security definer as 'select count(*) from runs';
+        delete from seaql_migrations where version like '%workers'";
+    sqlx::raw_sql(careless).execute(&mut admin).await.unwrap();
+    let faults = guard::schema(&fixture.database).await.unwrap();
+    let faults: Vec<_> = faults.into_iter().map(|finding| finding.fault).collect();
+    for wanted in [
+        "row-level security is not enabled and forced on notes",
+        "row-level security is not enabled and forced on runs",
+        "the table notes has no policy for its tenant",
+        "the primary key of notes does not lead with tenant_id",
+        "the unique index notes_by_run of notes does not lead with tenant_id",
+        "the table strays has no tenant",
+        "the table strays has no primary key",
+        "the view peek reads with its owner's rights",
+        "the policy open on approvals lets rows of any tenant through",
+        "audit_log may be read or written by everybody",
+        "the function everything runs with its owner's rights and is not on the list",
+        "the function everything runs with its owner's rights without a pinned search_path",
+        "the function everything runs with its owner's rights for everybody",
+    ] {
+        assert!(faults.iter().any(|fault| fault == wanted), "{wanted} is missing from {faults:#?}");
+    }
+    let pending = guard::version(&fixture.database).await.unwrap();
+    assert!(pending.iter().any(|finding| finding.fault.contains("workers")), "{pending:?}");
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn a_listener_hears_and_says_when_it_may_have_missed_something() {
+    let fixture = Fixture::start("listen").await;
+    let mut listener = Listener::start(fixture.cluster.app_options(), "news", 2);
+    assert_eq!(listener.next().await, Some(Heard::Missed));
+    fixture.database.notify("news", "one").await.unwrap();
+    assert_eq!(listener.next().await, Some(Heard::Payload("one".to_owned())));
+    assert!(fixture.database.notify("news", &"x".repeat(8000)).await.is_err());
+
+    // Nobody reads: what does not fit is dropped, and said.
+    for _ in 0..20 {
+        fixture.database.notify("news", "flood").await.unwrap();
+    }
+    let mut heard = Vec::new();
+    while heard.last() != Some(&Heard::Missed) {
+        heard.push(listener.next().await.unwrap());
+    }
+
+    // The connection is cut.
+    let mut listener = Listener::start(fixture.cluster.app_options(), "news", 2);
+    assert_eq!(listener.next().await, Some(Heard::Missed));
+    let mut lock = SessionLock::take(fixture.cluster.app_options(), 9).await.unwrap();
+    let lost = lock.as_mut().unwrap().lost();
+    let mut superuser = fixture.cluster.admin_options().username("postgres").connect().await.unwrap();
+    sqlx::query("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'fermata_app'")
+        .execute(&mut superuser)
+        .await
+        .unwrap();
+    lost.cancelled().await;
+    assert_eq!(listener.next().await, Some(Heard::Missed));
+    fixture.stop().await;
+}
