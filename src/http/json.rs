@@ -87,7 +87,8 @@ mod tests {
     #[serde(rename_all = "camelCase", deny_unknown_fields)]
     struct Outer {
         #[serde(default)]
-        inner_list: Vec<Inner>,
+        #[serde(rename = "innerList")]
+        _inner_list: Vec<Inner>,
     }
 
     #[derive(Debug, Deserialize)]
