@@ -18,13 +18,14 @@ mod data;
 mod debug;
 mod http;
 mod registry;
+mod routes;
 mod size;
 mod time;
 
 pub use child::{ChildRequest, ChildRuns, child_run_id};
 pub use http::AllowList;
-pub use registry::{Described, Options, Ports, Registry};
-pub use size::Limits;
+pub use registry::{Described, Ports, Registry};
+pub use routes::routes;
 pub use time::waited;
 
 /// Something a step can do.

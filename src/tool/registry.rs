@@ -10,32 +10,16 @@ use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use super::{
-    AllowList, Call, ChildRuns, Limits, Outcome, Tool, ToolError, child::RunStart, data::Transform, debug, http,
-    time::TimeWait,
+    AllowList, Call, ChildRuns, Outcome, Tool, ToolError, child::RunStart, data::Transform, debug, http::HttpRequest,
+    size, time::TimeWait,
 };
-use crate::kernel::{Error, Result};
+use crate::{
+    config::{LimitSettings, ToolSettings},
+    kernel::{Error, Result},
+};
 
 /// How many mistakes in the arguments one message names.
 const NAMED_MISTAKES: usize = 8;
-
-/// What the built-in tools need to be told.
-#[derive(Clone, Copy, Debug)]
-pub struct Options {
-    /// Whether the `debug.*` tools exist.
-    pub debug: bool,
-    /// Whether `http.request` may reach this machine's own addresses, whoever asks.
-    pub loopback: bool,
-    /// How many requests of one tenant to one host may be open at once.
-    pub per_host: usize,
-    /// How large arguments and outputs may be.
-    pub limits: Limits,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { debug: false, loopback: false, per_host: 16, limits: Limits::default() }
-    }
-}
 
 /// What the built-in tools ask of the modules around them.
 #[derive(Clone)]
@@ -50,7 +34,7 @@ pub struct Ports {
 #[derive(Clone)]
 pub struct Registry {
     tools: Arc<BTreeMap<String, Registered>>,
-    limits: Limits,
+    limits: LimitSettings,
 }
 
 struct Registered {
@@ -81,27 +65,27 @@ impl Registry {
     /// The built-in tools.
     ///
     /// # Errors
-    /// As [`Registry::new`].
-    pub fn builtin(options: Options, ports: Ports) -> Result<Self> {
+    /// When the certificate file cannot be used.
+    pub fn builtin(settings: &ToolSettings, limits: &LimitSettings, ports: Ports) -> Result<Self> {
         let mut tools: Vec<Arc<dyn Tool>> = vec![
-            Arc::new(http::HttpRequest::new(ports.allow_list, options.loopback, options.per_host)),
+            Arc::new(HttpRequest::new(ports.allow_list, settings, limits.output)?),
             Arc::new(Transform),
             Arc::new(TimeWait),
             Arc::new(RunStart::new(ports.child_runs)),
         ];
-        if options.debug {
+        if settings.debug {
             let debug: [Arc<dyn Tool>; 4] =
                 [Arc::new(debug::Echo), Arc::new(debug::Sleep), Arc::new(debug::Fail), Arc::new(debug::Emit)];
             tools.extend(debug);
         }
-        Self::new(tools, options.limits)
+        Self::new(tools, limits)
     }
 
     /// Exactly these tools.
     ///
     /// # Errors
     /// When two share a name, or the schema of one's arguments does not stand on its own.
-    pub fn new(tools: impl IntoIterator<Item = Arc<dyn Tool>>, limits: Limits) -> Result<Self> {
+    pub fn new(tools: impl IntoIterator<Item = Arc<dyn Tool>>, limits: &LimitSettings) -> Result<Self> {
         let mut registered = BTreeMap::new();
         for tool in tools {
             let name = tool.name().to_owned();
@@ -115,7 +99,7 @@ impl Registry {
                 Entry::Occupied(taken) => return Err(Error::internal(format!("two tools named {}", taken.key()))),
             };
         }
-        Ok(Self { tools: Arc::new(registered), limits })
+        Ok(Self { tools: Arc::new(registered), limits: limits.clone() })
     }
 
     /// The tool of that name.
@@ -155,7 +139,7 @@ impl Registry {
     /// `arguments_too_large`, `arguments_too_deep`.
     pub fn validate(&self, name: &str, arguments: &Value) -> Result<(), ToolError> {
         let registered = self.registered(name)?;
-        self.limits.check_arguments(arguments)?;
+        size::check("arguments", arguments, self.limits.arguments)?;
         let mistakes: Vec<Mistake> = registered
             .arguments
             .iter_errors(arguments)
@@ -177,9 +161,17 @@ impl Registry {
     pub async fn call(&self, name: &str, call: Call) -> Result<Outcome, ToolError> {
         let outcome = self.tool(name)?.call(call).await?;
         if let Outcome::Done { output, .. } = &outcome {
-            self.limits.check_output(output)?;
+            self.check_output(output)?;
         }
         Ok(outcome)
+    }
+
+    /// Whether a step may have this output, wherever it comes from: a tool, a child, a `forEach`.
+    ///
+    /// # Errors
+    /// `output_too_large`, `output_too_deep`.
+    pub fn check_output(&self, output: &Value) -> Result<(), ToolError> {
+        size::check("output", output, self.limits.output)
     }
 }
 
@@ -228,9 +220,14 @@ mod tests {
         }
     }
 
-    fn registry(options: Options) -> Registry {
+    fn builtin(settings: &ToolSettings, limits: &LimitSettings) -> Result<Registry> {
         let ports = Ports { allow_list: Arc::new(Nowhere), child_runs: Arc::new(Nowhere) };
-        Registry::builtin(options, ports).unwrap()
+        Registry::builtin(settings, limits, ports)
+    }
+
+    fn registry(debug: bool) -> Registry {
+        let settings = ToolSettings { debug, ..ToolSettings::default() };
+        builtin(&settings, &LimitSettings::default()).unwrap()
     }
 
     fn failure(result: Result<(), ToolError>) -> Option<(String, String)> {
@@ -242,14 +239,14 @@ mod tests {
 
     #[test]
     fn debug_tools_exist_only_where_wanted() {
-        let names = |debug| registry(Options { debug, ..Options::default() }).names().collect::<Vec<_>>().join(" ");
+        let names = |debug| registry(debug).names().collect::<Vec<_>>().join(" ");
         assert_eq!(names(false), "data.transform http.request run.start time.wait");
         assert!(names(true).contains("debug.echo debug.emit debug.fail debug.sleep"));
     }
 
     #[test]
     fn every_schema_is_a_schema() {
-        for tool in registry(Options { debug: true, ..Options::default() }).describe() {
+        for tool in registry(true).describe() {
             assert!(jsonschema::meta::is_valid(&tool.arguments), "{}", tool.name);
             assert!(jsonschema::meta::is_valid(&tool.output), "{}", tool.name);
         }
@@ -258,7 +255,7 @@ mod tests {
     #[test]
     fn a_mistake_is_named_by_its_path_and_not_by_its_value() {
         let arguments = json!({"method": "GET", "url": "https://a.example", "headers": {"x": ["hunter2"]}, "uri": 1});
-        let result = registry(Options::default()).validate("http.request", &arguments);
+        let result = registry(false).validate("http.request", &arguments);
         let (code, message) = failure(result).unwrap();
         assert_eq!(code, "invalid_arguments");
         assert!(message.contains("`with/headers/x`"), "{message}");
@@ -268,7 +265,7 @@ mod tests {
 
     #[test]
     fn what_is_right_passes() {
-        let registry = registry(Options { debug: true, ..Options::default() });
+        let registry = registry(true);
         for (tool, arguments) in [
             ("http.request", json!({"url": "https://a.example"})),
             ("http.request", json!({"method": "POST", "url": "https://a.example", "json": null, "repeatable": true})),
@@ -283,14 +280,14 @@ mod tests {
 
     #[test]
     fn an_unknown_tool_is_a_failure() {
-        let result = registry(Options::default()).validate("debug.echo", &json!({}));
+        let result = registry(false).validate("debug.echo", &json!({}));
         assert_eq!(failure(result).unwrap().0, "unknown_tool");
     }
 
     #[tokio::test]
     async fn an_output_past_the_cap_fails_the_call() {
-        let limits = Limits { output: 10, ..Limits::default() };
-        let registry = registry(Options { limits, ..Options::default() });
+        let limits = LimitSettings { output: 10, ..LimitSettings::default() };
+        let registry = builtin(&ToolSettings::default(), &limits).unwrap();
         let result = registry.call("data.transform", call(json!({"value": "0123456789"}))).await;
         assert_eq!(failure(result.map(drop)).unwrap().0, "output_too_large");
     }
@@ -298,6 +295,6 @@ mod tests {
     #[test]
     fn two_tools_cannot_share_a_name() {
         let tools: [Arc<dyn Tool>; 2] = [Arc::new(debug::Echo), Arc::new(debug::Echo)];
-        assert!(Registry::new(tools, Limits::default()).is_err());
+        assert!(Registry::new(tools, &LimitSettings::default()).is_err());
     }
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use reqwest::{
-    Client, Url,
+    Certificate, Client, Url,
     dns::{Addrs, Name, Resolve, Resolving},
     redirect::Policy,
 };
@@ -21,19 +21,24 @@ const CLIENTS: usize = 16;
 
 /// One client per distinct rules: a connection opened under one tenant's rules is only ever used
 /// under the same ones, while all who have no exceptions share the first.
-#[derive(Default)]
 pub(super) struct Clients {
+    authorities: Vec<Certificate>,
     /// The most recently used first.
     open: Mutex<VecDeque<(Rules, Client)>>,
 }
 
 impl Clients {
+    /// Clients that trust these authorities besides the system's.
+    pub(super) fn new(authorities: Vec<Certificate>) -> Self {
+        Self { authorities, open: Mutex::default() }
+    }
+
     pub(super) fn under(&self, rules: &Rules) -> Result<Client, ToolError> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let known = open.iter().position(|(theirs, _)| theirs == rules);
         let entry = match known.and_then(|place| open.remove(place)) {
             Some(entry) => entry,
-            None => (rules.clone(), client(rules)?),
+            None => (rules.clone(), client(rules, &self.authorities)?),
         };
         let client = entry.1.clone();
         open.push_front(entry);
@@ -48,7 +53,7 @@ impl fmt::Debug for Clients {
     }
 }
 
-fn client(rules: &Rules) -> Result<Client, ToolError> {
+fn client(rules: &Rules, authorities: &[Certificate]) -> Result<Client, ToolError> {
     // It is an error only where a provider is installed already, and then that one serves.
     drop(rustls::crypto::ring::default_provider().install_default());
     Client::builder()
@@ -58,6 +63,7 @@ fn client(rules: &Rules) -> Result<Client, ToolError> {
         .retry(reqwest::retry::never())
         .referer(false)
         .user_agent(concat!("fermata/", env!("CARGO_PKG_VERSION")))
+        .tls_certs_merge(authorities.iter().cloned())
         .dns_resolver(Arc::new(Vetting { rules: Arc::new(rules.clone()) }))
         .connect_timeout(Duration::from_secs(10))
         // Shorter than the common servers keep a connection (5 s): a request that dies on one just closed is a
@@ -69,7 +75,10 @@ fn client(rules: &Rules) -> Result<Client, ToolError> {
         .build()
         .map_err(|e| {
             tracing::error!(error = ?e, "no HTTP client could be made");
-            ToolError::retryable("unavailable", "no HTTP client could be made here; the reason is logged")
+            ToolError::retryable(
+                "unavailable",
+                "no HTTP client could be made here: are CA certificates installed? The log says more",
+            )
         })
 }
 
@@ -208,7 +217,7 @@ mod tests {
 
     #[test]
     fn few_clients_are_kept() {
-        let clients = Clients::default();
+        let clients = Clients::new(Vec::new());
         for i in 0..(CLIENTS + 4) {
             clients.under(&Rules::new(false, &[format!("10.0.0.{i}")])).unwrap();
         }

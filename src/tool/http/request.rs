@@ -13,9 +13,8 @@ use crate::{
     tool::{Call, ToolError},
 };
 
-/// A step's output may take 1 MiB of JSON: this many bytes of body leave room for the rest of it.
-const DEFAULT_BYTES: usize = 1000 * 1024;
-const MOST_BYTES: usize = 1024 * 1024;
+/// What the rest of an output may take besides the body.
+const OVERHEAD: usize = 24 * 1024;
 const MOST_REDIRECTS: u8 = 10;
 const METHODS: [&str; 7] = ["GET", "HEAD", "OPTIONS", "PUT", "DELETE", "POST", "PATCH"];
 
@@ -49,8 +48,8 @@ const HARMLESS: [&str; 8] = [
     "user-agent",
 ];
 
-/// The JSON Schema of the arguments.
-pub(super) fn schema() -> Value {
+/// The JSON Schema of the arguments, where an output may take so many bytes of JSON.
+pub(super) fn schema(output_limit: usize) -> Value {
     json!({
         "type": "object",
         "required": ["url"],
@@ -85,7 +84,7 @@ pub(super) fn schema() -> Value {
                 "maximum": MOST_REDIRECTS,
                 "description": "Redirects to follow: 5 for GET and HEAD when absent, else none. With 0 the redirect is the answer."
             },
-            "maxBytes": { "type": "integer", "minimum": 0, "maximum": MOST_BYTES, "default": DEFAULT_BYTES },
+            "maxBytes": { "type": "integer", "minimum": 0, "maximum": output_limit, "default": default_bytes(output_limit) },
             "expect": {
                 "type": "array",
                 "minItems": 1,
@@ -94,6 +93,10 @@ pub(super) fn schema() -> Value {
             }
         }
     })
+}
+
+fn default_bytes(output_limit: usize) -> usize {
+    output_limit.saturating_sub(OVERHEAD)
 }
 
 /// What repeating the request does; arguments that say nothing clear are taken for the worst.
@@ -157,7 +160,7 @@ fn invalid(message: String) -> ToolError {
 }
 
 impl Request {
-    pub(super) fn of(call: &Call) -> Result<Self, ToolError> {
+    pub(super) fn of(call: &Call, output_limit: usize) -> Result<Self, ToolError> {
         let arguments: Arguments = call.read()?;
         let method = arguments.method.as_deref().unwrap_or("GET");
         if !METHODS.contains(&method) {
@@ -176,7 +179,7 @@ impl Request {
             url: url(&arguments.url, &arguments.query)?,
             body: body(arguments.json, arguments.body, &mut headers)?,
             headers,
-            max_bytes: arguments.max_bytes.unwrap_or(DEFAULT_BYTES).min(MOST_BYTES),
+            max_bytes: arguments.max_bytes.unwrap_or(default_bytes(output_limit)).min(output_limit),
             acted: false,
             follows: redirects > 0,
             redirects_left: redirects.min(MOST_REDIRECTS),
@@ -332,7 +335,7 @@ mod tests {
     use crate::tool::tests::call;
 
     fn request(arguments: Value) -> Result<Request, ToolError> {
-        Request::of(&call(arguments))
+        Request::of(&call(arguments), 1024)
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -16,6 +17,7 @@ use tokio::{
 
 use super::*;
 use crate::{
+    config::ToolSettings,
     journal::Failure,
     kernel::{Result, TenantId},
     tool::{Call, Outcome, Tool, ToolError, tests::call},
@@ -30,12 +32,17 @@ impl AllowList for Allowed {
     }
 }
 
+fn tool(allowed: impl AllowList, loopback: bool) -> HttpRequest {
+    let settings = ToolSettings { loopback, ..ToolSettings::default() };
+    HttpRequest::new(Arc::new(allowed), &settings, 1024 * 1024).unwrap()
+}
+
 fn dev() -> HttpRequest {
-    HttpRequest::new(Arc::new(Allowed(Vec::new())), true, 4)
+    tool(Allowed(Vec::new()), true)
 }
 
 fn guarded(allowed: &[&'static str]) -> HttpRequest {
-    HttpRequest::new(Arc::new(Allowed(allowed.to_vec())), false, 4)
+    tool(Allowed(allowed.to_vec()), false)
 }
 
 /// What the server does once it has read a request.
@@ -225,7 +232,7 @@ async fn an_open_connection_of_another_tenants_rules_is_not_used() {
     }
     let server = Server::start(|_| ok("text/plain", "secret")).await;
     let first = call(json!({"url": format!("http://localhost:{}/", server.address.port())}));
-    let tool = HttpRequest::new(Arc::new(ByTenant(first.tenant_id)), false, 4);
+    let tool = tool(ByTenant(first.tenant_id), false);
     let second = Call { tenant_id: call(json!({})).tenant_id, ..first.clone() };
     assert!(finish(&tool, first.clone()).await.is_ok());
     assert_eq!(failed(finish(&tool, second).await).code, "address_refused");
@@ -365,35 +372,30 @@ async fn called_off_after_sending_nobody_knows() {
 }
 
 #[tokio::test]
-async fn a_host_is_asked_so_many_things_at_once() {
+async fn who_waits_for_a_place_at_a_host_has_sent_nothing() {
     let server = Server::start(|_| Reply::Hang).await;
-    let tool = HttpRequest::new(Arc::new(Allowed(Vec::new())), true, 1);
-    let first = call(json!({"url": server.url("/first")}));
-    let second = Call { arguments: Arc::new(json!({"url": server.url("/second")})), ..first.clone() };
-    let second = Call { cancel: tokio_util::sync::CancellationToken::new(), ..second };
-    let (stop_first, stop_second) = (first.cancel.clone(), second.cancel.clone());
-    let steering = async {
-        server.arrived.notified().await;
-        // The second waits for a place: to call it off is to know that nothing was sent.
-        stop_second.cancel();
+    let tool = dev();
+    let call = call(json!({"method": "POST", "url": server.url("/"), "json": 1}));
+    let asking = join_all((0..17).map(|_| finish(&tool, call.clone())));
+    let calling_off = async {
+        while server.seen().len() < 16 {
+            server.arrived.notified().await;
+        }
+        call.cancel.cancel();
     };
-    let (result, ()) = tokio::join!(biased_second(&tool, first, second, stop_first), steering);
-    assert_eq!(result, Err(ToolError::cancelled()));
-    assert_eq!(server.seen().len(), 1);
+    let (results, ()) = tokio::join!(asking, calling_off);
+    let waited = results.into_iter().filter(|result| *result == Err(ToolError::cancelled())).count();
+    assert_eq!((waited, server.seen().len()), (1, 16));
 }
 
-/// Begins the first call, then the second; ends the first when the second has ended.
-async fn biased_second(
-    tool: &HttpRequest,
-    first: Call,
-    second: Call,
-    stop_first: tokio_util::sync::CancellationToken,
-) -> Result<Value, ToolError> {
-    let ending = async {
-        let result = finish(tool, second).await;
-        stop_first.cancel();
-        result
-    };
-    let (_, result) = tokio::join!(finish(tool, first), ending);
-    result
+#[test]
+fn a_file_of_authorities_must_hold_some() {
+    let file = std::env::temp_dir().join(format!("fermata-authorities-{}.pem", std::process::id()));
+    let settings = ToolSettings { ca_file: Some(file.clone()), ..ToolSettings::default() };
+    let make = || HttpRequest::new(Arc::new(Allowed(Vec::new())), &settings, 1024).err().map(|e| e.detail().to_owned());
+    assert!(make().unwrap().contains("No such file"));
+    std::fs::write(&file, "nothing of the kind").unwrap();
+    let detail = make();
+    std::fs::remove_file(&file).unwrap();
+    assert!(detail.unwrap().contains("no PEM certificate"));
 }
