@@ -151,33 +151,4 @@ fn key(parts: &Parts) -> Result<Option<String>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use axum::http::Request;
-
-    use super::*;
-
-    async fn once(target: &str, key: &str) -> Result<Once> {
-        let request = Request::post(target).header("idempotency-key", key).body(()).expect("request");
-        Once::from_request_parts(&mut request.into_parts().0, &()).await
-    }
-
-    #[tokio::test]
-    async fn a_key_is_short_visible_text() {
-        for bad in ["", "a b", "\u{e9}", &"k".repeat(256)] {
-            let error = once("/x", bad).await.expect_err(bad);
-            assert_eq!(error.problem(), Problem::Malformed);
-        }
-        assert_eq!(once("/x", "k-1").await.expect("key").key.as_deref(), Some("k-1"));
-    }
-
-    #[tokio::test]
-    async fn another_person_target_or_body_is_another_request() {
-        let first = once("/v1/x/1", "k").await.expect("once");
-        let print = first.fingerprint("ada");
-        assert_eq!(once("/x/1", "k").await.expect("once").fingerprint("ada"), print, "the same under /v1");
-        assert_ne!(first.fingerprint("bob"), print);
-        assert_ne!(once("/x/2", "k").await.expect("once").fingerprint("ada"), print);
-        first.arrival.body_hash.set([1; 32]).expect("first body");
-        assert_ne!(first.fingerprint("ada"), print);
-    }
-}
+mod tests;

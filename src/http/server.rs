@@ -122,3 +122,6 @@ async fn silence(asked: &CancellationToken, patience: Duration) {
         std::future::pending::<()>().await;
     }
 }
+
+#[cfg(test)]
+mod tests;
