@@ -19,3 +19,5 @@ pub mod tool;
 pub mod run;
 
 pub mod cli;
+
+pub mod identity;
