@@ -13,11 +13,10 @@ pub mod http;
 pub mod audit;
 
 pub mod journal;
+pub mod stream;
 
 pub mod tool;
 
 pub mod run;
 
 pub mod cli;
-
-pub mod identity;

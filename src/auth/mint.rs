@@ -99,7 +99,8 @@ impl Minter {
     }
 }
 
-fn signing_key(settings: &AuthSettings) -> Option<(&str, &SecretString)> {
+/// The secret our own tokens are signed with, and its kid: `auth.secret`, or else the first HS256 key listed.
+pub(crate) fn signing_key(settings: &AuthSettings) -> Option<(&str, &SecretString)> {
     let listed = settings.keys.iter().find_map(|key| match &key.material {
         KeyMaterial::HS256 { secret } => Some((key.kid.as_str(), secret)),
         _ => None,

@@ -7,6 +7,7 @@ mod permission;
 mod verify;
 
 pub use claims::Claims;
+pub(crate) use mint::signing_key;
 pub use mint::{Grant, Minter};
 pub use permission::{Permission, Permissions, Role};
 pub use verify::Verifier;

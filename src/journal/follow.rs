@@ -33,4 +33,7 @@ pub trait Follower: Send + Sync + 'static {
 
     /// Another process committed to these runs; what exactly is in the table.
     fn signalled(&self, runs: &[(TenantId, RunId)]);
+
+    /// Signals may have been lost: look for yourself.
+    fn resync(&self) {}
 }
