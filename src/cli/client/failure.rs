@@ -140,14 +140,14 @@ impl Problem {
 
     fn lines(&self) -> Vec<String> {
         let mut lines = vec![format!("{} ({})", text::safe(&self.title), self.status)];
-        // Several mistakes say more than their summary; one field is part of the sentence.
         match &self.field {
+            // The detail of several mistakes is the first of them.
+            _ if !self.errors.is_empty() => lines.extend(self.errors.iter().map(Mistake::text)),
             Some(field) if !self.detail.contains(field.as_str()) => {
                 lines.push(text::safe(&format!("{field}: {}", self.detail)));
             }
             _ => lines.extend(self.detail.lines().map(text::safe)),
         }
-        lines.extend(self.errors.iter().map(Mistake::text));
         let request = self.instance.as_deref().and_then(|instance| instance.rsplit(':').next());
         lines.extend(request.map(|id| text::safe(&format!("request {id}"))));
         lines
@@ -187,7 +187,6 @@ mod tests {
             problem.lines(),
             [
                 "The workflow definition is not valid (422)",
-                "1 mistake",
                 "line 7, column 13: steps[1].needs[0]: no step is called `fetc`",
                 "request req_1",
             ]

@@ -28,8 +28,9 @@ const FAREWELL: Duration = Duration::from_secs(2);
 pub(super) enum News {
     /// The next event; never one that was there already.
     Event(Box<Record>),
-    /// Events after the first and before the second number are not to be had any more.
-    Gap { after: u64, before: u64 },
+    /// Events after the first and before the second number are not to be had any more; `raw` is the
+    /// server's word for it.
+    Gap { after: u64, before: u64, raw: String },
     /// The connection is lost; the next attempt comes after `pause`.
     Lost { cause: String, pause: Duration },
     /// The connection is back.
@@ -151,7 +152,7 @@ impl Follower {
         let mut events = response.bytes_stream().eventsource();
         while let Some(event) = self.next(&mut events).await {
             match event {
-                Ok(event) if event.event == "gap" => self.gap(&event.id).await?,
+                Ok(event) if event.event == "gap" => self.gap(&event.id, event.data).await?,
                 Ok(event) => match Record::parse(event.data) {
                     Ok(record) => self.pass_on(record).await?,
                     Err(cause) => return Ok(Pause::Never(Failure::Unreadable(cause))),
@@ -177,24 +178,24 @@ impl Follower {
             return Ok(());
         }
         // The server says so itself; this is for one that forgets to.
-        self.missed(record.seq).await?;
+        self.missed(record.seq, String::new()).await?;
         self.last = record.seq;
         self.over = matches!(record.name.as_str(), "completed" | "failed" | "cancelled");
         self.tell(News::Event(Box::new(record))).await
     }
 
     /// The server says that it no longer has the events up to this one.
-    async fn gap(&mut self, id: &str) -> Result<(), Gone> {
+    async fn gap(&mut self, id: &str, raw: String) -> Result<(), Gone> {
         match sequence(id) {
-            Some(lost) => self.missed(lost + 1).await,
+            Some(lost) => self.missed(lost.saturating_add(1), raw).await,
             // The next event's number will tell.
             None => Ok(()),
         }
     }
 
-    async fn missed(&mut self, next: u64) -> Result<(), Gone> {
+    async fn missed(&mut self, next: u64, raw: String) -> Result<(), Gone> {
         if next > self.last + 1 {
-            self.tell(News::Gap { after: self.last, before: next }).await?;
+            self.tell(News::Gap { after: self.last, before: next, raw }).await?;
             self.last = next - 1;
         }
         Ok(())
@@ -296,7 +297,7 @@ mod tests {
             .iter()
             .map(|one| match one.as_ref().unwrap() {
                 News::Event(record) => record.seq.to_string(),
-                News::Gap { after, before } => format!("gap {after}..{before}"),
+                News::Gap { after, before, .. } => format!("gap {after}..{before}"),
                 News::Lost { .. } => "lost".to_owned(),
                 News::Back => "back".to_owned(),
             })

@@ -382,9 +382,7 @@ pub(super) fn status(status: &str) -> String {
     match status {
         "completed" | "approved" => style(shown).green().to_string(),
         "failed" | "denied" => style(shown).red().to_string(),
-        "awaiting_approval" | "pending" | "held" | "retrying" | "cancelled" | "expired" => {
-            style(shown).yellow().to_string()
-        }
+        "awaiting_approval" | "retrying" | "cancelled" | "expired" => style(shown).yellow().to_string(),
         _ => shown,
     }
 }

@@ -111,7 +111,10 @@ impl View {
                     Form::Json => output::line(&record.raw),
                 }
             }
-            News::Gap { after, before } => {
+            News::Gap { after, before, raw } => {
+                if matches!(self.form, Form::Json) && !raw.is_empty() {
+                    output::line(&raw)?;
+                }
                 self.notice(Some(format!("events {} to {} are no longer kept", after + 1, before - 1)));
                 Ok(())
             }
