@@ -15,6 +15,8 @@ pub mod audit;
 pub mod journal;
 pub mod stream;
 
+pub mod identity;
+
 pub mod tool;
 
 pub mod run;

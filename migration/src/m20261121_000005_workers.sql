@@ -22,8 +22,8 @@ create table run_leases (
 comment on table run_leases is 'One row a live run: when it wants a worker next, and which one has it.';
 comment on column run_leases.due_at is 'When the run has something to do; null while only a command can move it.';
 comment on column run_leases.epoch is 'Counts claims.';
-create index run_leases_due on run_leases (tenant_id, due_at) where worker_id is null;
-create index run_leases_next on run_leases (due_at) where worker_id is null;
+create index run_leases_due on run_leases (tenant_id, due_at) where worker_id is null and due_at is not null;
+create index run_leases_next on run_leases (due_at) where worker_id is null and due_at is not null;
 create index run_leases_held on run_leases (worker_id) where worker_id is not null;
 create index run_leases_busy on run_leases (tenant_id) where worker_id is not null;
 alter table run_leases enable row level security;
@@ -36,36 +36,42 @@ create policy system_claim on run_leases to fermata_system
 grant select, insert, update, delete on run_leases to fermata_app;
 grant select, update (due_at, worker_id, epoch) on run_leases to fermata_system;
 
--- Fair between tenants: the first ready run of every tenant comes before the second of any.
+-- Fair between tenants: a run's turn counts the runs its tenant holds and those before it, the lowest turn goes
+-- first, and chance settles between equals, so that no tenant is always last.
 create function claim_runs(claimer uuid, most integer, tenant_most integer, at timestamptz)
   returns table (tenant_id uuid, run_id uuid, epoch bigint)
   language sql volatile security definer
   set search_path = pg_catalog, public, pg_temp
 as $$
+  -- The tenants that have something to do now or later, by skipping from one to the next.
   with recursive waiting (tenant) as (
-    (select l.tenant_id from run_leases l where l.worker_id is null order by l.tenant_id limit 1)
+    (select l.tenant_id from run_leases l
+     where l.worker_id is null and l.due_at is not null order by l.tenant_id limit 1)
     union all
     select (select l.tenant_id from run_leases l
-            where l.worker_id is null and l.tenant_id > w.tenant order by l.tenant_id limit 1)
+            where l.worker_id is null and l.due_at is not null and l.tenant_id > w.tenant
+            order by l.tenant_id limit 1)
     from waiting w where w.tenant is not null
   ),
   ready as (
-    select r.tenant_id, r.run_id, r.nth
+    select r.tenant_id, r.run_id, r.turn
     from waiting w
     cross join lateral (
-      select l.tenant_id, l.run_id, row_number() over (order by l.due_at) as nth
+      select count(*) as held from run_leases b where b.tenant_id = w.tenant and b.worker_id is not null
+    ) b
+    cross join lateral (
+      select l.tenant_id, l.run_id, b.held + row_number() over (order by l.due_at) as turn
       from run_leases l
       where l.tenant_id = w.tenant and l.worker_id is null and l.due_at <= at
       order by l.due_at
-      limit least(most, greatest(0, tenant_most - (
-        select count(*) from run_leases b where b.tenant_id = w.tenant and b.worker_id is not null)))
+      limit least(most, greatest(0, tenant_most - b.held))
     ) r
     where w.tenant is not null
   ),
   chosen as (
     select l.tenant_id, l.run_id
     from run_leases l
-    join (select * from ready order by nth limit most) r on (l.tenant_id, l.run_id) = (r.tenant_id, r.run_id)
+    join (select * from ready order by turn, random() limit most) r on (l.tenant_id, l.run_id) = (r.tenant_id, r.run_id)
     where l.worker_id is null
     for update of l skip locked
   )
@@ -80,7 +86,7 @@ comment on function claim_runs(uuid, integer, integer, timestamptz) is 'Claims d
 create function next_due() returns timestamptz
   language sql stable security definer
   set search_path = pg_catalog, public, pg_temp
-as $$ select min(l.due_at) from run_leases l where l.worker_id is null $$;
+as $$ select min(l.due_at) from run_leases l where l.worker_id is null and l.due_at is not null $$;
 comment on function next_due() is 'When the next unclaimed run wants a worker.';
 
 -- A worker is dead when its lock can be taken or its time has run out; its runs are due at once.
@@ -97,7 +103,12 @@ begin
   if dead is null then
     return 0;
   end if;
-  update run_leases l set worker_id = null, due_at = at where l.worker_id = any (dead);
+  -- A row that is locked just now is somebody's late append; the next sweep finds it.
+  with held as (
+    select l.tenant_id, l.run_id from run_leases l where l.worker_id = any (dead) for update skip locked
+  )
+  update run_leases l set worker_id = null, due_at = at
+  from held h where (l.tenant_id, l.run_id) = (h.tenant_id, h.run_id);
   get diagnostics freed = row_count;
   delete from workers w where w.worker_id = any (dead)
     and not exists (select from run_leases l where l.worker_id = w.worker_id);

@@ -18,7 +18,7 @@ pub struct SettingError {
 }
 
 /// Variables with the prefix that are not settings: the log filter, and what the client commands read.
-const NOT_SETTINGS: [&str; 4] = ["log", "log_format", "url", "token"];
+const NOT_SETTINGS: [&str; 3] = ["log", "url", "token"];
 
 /// Secrets and addresses are taken as text, whatever they look like: a secret of digits is not a number.
 const TEXT: [&str; 6] =

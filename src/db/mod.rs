@@ -3,6 +3,8 @@
 
 pub mod cluster;
 mod failure;
+#[cfg(test)]
+pub(crate) mod fixture;
 pub mod guard;
 mod listen;
 mod migrate;

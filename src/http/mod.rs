@@ -5,6 +5,7 @@
 mod arrival;
 mod body;
 mod ctx;
+mod docs;
 mod dress;
 mod frame;
 mod front;
@@ -24,6 +25,7 @@ pub use crate::kernel::Result;
 pub use arrival::{Arrival, RequestId, Trace};
 pub use body::{media_type, read_body};
 pub use ctx::Ctx;
+pub use docs::docs;
 pub use dress::dress;
 pub use front::Front;
 pub use health::{Probe, vitals};

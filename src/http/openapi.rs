@@ -1,13 +1,15 @@
 //! The OpenAPI document: what it says of the whole, and what it adds to every operation. An operation
 //! declares its permission once, as `security(("bearer" = ["runs:read"]))`; the rest follows from it.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 use utoipa::openapi::{
     ContentBuilder, HeaderBuilder, Info, License, ObjectBuilder, OpenApi, Ref, RefOr, Response, ResponseBuilder,
     Schema, ServerBuilder,
     extensions::Extensions,
     path::{Operation, PathItem},
-    schema::{AdditionalProperties, SchemaFormat, Type},
+    schema::{AdditionalProperties, AllOfBuilder, OneOfBuilder, SchemaFormat, Type},
     security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
     tag::TagBuilder,
 };
@@ -19,7 +21,7 @@ const TAGS: [(&str, &str); 5] = [
     ("agent", "Plan, execute, approve"),
     ("runs", "Runs, their steps and events"),
     ("approvals", "The inbox of holds"),
-    ("workflows", "Definitions and their versions"),
+    ("workflows", "Definitions, their versions, and the tools they use"),
     ("operations", "Health and measurements"),
 ];
 
@@ -41,22 +43,55 @@ pub fn base() -> OpenApi {
     document
 }
 
+/// The payloads of events: each event's name on the wire, its payload's name and schema; then the schemas
+/// these refer to.
+#[derive(Default)]
+pub struct Events {
+    /// `journal::payload_schemas()`.
+    pub payloads: Vec<(&'static str, String, RefOr<Schema>)>,
+    /// `journal::payload_parts()`.
+    pub parts: Vec<(String, RefOr<Schema>)>,
+}
+
 /// Completes an assembled document: the bearer scheme, the problem, the events' payloads, and for every
 /// operation its permission, its problems and the headers of its responses.
 #[must_use]
-pub fn complete(mut document: OpenApi, events: Vec<(&'static str, String, RefOr<Schema>)>) -> OpenApi {
+pub fn complete(mut document: OpenApi, events: Events) -> OpenApi {
     let components = document.components.get_or_insert_default();
     components.security_schemes.insert("bearer".to_owned(), RefOr::T(bearer()));
     components.schemas.insert("Problem".to_owned(), problem_schema());
-    components.schemas.extend(events.into_iter().map(|(_, name, schema)| (name, schema)));
     for problem in Problem::ALL {
         components.responses.insert(problem.slug().to_owned(), RefOr::T(problem_response(*problem)));
     }
+    describe_events(&mut components.schemas, events);
     for (path, item) in &mut document.paths.paths {
         let named = path.contains('{');
         operations(item).for_each(|operation| finish(operation, named));
     }
     document
+}
+
+/// Says which payload each event has: an event is the envelope with one of these pairs in it.
+fn describe_events(schemas: &mut BTreeMap<String, RefOr<Schema>>, events: Events) {
+    schemas.extend(events.parts);
+    let mut kinds = OneOfBuilder::new();
+    for (event, name, schema) in events.payloads {
+        let name = format!("{name}Payload");
+        let step = ObjectBuilder::new().schema_type(Type::String).enum_values(Some([event]));
+        let payload = Ref::from_schema_name(&name);
+        kinds = kinds.item(
+            ObjectBuilder::new()
+                .property("step", step)
+                .property("payload", payload)
+                .required("step")
+                .required("payload"),
+        );
+        schemas.insert(name, schema);
+    }
+    if let Some(envelope) = schemas.remove("Event") {
+        let event = AllOfBuilder::new().item(envelope).item(kinds);
+        schemas.insert("Event".to_owned(), event.into());
+    }
 }
 
 fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
@@ -154,4 +189,68 @@ fn problem_response(problem: Problem) -> Response {
     let schema = Ref::from_schema_name("Problem");
     let content = ContentBuilder::new().schema(Some(schema)).example(Some(example)).build();
     ResponseBuilder::new().description(problem.title()).content(MEDIA_TYPE, content).build()
+}
+
+#[cfg(test)]
+mod tests {
+    use utoipa::{PartialSchema, ToSchema};
+
+    use super::*;
+    use crate::{http::vitals, journal};
+
+    #[utoipa::path(
+        post, path = "/runs/{id}", request_body = String, security(("bearer" = ["runs:write"])),
+        responses((status = 200, body = String), (status = 404, description = "mine"))
+    )]
+    async fn act() {}
+
+    fn document() -> Value {
+        let metrics = crate::telemetry::metrics().expect("metrics");
+        let (_, assembled) = utoipa_axum::router::OpenApiRouter::<()>::with_openapi(base())
+            .routes(utoipa_axum::routes!(act))
+            .merge(vitals(Vec::new(), metrics, Default::default()))
+            .split_for_parts();
+        let mut assembled = assembled;
+        let components = assembled.components.get_or_insert_default();
+        components.schemas.insert("Event".to_owned(), journal::Envelope::schema());
+        let mut parts = journal::payload_parts();
+        journal::Envelope::schemas(&mut parts);
+        serde_json::to_value(complete(assembled, Events { payloads: journal::payload_schemas(), parts })).expect("json")
+    }
+
+    #[test]
+    fn an_operation_says_what_it_needs_and_what_can_go_wrong() {
+        let document = document();
+        let operation = &document["paths"]["/runs/{id}"]["post"];
+        assert_eq!(operation["x-permissions"], serde_json::json!(["runs:write"]));
+        assert!(operation["description"].as_str().expect("text").ends_with("Needs `runs:write`."));
+        let responses = operation["responses"].as_object().expect("responses");
+        for status in ["400", "401", "403", "413", "415", "422", "500", "503"] {
+            assert!(responses[status]["$ref"].is_string(), "{status}");
+        }
+        assert_eq!(responses["404"]["description"], "mine");
+        assert!(responses["200"]["headers"]["X-Request-Id"].is_object());
+        assert!(document["paths"]["/health"]["get"]["responses"].get("401").is_none());
+    }
+
+    #[test]
+    fn every_reference_leads_somewhere() {
+        fn walk(document: &Value, value: &Value) {
+            match value {
+                Value::Object(members) => {
+                    if let Some(Value::String(target)) = members.get("$ref") {
+                        let found = target.strip_prefix('#').and_then(|pointer| document.pointer(pointer));
+                        assert!(found.is_some(), "{target}");
+                    }
+                    members.values().for_each(|inner| walk(document, inner));
+                }
+                Value::Array(items) => items.iter().for_each(|inner| walk(document, inner)),
+                _ => {}
+            }
+        }
+        let document = document();
+        assert_eq!(document["openapi"], "3.1.0");
+        assert!(document["components"]["schemas"]["AwaitingApprovalPayload"].is_object());
+        walk(&document, &document);
+    }
 }

@@ -62,6 +62,14 @@ macro_rules! events {
         pub fn payload_schemas() -> Vec<(&'static str, String, utoipa::openapi::RefOr<utoipa::openapi::Schema>)> {
             vec![$(($wire, <$name as ToSchema>::name().into_owned(), <$name as utoipa::PartialSchema>::schema()),)*]
         }
+
+        /// The schemas that the payloads' schemas refer to.
+        #[must_use]
+        pub fn payload_parts() -> Vec<(String, utoipa::openapi::RefOr<utoipa::openapi::Schema>)> {
+            let mut parts = Vec::new();
+            $(<$name as ToSchema>::schemas(&mut parts);)*
+            parts
+        }
     };
 }
 

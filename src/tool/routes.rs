@@ -29,13 +29,13 @@ pub fn routes(front: Front, registry: Registry) -> OpenApiRouter {
 /// What steps can use
 ///
 /// The tools of this server with the JSON Schemas of their arguments and outputs, in order of name.
-/// Needs `workflows:read`.
 #[utoipa::path(
     get,
     path = "/tools",
     tag = "workflows",
     operation_id = "listTools",
     params(PageQuery),
+    security(("bearer" = ["workflows:read"])),
     responses((status = 200, description = "A page of tools.", body = Page<Described>)),
 )]
 async fn list(
