@@ -1,12 +1,13 @@
-use std::path::Path;
+use std::{convert::Infallible, ffi::OsString, path::Path};
 
 use figment::{
-    Figment, Profile,
-    providers::{Env, Format, Serialized, Toml},
+    Figment, Metadata, Profile, Provider,
+    providers::{Format, Toml},
+    value::{Dict, Map, Value},
 };
 use thiserror::Error;
 
-use super::Settings;
+use super::{Settings, Span};
 
 /// A setting that cannot be used, named.
 #[derive(Debug, Error)]
@@ -18,7 +19,10 @@ pub struct SettingError {
 }
 
 /// Variables with the prefix that are not settings: the log filter, and what the client commands read.
-const NOT_SETTINGS: [&str; 3] = ["log", "url", "token"];
+const NOT_SETTINGS: [&str; 3] = ["LOG", "URL", "TOKEN"];
+
+/// Names that count without the prefix, because everybody uses them.
+const BARE: [&str; 3] = ["DATABASE_URL", "DATABASE_ADMIN_URL", "DATABASE_DIRECT_URL"];
 
 /// Secrets and addresses are taken as text, whatever they look like: a secret of digits is not a number.
 const TEXT: [&str; 6] =
@@ -41,32 +45,80 @@ pub fn load(file: Option<&Path>) -> Result<Settings, SettingError> {
         Some(path) => Toml::file_exact(path),
         None => Toml::file("fermata.toml"),
     };
-    extract(environment(Figment::new().merge(toml.profile(Profile::Default))))
-}
-
-fn environment(figment: Figment) -> Figment {
     let figment =
-        figment.merge(prefixed().filter(|key| !NOT_SETTINGS.contains(&key.as_str()) && !is_text(key.as_str())));
-    let texts = prefixed().filter(|key| is_text(key.as_str()));
-    let bare = Env::raw().only(&["DATABASE_URL", "DATABASE_ADMIN_URL", "DATABASE_DIRECT_URL"]).map(section);
-    // The prefixed name wins over the bare one, as the more particular.
-    [bare, texts]
-        .into_iter()
-        .flat_map(|env| env.iter().collect::<Vec<_>>())
-        .fold(figment, |figment, (key, value)| figment.merge(Serialized::default(key.as_str(), value)))
+        environment(Figment::new().merge(toml.profile(Profile::Default)), std::env::vars_os().filter_map(readable));
+    let settings = extract(figment)?;
+    check(&settings)?;
+    Ok(settings)
 }
 
-/// `FERMATA_HTTP_BODY_LIMIT` → `http.body_limit`.
-fn prefixed() -> Env {
-    Env::prefixed("FERMATA_").map(section)
+/// The environment's part. An empty variable is as good as none; `FERMATA_DATABASE_URL` wins over the bare
+/// name as the more particular.
+fn environment(figment: Figment, variables: impl Iterator<Item = (String, String)>) -> Figment {
+    let (bare, prefixed): (Vec<_>, Vec<_>) =
+        variables.filter_map(|(name, text)| Variable::read(name, text)).partition(|v| BARE.contains(&v.name.as_str()));
+    bare.into_iter().chain(prefixed).fold(figment, Figment::merge)
 }
 
-fn section(key: &figment::value::UncasedStr) -> figment::value::Uncased<'_> {
-    key.as_str().to_ascii_lowercase().replacen('_', ".", 1).into()
+/// One variable that sets something.
+struct Variable {
+    name: String,
+    key: String,
+    text: String,
 }
 
-fn is_text(key: &str) -> bool {
-    TEXT.contains(&key)
+impl Variable {
+    fn read(name: String, text: String) -> Option<Self> {
+        let setting = if BARE.contains(&name.as_str()) { name.as_str() } else { name.strip_prefix("FERMATA_")? };
+        let key = setting.to_ascii_lowercase().replacen('_', ".", 1);
+        (!text.is_empty() && !NOT_SETTINGS.contains(&setting)).then_some(Self { name, key, text })
+    }
+}
+
+impl Provider for Variable {
+    fn metadata(&self) -> Metadata {
+        Metadata::named(format!("variable {}", self.name))
+    }
+
+    fn data(&self) -> figment::Result<Map<Profile, Dict>> {
+        let value = match TEXT.contains(&self.key.as_str()) {
+            true => Value::from(self.text.clone()),
+            false => self.text.parse().unwrap_or_else(|never: Infallible| match never {}),
+        };
+        let dict = figment::util::nest(&self.key, value).into_dict().unwrap_or_default();
+        Ok(Profile::Default.collect(dict))
+    }
+}
+
+/// A variable that is not UTF-8 is none of ours.
+fn readable((name, text): (OsString, OsString)) -> Option<(String, String)> {
+    Some((name.into_string().ok()?, text.into_string().ok()?))
+}
+
+/// What a type cannot say.
+fn check(settings: &Settings) -> Result<(), SettingError> {
+    let Settings { http, database, auth, worker, .. } = settings;
+    let url = http.public_url.as_deref().unwrap_or("http://");
+    let rules = [
+        ("http.public_url", url.starts_with("http://") || url.starts_with("https://"), "write `https://host/prefix`"),
+        ("http.body_limit", http.body_limit > 0, "it is above 0"),
+        ("http.depth_limit", (1..=100).contains(&http.depth_limit), "it is from 1 to 100"),
+        ("http.connections", http.connections > 0, "it is above 0"),
+        ("http.requests_per_connection", http.requests_per_connection > 0, "it is above 0"),
+        ("http.request_timeout", http.request_timeout > Span::seconds(60), "it is above 60s"),
+        ("database.pool_size", database.pool_size > 1, "it is above 1"),
+        ("auth.leeway", auth.leeway <= Span::seconds(300), "it is 5m at most"),
+        ("worker.runs", worker.runs > 0, "it is above 0"),
+        ("worker.steps", worker.steps > 0, "it is above 0"),
+    ];
+    match rules.into_iter().find(|(_, holds, _)| !holds) {
+        None => Ok(()),
+        Some((setting, _, rule)) => Err(SettingError {
+            setting: setting.to_owned(),
+            source_name: "all layers together".to_owned(),
+            reason: rule.to_owned(),
+        }),
+    }
 }
 
 fn extract(figment: Figment) -> Result<Settings, SettingError> {
@@ -87,6 +139,8 @@ fn extract(figment: Figment) -> Result<Settings, SettingError> {
 
 #[cfg(test)]
 mod tests {
+    use secrecy::ExposeSecret;
+
     use super::*;
 
     fn read(toml: &str) -> Result<Settings, SettingError> {
@@ -123,9 +177,47 @@ mod tests {
         }
     }
 
+    fn read_variables(variables: &[(&str, &str)]) -> Result<Settings, SettingError> {
+        let variables = variables.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned()));
+        extract(environment(Figment::new().merge(Toml::string("[http]\nbody_limit = 7")), variables))
+    }
+
     #[test]
-    fn a_variable_names_section_and_setting() {
-        assert_eq!(section("HTTP_BODY_LIMIT".into()).as_str(), "http.body_limit");
-        assert_eq!(section("DATABASE_URL".into()).as_str(), "database.url");
+    fn the_environment_wins_and_text_stays_text() {
+        let settings = read_variables(&[
+            ("FERMATA_HTTP_BODY_LIMIT", "9"),
+            ("FERMATA_HTTP_CORS_ORIGINS", "[\"https://a.example\"]"),
+            ("FERMATA_AUTH_SECRET", "12345678901234567890"),
+            ("FERMATA_DATABASE_URL", "postgres://particular"),
+            ("DATABASE_URL", "postgres://bare"),
+            ("DATABASE_ADMIN_URL", ""),
+            ("FERMATA_LOG", "debug"),
+            ("HOME", "/root"),
+        ])
+        .expect("settings");
+        assert_eq!((settings.http.body_limit, settings.http.cors_origins.len()), (9, 1));
+        let text = |secret: Option<secrecy::SecretString>| secret.map(|s| s.expose_secret().to_owned());
+        assert_eq!(text(settings.auth.secret).as_deref(), Some("12345678901234567890"));
+        assert_eq!(text(settings.database.url).as_deref(), Some("postgres://particular"));
+        assert!(settings.database.admin_url.is_none());
+    }
+
+    #[test]
+    fn a_wrong_variable_is_named() {
+        for (name, text, setting) in [
+            ("FERMATA_HTTP_BODY_LIMIT", "much", "http.body_limit"),
+            ("FERMATA_HTTP_BODY_LIMT", "1", "http.body_limt"),
+            ("FERMATA_NONSENSE", "1", "nonsense"),
+        ] {
+            let error = read_variables(&[(name, text)]).expect_err(name).to_string();
+            assert!(error.contains(&format!("`{setting}` (variable {name})")), "{error}");
+        }
+    }
+
+    #[test]
+    fn impossible_values_are_refused() {
+        assert!(check(&Settings::default()).is_ok());
+        let error = check(&read("[http]\nrequest_timeout = '5s'").expect("read")).expect_err("too short");
+        assert!(error.to_string().contains("http.request_timeout"), "{error}");
     }
 }

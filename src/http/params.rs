@@ -80,8 +80,10 @@ fn wrong_query(rejection: &QueryRejection) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use axum::http::Request;
+    use axum::{Router, http::Request, routing::get};
+    use http_body_util::BodyExt;
     use serde::Deserialize;
+    use tower::ServiceExt;
 
     use super::*;
     use crate::kernel::{Problem, RunId};
@@ -108,6 +110,38 @@ mod tests {
             let error = Query::<Filter>::from_request_parts(&mut parts, &()).await.expect_err(query);
             assert_eq!(error.problem(), Problem::Malformed);
             assert_eq!(error.members().get("field").and_then(|f| f.as_str()), field, "{query}: {}", error.detail());
+        }
+    }
+
+    #[derive(Deserialize)]
+    struct Named {
+        #[serde(rename = "runId")]
+        _run: RunId,
+    }
+
+    #[tokio::test]
+    async fn a_wrong_id_in_the_path_is_named() {
+        let router = Router::new()
+            .route("/one/{runId}", get(async |_: Path<RunId>| ()))
+            .route("/two/{runId}/{seq}", get(async |_: Path<(RunId, u32)>| ()))
+            .route("/named/{runId}", get(async |_: Path<Named>| ()));
+        let good = RunId::new(chrono::DateTime::UNIX_EPOCH);
+        for (path, field) in [
+            (format!("/one/{good}"), None),
+            (format!("/two/{good}/1"), None),
+            (format!("/named/{good}"), None),
+            ("/one/wf_01h455vb4pex5vsknk084sn02q".to_owned(), Some("runId")),
+            ("/one/%FF".to_owned(), Some("runId")),
+            ("/two/x/1".to_owned(), Some("runId")),
+            (format!("/two/{good}/x"), Some("seq")),
+            ("/named/x".to_owned(), Some("runId")),
+        ] {
+            let request = Request::get(&path).body(axum::body::Body::empty()).expect("request");
+            let response = router.clone().oneshot(request).await.expect("response");
+            assert_eq!(response.status().as_u16(), if field.is_some() { 400 } else { 200 }, "{path}");
+            let body = response.into_body().collect().await.expect("body").to_bytes();
+            let problem = serde_json::from_slice::<serde_json::Value>(&body).unwrap_or_default();
+            assert_eq!(problem.get("field").and_then(|f| f.as_str()), field, "{path}: {problem}");
         }
     }
 }
