@@ -82,3 +82,27 @@ async fn requests_that_never_end_are_dropped_after_the_grace_time() {
     served.await.expect("served");
     assert_eq!(asked.await.expect("asked"), "");
 }
+
+#[tokio::test]
+async fn both_versions_of_the_protocol_are_spoken() {
+    let router = Router::new().route("/", get(async |request: Request| format!("{:?}", request.version())));
+    let router = crate::http::dress(router, crate::kernel::Clock::system(), &HttpSettings::default()).expect("dressed");
+    let (address, stopping, served) = start(HttpSettings::default(), router).await;
+    let connect = async || TokioIo::new(TcpStream::connect(&address).await.expect("connection"));
+    let request = || Request::get(format!("http://{address}/")).body(axum::body::Body::empty()).expect("request");
+
+    let (mut one, driver) = hyper::client::conn::http1::handshake(connect().await).await.expect("HTTP/1.1");
+    tokio::spawn(driver);
+    assert_eq!(text(one.send_request(request()).await.expect("answer")).await, "HTTP/1.1");
+    let (mut two, driver) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), connect().await).await.expect("HTTP/2");
+    tokio::spawn(driver);
+    assert_eq!(text(two.send_request(request()).await.expect("answer")).await, "HTTP/2.0");
+    stopping.cancel();
+    served.await.expect("served");
+}
+
+async fn text(response: hyper::Response<Incoming>) -> String {
+    let body = http_body_util::BodyExt::collect(response.into_body()).await.expect("body").to_bytes();
+    String::from_utf8_lossy(&body).into_owned()
+}
