@@ -62,6 +62,27 @@ pub async fn version(database: &Database) -> Result<Vec<Finding>> {
     Ok(pending.last().map(finding).into_iter().collect())
 }
 
+/// Whether the server's login may hold a transaction open for ever, which would hold back the tenant-wide
+/// stream; worth a warning, not a refusal.
+///
+/// # Errors
+/// When the database is away.
+pub async fn limits(database: &Database) -> Result<Vec<Finding>> {
+    let mut tx = database.system().await?;
+    let unlimited: Vec<String> = sqlx::query_scalar(
+        "select name from pg_settings
+         where name in ('statement_timeout', 'idle_in_transaction_session_timeout') and setting = '0' order by name",
+    )
+    .fetch_all(tx.conn())
+    .await?;
+    tx.commit().await?;
+    let finding = |name: String| Finding {
+        fault: format!("the server's login has no {name}"),
+        remedy: "run deploy/roles.sql again, which sets it".to_owned(),
+    };
+    Ok(unlimited.into_iter().map(finding).collect())
+}
+
 // Both queries answer with (fault, remedy) and may use the two lists.
 async fn findings(database: &Database, query: &'static str) -> Result<Vec<Finding>> {
     let mut tx = database.system().await?;

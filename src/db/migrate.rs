@@ -23,7 +23,8 @@ pub async fn migrate(owner: PgConnectOptions) -> Result<(), Failure> {
         .max_connections(1)
         .idle_timeout(None)
         .max_lifetime(None)
-        .connect_with(owner)
+        // "… already exists, skipping" is nothing to tell.
+        .connect_with(owner.options([("client_min_messages", "warning")]))
         .await
         .map_err(Failure::of("connecting as the owner"))?;
     let done = locked(&pool).await;

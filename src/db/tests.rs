@@ -178,6 +178,7 @@ async fn the_guards_find_what_is_wrong_and_nothing_else() {
     assert_eq!(guard::version(&fixture.database).await.unwrap(), []);
     assert_eq!(guard::schema(&fixture.database).await.unwrap(), []);
     assert_eq!(guard::login(&fixture.database).await.unwrap(), []);
+    assert_eq!(guard::limits(&fixture.database).await.unwrap(), []);
 
     let owner = connect(fixture.cluster.admin_options()).await;
     let faults = guard::login(&owner).await.unwrap();
@@ -186,6 +187,7 @@ async fn the_guards_find_what_is_wrong_and_nothing_else() {
     let superuser = connect(fixture.cluster.admin_options().username("postgres")).await;
     let faults = guard::login(&superuser).await.unwrap();
     assert!(faults.iter().any(|finding| finding.fault.contains("superuser")), "{faults:?}");
+    assert_eq!(guard::limits(&superuser).await.unwrap().len(), 2);
     superuser.close().await;
 
     let mut admin = fixture.cluster.admin_options().connect().await.unwrap();
@@ -224,6 +226,26 @@ async fn the_guards_find_what_is_wrong_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn a_transaction_begins_though_every_pooled_connection_is_dead() {
+    let fixture = Fixture::start("dead").await;
+    let begin = || fixture.database.system();
+    let (one, two, three) = tokio::join!(begin(), begin(), begin());
+    drop((one.unwrap(), two.unwrap(), three.unwrap()));
+    cut_connections(&fixture).await;
+    let (one, two, three) = tokio::join!(begin(), begin(), begin());
+    drop((one.unwrap(), two.unwrap(), three.unwrap()));
+    fixture.stop().await;
+}
+
+async fn cut_connections(fixture: &Fixture) {
+    let mut superuser = fixture.cluster.admin_options().username("postgres").connect().await.unwrap();
+    sqlx::query("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'fermata_app'")
+        .execute(&mut superuser)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
 async fn a_listener_hears_and_says_when_it_may_have_missed_something() {
     let fixture = Fixture::start("listen").await;
     let mut listener = Listener::start(fixture.cluster.app_options(), "news", 2);
@@ -246,11 +268,7 @@ async fn a_listener_hears_and_says_when_it_may_have_missed_something() {
     assert_eq!(listener.next().await, Some(Heard::Missed));
     let mut lock = SessionLock::take(fixture.cluster.app_options(), 9).await.unwrap();
     let lost = lock.as_mut().unwrap().lost();
-    let mut superuser = fixture.cluster.admin_options().username("postgres").connect().await.unwrap();
-    sqlx::query("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'fermata_app'")
-        .execute(&mut superuser)
-        .await
-        .unwrap();
+    cut_connections(&fixture).await;
     lost.cancelled().await;
     assert_eq!(listener.next().await, Some(Heard::Missed));
     fixture.stop().await;

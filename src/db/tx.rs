@@ -8,7 +8,7 @@ use sqlx::{
 };
 use tokio::sync::Mutex;
 
-use crate::kernel::{Error, Problem, Result, TenantId};
+use crate::kernel::{Error, Result, TenantId};
 
 /// The pool, hidden behind transactions that carry their tenant.
 #[derive(Clone, Debug)]
@@ -48,8 +48,7 @@ impl Database {
     pub async fn tenants(&self, tenants: &[TenantId]) -> Result<TenantTx> {
         // Ids have no quotes in them; one round trip begins the transaction and names its tenants.
         let named = tenants.iter().map(|t| t.uuid().to_string()).collect::<Vec<_>>().join(",");
-        let begin = format!("begin; select set_config('fermata.tenants', '{named}', true)");
-        let tx = self.pool.begin_with(AssertSqlSafe(begin)).await.map_err(database_error)?;
+        let tx = self.begin(format!("begin; select set_config('fermata.tenants', '{named}', true)")).await?;
         Ok(TenantTx { tx: Mutex::new(tx), after_commit: Vec::new() })
     }
 
@@ -58,7 +57,19 @@ impl Database {
     /// # Errors
     /// When no connection is to be had.
     pub async fn system(&self) -> Result<SystemTx> {
-        Ok(SystemTx { tx: self.pool.begin().await.map_err(database_error)? })
+        Ok(SystemTx { tx: self.begin("begin".to_owned()).await? })
+    }
+
+    // After the server was away every pooled connection is dead, and finds out when it is used. Nothing has
+    // happened yet at that point, so the next one is tried.
+    async fn begin(&self, statement: String) -> Result<Transaction<'static, Postgres>> {
+        let mut tries = self.pool.size();
+        loop {
+            match self.pool.begin_with(AssertSqlSafe(statement.clone())).await {
+                Err(error) if is_cut(&error) && tries > 0 => tries -= 1,
+                begun => return begun.map_err(database_error),
+            }
+        }
     }
 
     /// Connections in use and open, for the metrics.
@@ -174,19 +185,36 @@ fn query_error(error: sqlx::Error) -> DbErr {
     DbErr::Query(RuntimeErr::SqlxError(error.into()))
 }
 
-/// Sorts a driver's failure into ours: away (503) or a fault (500). Constraint names and values of
-/// other rows stay in the private half.
-fn database_error(error: sqlx::Error) -> Error {
-    let away = match &error {
-        sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => true,
+// The connection is gone, as opposed to: the statement was refused.
+fn is_cut(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) => true,
+        // Shut down, crashed, or idle in a transaction for too long.
+        sqlx::Error::Database(e) => {
+            e.code().is_some_and(|code| ["57P01", "57P02", "57P03", "25P03", "25P04"].contains(&&*code))
+        }
+        _ => false,
+    }
+}
+
+// The server, or a lock, is not to be had just now.
+fn is_away(error: &sqlx::Error) -> bool {
+    match error {
+        cut if is_cut(cut) => true,
+        sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => true,
         // Connection exceptions, lock and statement time-outs, resources, operator intervention, serialisation.
         sqlx::Error::Database(e) => e.code().is_some_and(|code| {
             ["08", "53", "57"].iter().any(|class| code.starts_with(class))
                 || ["40001", "40P01", "55P03"].contains(&&*code)
         }),
         _ => false,
-    };
-    if away { Error::unavailable(error) } else { Error::internal(error) }
+    }
+}
+
+/// Sorts a driver's failure into ours: away (503) or a fault (500). Constraint names and values of
+/// other rows stay in the private half.
+fn database_error(error: sqlx::Error) -> Error {
+    if is_away(&error) { Error::unavailable(error) } else { Error::internal(error) }
 }
 
 impl From<sqlx::Error> for Error {
@@ -200,12 +228,13 @@ impl From<DbErr> for Error {
         match error {
             DbErr::Exec(RuntimeErr::SqlxError(e))
             | DbErr::Query(RuntimeErr::SqlxError(e))
-            | DbErr::Conn(RuntimeErr::SqlxError(e)) => match std::sync::Arc::try_unwrap(e) {
-                Ok(error) => database_error(error),
-                Err(shared) => {
-                    Error::new(Problem::Internal, "the fault is logged under this request's id").because(shared)
+            | DbErr::Conn(RuntimeErr::SqlxError(e)) => {
+                if is_away(&e) {
+                    Error::unavailable(e)
+                } else {
+                    Error::internal(e)
                 }
-            },
+            }
             other => Error::internal(other),
         }
     }

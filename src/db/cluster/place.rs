@@ -72,6 +72,12 @@ impl Place {
 }
 
 async fn stand_in(data_dir: &Path, link: &Path, identity: &Identity) -> Result<PathBuf, Failure> {
+    if link.exists() {
+        return Err(Failure::Server(format!(
+            "the server cannot enter {} any more: move it where it can, or start as the user it belongs to",
+            link.display()
+        )));
+    }
     let base = Path::new("/var/lib/fermata").join(short_hash(data_dir));
     // Without the link it belongs to a data directory that was deleted.
     if base.exists() {
@@ -84,12 +90,6 @@ async fn stand_in(data_dir: &Path, link: &Path, identity: &Identity) -> Result<P
             "the server can enter neither {} nor {}: choose a --data-dir it can enter",
             data_dir.display(),
             base.display()
-        )));
-    }
-    if link.exists() {
-        return Err(Failure::Server(format!(
-            "the server cannot enter {} any more: move it where it can, or start as the user it belongs to",
-            link.display()
         )));
     }
     symlink(base.join("pg"), link).map_err(Failure::at("link", link))?;

@@ -72,12 +72,25 @@ impl Launch {
         initdb.args(["--data-checksums", "--no-sync", "-D"]).arg(&partial);
         run(initdb, "initdb").await?;
         if self.durability == Durability::Full {
-            let mut sync = self.programs.command("initdb");
-            sync.arg("--sync-only").arg("-D").arg(&partial);
-            run(sync, "initdb --sync-only").await?;
+            self.sync(&partial).await?;
         }
         fs::rename(&partial, pg).map_err(Failure::at("rename", &partial))?;
         File::open(base).and_then(|dir| dir.sync_all()).map_err(Failure::at("sync", base))
+    }
+
+    // One call for the whole file system where there is one: a tenth of the time of a thousand files.
+    #[cfg(target_os = "linux")]
+    async fn sync(&self, cluster: &Path) -> Result<(), Failure> {
+        let dir = File::open(cluster).map_err(Failure::at("open", cluster))?;
+        let synced = tokio::task::spawn_blocking(move || rustix::fs::syncfs(dir)).await;
+        synced.map_err(std::io::Error::from).and_then(|done| Ok(done?)).map_err(Failure::at("sync", cluster))
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    async fn sync(&self, cluster: &Path) -> Result<(), Failure> {
+        let mut sync = self.programs.command("initdb");
+        sync.arg("--sync-only").arg("-D").arg(cluster);
+        run(sync, "initdb --sync-only").await
     }
 
     /// Starts the server and waits until it answers.
@@ -92,7 +105,7 @@ impl Launch {
         command.process_group(0).stdout(log.writer()?).stderr(log.writer()?);
         let child = command.spawn().map_err(Failure::at("start", Path::new("postgres")))?;
         let mut server = Server { child, log };
-        match timeout(START_PATIENCE, server.answers(&self.options(SUPERUSER, "postgres"))).await {
+        match timeout(START_PATIENCE, server.answers(&self.superuser("postgres"))).await {
             Ok(Ok(())) => Ok(server),
             Ok(Err(failure)) => Err(failure),
             Err(_) => {
@@ -114,7 +127,8 @@ impl Launch {
 
     /// How the bootstrap connects.
     pub(super) fn superuser(&self, database: &str) -> PgConnectOptions {
-        self.options(SUPERUSER, database)
+        // "… is already a member" is nothing to tell.
+        self.options(SUPERUSER, database).options([("client_min_messages", "warning")])
     }
 
     fn settings(&self) -> impl Iterator<Item = String> + use<> {
@@ -141,7 +155,13 @@ impl Launch {
             Durability::Full => [("fsync", "on"), ("synchronous_commit", "on"), ("full_page_writes", "on")],
             Durability::None => [("fsync", "off"), ("synchronous_commit", "off"), ("full_page_writes", "off")],
         };
-        always.into_iter().chain(durable).flat_map(|(name, value)| ["-c".to_owned(), format!("{name}={value}")])
+        // As above, after a crash.
+        let recovery = cfg!(target_os = "linux").then_some(("recovery_init_sync_method", "syncfs"));
+        always
+            .into_iter()
+            .chain(durable)
+            .chain(recovery)
+            .flat_map(|(name, value)| ["-c".to_owned(), format!("{name}={value}")])
     }
 }
 
