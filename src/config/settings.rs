@@ -129,9 +129,9 @@ pub enum KeyMaterial {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct StreamSettings {
-    /// Open streams of one tenant on this process. Default 2,000.
+    /// Open streams of one tenant on this process. Default 5,000.
     pub per_tenant: usize,
-    /// Open streams of one token on this process. Default 100.
+    /// Open streams of one token on this process. Default 2,000.
     pub per_token: usize,
     /// Bytes of events kept in memory for subscribers that lag a little, per process; beyond it they read
     /// the table. Default 32 MiB.
@@ -249,8 +249,8 @@ impl Default for AuthSettings {
 impl Default for StreamSettings {
     fn default() -> Self {
         Self {
-            per_tenant: 2_000,
-            per_token: 100,
+            per_tenant: 5_000,
+            per_token: 2_000,
             buffer: 32 * MIB,
             keep_alive: Span::seconds(15),
             retry: Span::seconds(1),

@@ -23,6 +23,8 @@ mod state;
 mod store;
 mod subscriber;
 mod tenant;
+#[cfg(test)]
+mod tests;
 mod ticket;
 mod topic;
 

@@ -215,3 +215,16 @@ impl RunEvents {
         if stray { Err(Error::malformed(why)) } else { Ok(()) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::journal::Body;
+
+    #[test]
+    fn the_page_about_events_lists_every_one() {
+        let page = include_str!("../../docs/events.md");
+        for name in Body::NAMES {
+            assert!(page.contains(&format!("\n| `{name}` | ")), "docs/events.md does not list `{name}`");
+        }
+    }
+}

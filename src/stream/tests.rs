@@ -1,0 +1,6 @@
+//! Streams over a real database, with one and with two processes.
+
+mod process;
+mod runs;
+mod tenants;
+mod tickets;

@@ -1,0 +1,279 @@
+//! A database, and processes that serve streams from it.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    body::Body,
+    http::{Request, StatusCode, header},
+    response::Response,
+};
+use bytes::Bytes;
+use chrono::TimeDelta;
+use futures_util::StreamExt;
+use http_body_util::BodyExt;
+use secrecy::ExposeSecret;
+use tokio::{sync::watch, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+
+use crate::{
+    auth::{Grant, Minter, Role, Verifier},
+    config::{AuthSettings, HttpSettings, Span, StreamSettings},
+    db::{
+        Database,
+        cluster::{Cluster, DataDir, Durability},
+        migrate,
+    },
+    http::Front,
+    journal::{Commit, Follower, Frame},
+    kernel::{Clock, RunId, TenantId},
+    stream::{Hub, Signals, Streams, routes},
+};
+
+/// Long enough for anything that is going to happen.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+pub struct World {
+    cluster: Cluster,
+    path: PathBuf,
+    pub database: Database,
+    pub clock: Clock,
+    pub moved: watch::Sender<TimeDelta>,
+}
+
+impl World {
+    pub async fn start(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("fermata-stream-{name}-{}", std::process::id()));
+        let (clock, moved) = Clock::adjustable();
+        let cluster = Cluster::start(DataDir::claim(&path, &clock).unwrap(), Durability::None).await.unwrap();
+        migrate(cluster.admin_options()).await.unwrap();
+        let database = Database::connect(cluster.app_options(), 8, Duration::from_secs(5)).await.unwrap();
+        Self { cluster, path, database, clock, moved }
+    }
+
+    pub async fn stop(self, processes: Vec<Process>) {
+        for process in processes {
+            process.stopping.cancel();
+            process.tasks.await.unwrap();
+        }
+        self.database.close().await;
+        self.cluster.stop().await.unwrap();
+        std::fs::remove_dir_all(&self.path).unwrap();
+    }
+
+    pub async fn tenant(&self, name: &str) -> TenantId {
+        let id = TenantId::new(self.clock.now());
+        let mut tx = self.database.tenant(id).await.unwrap();
+        sqlx::query("insert into tenants (tenant_id, name, created_at) values ($1, $2, $3)")
+            .bind(id.uuid())
+            .bind(name)
+            .bind(self.clock.now())
+            .execute(tx.conn())
+            .await
+            .unwrap();
+        tx.commit().await.unwrap();
+        id
+    }
+
+    pub async fn run(&self, tenant: TenantId) -> RunId {
+        let id = RunId::new(self.clock.now());
+        let mut tx = self.database.tenant(tenant).await.unwrap();
+        sqlx::query(
+            "insert into runs (tenant_id, run_id, status, last_seq, input, created_by, created_at, updated_at)
+             values ($1, $2, 'executing', 0, '{}', 'user_1', $3, $3)",
+        )
+        .bind(tenant.uuid())
+        .bind(id.uuid())
+        .bind(self.clock.now())
+        .execute(tx.conn())
+        .await
+        .unwrap();
+        tx.commit().await.unwrap();
+        id
+    }
+
+    /// Writes the run's next events as the journal would, in a transaction of its own.
+    pub async fn write(&self, tenant: TenantId, run: RunId, names: &[&'static str]) -> Commit {
+        let mut tx = self.database.tenant(tenant).await.unwrap();
+        let commit = write(&mut tx, tenant, run, names).await;
+        tx.commit().await.unwrap();
+        commit
+    }
+
+    /// What a client that has seen everything after `after` has seen.
+    pub async fn table(&self, tenant: TenantId, run: RunId, after: u64) -> String {
+        let mut tx = self.database.tenant(tenant).await.unwrap();
+        let rows: Vec<(i64, String, String)> = sqlx::query_as(
+            "select seq, name, data::text from run_events
+             where tenant_id = $1 and run_id = $2 and seq > $3 order by seq",
+        )
+        .bind(tenant.uuid())
+        .bind(run.uuid())
+        .bind(i64::try_from(after).unwrap())
+        .fetch_all(tx.conn())
+        .await
+        .unwrap();
+        rows.iter().map(|(seq, name, data)| format!("id: evt_{seq}\nevent: {name}\ndata: {data}\n\n")).collect()
+    }
+
+    /// A process; two of them share nothing but the database.
+    pub fn process(&self, settings: StreamSettings, signals: bool) -> Process {
+        let auth = AuthSettings { secret: Some("k7Qm1Zp0xV9sLr4TgYb2Nc8WdHf6JuEa".into()), ..AuthSettings::default() };
+        let stopping = CancellationToken::new();
+        let verifier = Verifier::new(&auth).unwrap();
+        let http = HttpSettings { cors_origins: vec!["https://console.example".to_owned()], ..HttpSettings::default() };
+        let front = Front::new(verifier, self.database.clone(), self.clock.clone(), http, stopping.clone());
+        let hub = Hub::new(self.database.clone(), &settings);
+        let sender = Signals::new();
+        let streams = Streams::new(hub.clone(), front, &settings, &auth);
+        let (router, _) = routes(streams).split_for_parts();
+        let hearing = {
+            let followers: Vec<Arc<dyn Follower>> = vec![hub.clone()];
+            let (sender, stopping) = (sender.clone(), stopping.clone());
+            let (database, options) = (self.database.clone(), self.cluster.app_options());
+            async move {
+                if signals {
+                    sender.run(database, options, followers, stopping).await;
+                }
+            }
+        };
+        let running = hub.clone().run(stopping.clone());
+        let tasks = tokio::spawn(async move {
+            tokio::join!(running, hearing);
+        });
+        let minter = Minter::new(&auth).unwrap();
+        Process { hub, signals: sender, router, minter, clock: self.clock.clone(), stopping, tasks }
+    }
+}
+
+/// Writes the run's next events within a transaction.
+pub async fn write(tx: &mut crate::db::TenantTx, tenant: TenantId, run: RunId, names: &[&'static str]) -> Commit {
+    let last: i64 = sqlx::query_scalar("select last_seq from runs where tenant_id = $1 and run_id = $2 for update")
+        .bind(tenant.uuid())
+        .bind(run.uuid())
+        .fetch_one(tx.conn())
+        .await
+        .unwrap();
+    let mut frames = Vec::new();
+    for (seq, name) in (last + 1..).zip(names) {
+        let data = format!(r#"{{"eventId":"evt_{seq}","step":"{name}","payload":{{"text":"zwölf – 12"}}}}"#);
+        sqlx::query("insert into run_events (tenant_id, run_id, seq, name, data) values ($1, $2, $3, $4, $5::json)")
+            .bind(tenant.uuid())
+            .bind(run.uuid())
+            .bind(seq)
+            .bind(*name)
+            .bind(&data)
+            .execute(tx.conn())
+            .await
+            .unwrap();
+        frames.push(Frame { seq: u64::try_from(seq).unwrap(), name, data: Bytes::from(data) });
+    }
+    let ended = matches!(names.last(), Some(&("completed" | "failed" | "cancelled")));
+    sqlx::query("update runs set last_seq = $3, status = $4 where tenant_id = $1 and run_id = $2")
+        .bind(tenant.uuid())
+        .bind(run.uuid())
+        .bind(last + i64::try_from(names.len()).unwrap())
+        .bind(if ended { *names.last().unwrap() } else { "executing" })
+        .execute(tx.conn())
+        .await
+        .unwrap();
+    Commit { tenant_id: tenant, run_id: run, frames, ended }
+}
+
+pub struct Process {
+    pub hub: Arc<Hub>,
+    pub signals: Arc<Signals>,
+    pub stopping: CancellationToken,
+    router: Router,
+    minter: Minter,
+    clock: Clock,
+    tasks: JoinHandle<()>,
+}
+
+impl Process {
+    /// Commits as this process' journal would: the hub hears of it, and the sender of signals.
+    pub async fn commit(&self, world: &World, tenant: TenantId, run: RunId, names: &[&'static str]) {
+        let commit = [world.write(tenant, run, names).await];
+        self.hub.committed(&commit);
+        self.signals.committed(&commit);
+    }
+
+    pub fn token(&self, tenant: TenantId, ttl: Duration) -> String {
+        let grant = Grant {
+            tenant_id: tenant,
+            subject: "user_1".parse().unwrap(),
+            roles: vec![Role::Viewer],
+            scope: None,
+            ttl: Span(ttl),
+        };
+        let (token, _) = self.minter.mint(&grant, self.clock.now()).unwrap();
+        token.expose_secret().to_owned()
+    }
+
+    pub async fn send(&self, request: Request<Body>) -> Response {
+        self.router.clone().oneshot(request).await.unwrap()
+    }
+
+    pub async fn get(&self, tenant: TenantId, path: &str, headers: &[(&str, &str)]) -> Response {
+        let token = self.token(tenant, Duration::from_secs(3600));
+        let request = Request::get(path).header(header::AUTHORIZATION, format!("Bearer {token}"));
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        self.send(request.body(Body::empty()).unwrap()).await
+    }
+
+    /// Opens a stream.
+    pub async fn open(&self, tenant: TenantId, path: &str, headers: &[(&str, &str)]) -> Open {
+        let response = self.get(tenant, path, headers).await;
+        assert_eq!(response.status(), StatusCode::OK, "{path}");
+        Open::new(response)
+    }
+}
+
+/// The body of an open stream.
+pub struct Open {
+    body: axum::body::BodyDataStream,
+    pub text: String,
+}
+
+impl Open {
+    pub fn new(response: Response) -> Self {
+        Self { body: response.into_body().into_data_stream(), text: String::new() }
+    }
+
+    /// Reads until so many events have come, and gives back all the text since the last time.
+    pub async fn events(&mut self, count: usize) -> String {
+        while self.text.matches("\ndata: ").count() < count {
+            self.piece().await;
+        }
+        std::mem::take(&mut self.text)
+    }
+
+    /// Reads what comes next.
+    pub async fn piece(&mut self) {
+        let more = tokio::time::timeout(PATIENCE, self.body.next()).await;
+        let more = more.unwrap_or_else(|_| panic!("nothing came after {:?}", self.text));
+        self.text.push_str(std::str::from_utf8(&more.expect("the stream goes on").unwrap()).unwrap());
+    }
+
+    /// Reads to the end.
+    pub async fn rest(mut self) -> String {
+        let rest = tokio::time::timeout(PATIENCE, Body::from_stream(self.body).collect()).await;
+        let rest = rest.expect("the stream ends").unwrap().to_bytes();
+        self.text.push_str(std::str::from_utf8(&rest).unwrap());
+        self.text
+    }
+}
+
+/// The `id` of the last event.
+pub fn last_id(text: &str) -> String {
+    text.lines().rev().find_map(|line| line.strip_prefix("id: ")).expect("an id").to_owned()
+}
+
+pub async fn problem(response: Response) -> (u16, String) {
+    let status = response.status().as_u16();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    let value: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+    let slug = value["type"].as_str().unwrap_or_default().rsplit('/').next().unwrap_or_default().to_owned();
+    (status, slug)
+}
