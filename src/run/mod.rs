@@ -1,3 +1,4 @@
 //! Definitions, templates and everything that moves a run.
 
+pub mod definition;
 pub mod template;

@@ -114,6 +114,18 @@ impl Registry {
         self.tools.get(name).ok_or_else(|| ToolError::failed("unknown_tool", format!("there is no tool `{name}`")))
     }
 
+    /// The compiled schema of a tool's arguments; none if there is no such tool.
+    #[must_use]
+    pub fn arguments(&self, name: &str) -> Option<&Validator> {
+        self.tools.get(name).map(|found| &found.arguments)
+    }
+
+    /// How large things may be.
+    #[must_use]
+    pub fn limits(&self) -> &LimitSettings {
+        &self.limits
+    }
+
     /// Every name, in order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tools.keys().map(String::as_str)

@@ -44,6 +44,7 @@ fn a_whole_expression_keeps_its_type_and_anything_else_is_a_text() -> Result<(),
         ("{{ '{{' }} {# gone #}", json!("{{ ")),
         ("{{ steps.fetch.output.body.contacts | join(', ', attribute='name') }}", json!("Ada, Grace")),
         ("{{ 'a b/c' | urlencode }}", json!("a%20b/c")),
+        ("{{ input.nope | default([1]) }}", json!([1])),
         ("no braces", json!("no braces")),
     ] {
         assert_eq!(rendered(template)?, value, "{template}");
@@ -117,6 +118,16 @@ fn mistakes_are_found_without_running_and_where_they_are() {
         let error = check(template);
         assert!(error.as_ref().is_err_and(|e| e.offset().abs_diff(at) <= 2), "{template}: {error:?}");
     }
+}
+
+#[test]
+fn the_reference_lists_the_vocabulary() {
+    let text = include_str!("../../../docs/workflows.md");
+    let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let listed =
+        |after: &str| words(text.split_once(after).and_then(|(_, rest)| rest.split('`').nth(1)).unwrap_or_default());
+    assert_eq!(listed("Filters: "), engine::FILTERS);
+    assert_eq!(listed("Tests, after `is`: "), engine::TESTS);
 }
 
 #[test]
