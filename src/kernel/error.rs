@@ -195,21 +195,3 @@ impl StdError for Error {
         self.inner.source.as_deref().map(|s| s as _)
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_problem_has_its_page_and_every_page_its_problem() {
-        let pages = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/problems");
-        for problem in Problem::ALL {
-            let slug = problem.slug();
-            let page = std::fs::read_to_string(pages.join(format!("{slug}.md"))).expect(slug);
-            assert!(page.starts_with(&format!("# {}\n", problem.title())), "{slug}");
-            assert!(page.contains(&format!("`{slug}`, status {}.", problem.status())), "{}", problem.slug());
-        }
-        let written = std::fs::read_dir(pages).expect("pages").count();
-        assert_eq!(written, Problem::ALL.len() + 1, "one page a problem, and the README");
-    }
-}
