@@ -117,7 +117,7 @@ impl Reply {
 
     /// Prints the body as it came.
     pub(super) fn print(&self) -> Result<()> {
-        output::line(String::from_utf8_lossy(&self.0).trim_end())
+        output::document(String::from_utf8_lossy(&self.0).trim_end())
     }
 }
 

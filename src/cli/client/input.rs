@@ -2,11 +2,13 @@
 
 use std::{fs, path::Path, str::FromStr};
 
-use saphyr::{LoadableYamlNode, Scalar, Yaml};
 use serde_json::{Map, Value};
 
 use super::failure::{Failure, Result};
-use crate::kernel::Error;
+use crate::{
+    kernel::Error,
+    run::definition::{Media, read},
+};
 
 /// `key=value`; the value is JSON where it parses as JSON, else a string.
 pub(super) fn pair(text: &str) -> Result<(String, Value), String> {
@@ -52,7 +54,7 @@ pub(super) fn merged(file: Option<&Path>, pairs: &[(String, Value)]) -> Result<M
 pub(super) struct Document {
     /// As it is on disk; the server gets exactly this.
     pub(super) source: Vec<u8>,
-    pub(super) media_type: &'static str,
+    pub(super) media: Media,
     pub(super) value: Value,
 }
 
@@ -63,42 +65,13 @@ impl Document {
     }
 }
 
-/// Reads a file.
+/// Reads a file, as the server would.
 pub(super) fn document(path: &Path) -> Result<Document> {
     let wrong = |cause: String| Failure::Usage(format!("{}: {cause}", path.display()));
     let source = fs::read(path).map_err(|e| wrong(e.to_string()))?;
-    let text = std::str::from_utf8(&source).map_err(|e| wrong(format!("not UTF-8: {e}")))?;
-    let (media_type, value) = if path.extension().is_some_and(|extension| extension == "json") {
-        ("application/json", serde_json::from_str(text).map_err(|e| wrong(e.to_string()))?)
-    } else {
-        ("application/yaml", yaml(text).map_err(wrong)?)
-    };
-    Ok(Document { media_type, value, source })
-}
-
-fn yaml(text: &str) -> Result<Value, String> {
-    match Yaml::load_from_str(text).map_err(|e| e.to_string())?.as_slice() {
-        [document] => {
-            from_yaml(document).ok_or_else(|| "it has a key, a tag or a number that JSON does not know".to_owned())
-        }
-        documents => Err(format!("one document is wanted, {} are there", documents.len())),
-    }
-}
-
-fn from_yaml(node: &Yaml) -> Option<Value> {
-    Some(match node {
-        Yaml::Value(Scalar::Null) => Value::Null,
-        Yaml::Value(Scalar::Boolean(value)) => Value::Bool(*value),
-        Yaml::Value(Scalar::Integer(value)) => Value::from(*value),
-        Yaml::Value(Scalar::FloatingPoint(value)) => Value::Number(serde_json::Number::from_f64(value.0)?),
-        Yaml::Value(Scalar::String(value)) => Value::String(value.to_string()),
-        Yaml::Sequence(items) => Value::Array(items.iter().map(from_yaml).collect::<Option<_>>()?),
-        Yaml::Mapping(fields) => {
-            let field = |(key, value): (&Yaml, &Yaml)| Some((key.as_str()?.to_owned(), from_yaml(value)?));
-            Value::Object(fields.iter().map(field).collect::<Option<_>>()?)
-        }
-        Yaml::Representation(..) | Yaml::Tagged(..) | Yaml::Alias(_) | Yaml::BadValue => return None,
-    })
+    let media = if path.extension().is_some_and(|extension| extension == "json") { Media::Json } else { Media::Yaml };
+    let value = read(&source, media).map_err(|mistake| wrong(mistake.sentence()))?;
+    Ok(Document { source, media, value })
 }
 
 #[cfg(test)]
@@ -117,11 +90,13 @@ mod tests {
     }
 
     #[test]
-    fn yaml_becomes_the_json_it_means() {
-        let text = "name: crm-sync\nsteps:\n  - id: a\n    with: { n: 1, x: 0.5, on: true, text: '1', none: null }\n";
-        let with = json!({"n": 1, "x": 0.5, "on": true, "text": "1", "none": null});
-        assert_eq!(yaml(text), Ok(json!({"name": "crm-sync", "steps": [{"id": "a", "with": with}]})));
-        assert!(yaml("a: 1\n---\nb: 2\n").is_err());
-        assert!(yaml("1: no\n").is_err());
+    fn single_values_go_over_the_file() {
+        let path = std::env::temp_dir().join(format!("fermata-input-{}.yaml", std::process::id()));
+        fs::write(&path, "account: acme\nlimits: { most: 3 }\n").unwrap();
+        let input = merged(Some(&path), &[("account".to_owned(), json!("other"))]).unwrap();
+        assert_eq!(Value::Object(input), json!({"account": "other", "limits": {"most": 3}}));
+        fs::write(&path, "- a list\n").unwrap();
+        assert!(matches!(merged(Some(&path), &[]), Err(Failure::Usage(_))));
+        fs::remove_file(&path).unwrap();
     }
 }

@@ -1,6 +1,6 @@
 use std::io::{self, Write as _};
 
-use super::failure::Result;
+use super::{failure::Result, text};
 
 /// Writes lines to stdout; a reader that has gone is no panic.
 pub(super) fn lines<S: AsRef<str>>(lines: impl IntoIterator<Item = S>) -> Result<()> {
@@ -14,6 +14,15 @@ pub(super) fn lines<S: AsRef<str>>(lines: impl IntoIterator<Item = S>) -> Result
 /// Writes one line to stdout.
 pub(super) fn line(text: &str) -> Result<()> {
     lines([text])
+}
+
+/// Writes what somebody else wrote: to a program as it is, to a terminal without what would move its cursor.
+pub(super) fn document(document: &str) -> Result<()> {
+    if !console::user_attended() {
+        return line(document);
+    }
+    let harmless = |line: &str| line.split('\t').map(text::safe).collect::<Vec<_>>().join("\t");
+    lines(document.lines().map(harmless))
 }
 
 /// A word to the person at the terminal; scripts don't get it.

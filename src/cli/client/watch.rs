@@ -108,12 +108,12 @@ impl View {
                     // Painted with the next tick: a burst is one picture.
                     Form::Live(_) => Ok(()),
                     Form::Lines => output::line(&line::line(&record)),
-                    Form::Json => output::line(&record.raw),
+                    Form::Json => output::document(&record.raw),
                 }
             }
             News::Gap { after, before, raw } => {
                 if matches!(self.form, Form::Json) && !raw.is_empty() {
-                    output::line(&raw)?;
+                    output::document(&raw)?;
                 }
                 self.notice(Some(format!("events {} to {} are no longer kept", after + 1, before - 1)));
                 Ok(())

@@ -55,8 +55,11 @@ pub struct List {
 /// `workflow get`
 #[derive(Debug, Args)]
 pub struct Get {
-    /// NAME or NAME@VERSION
+    #[arg(value_name = "NAME[@VERSION]")]
     name: String,
+    /// Print all of it as the server sends it, not only the source
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     connection: Connection,
 }
@@ -69,6 +72,13 @@ pub(super) struct Definition {
     version: u32,
     created_at: Option<Timestamp>,
     created_by: Option<String>,
+    description: Option<String>,
+}
+
+/// A definition as it was put.
+#[derive(Debug, Deserialize)]
+struct Source {
+    source: String,
 }
 
 impl Definition {
@@ -82,6 +92,7 @@ impl Definition {
             text::safe(&self.reference()),
             self.created_at.map(|at| format!("{} ago", text::whole_duration(now - at))).unwrap_or_default(),
             text::safe(self.created_by.as_deref().unwrap_or_default()),
+            text::cut(&text::safe(self.description.as_deref().unwrap_or_default()), 80),
         ]
     }
 }
@@ -92,7 +103,7 @@ pub(super) async fn put(api: &Api, name: &str, document: input::Document) -> Res
 }
 
 async fn sent(api: &Api, name: &str, document: input::Document) -> Result<Reply> {
-    api.put(&["workflow", "definitions", name], document.media_type, document.source).await
+    api.put(&["workflow", "definitions", name], document.media.as_str(), document.source).await
 }
 
 impl Command {
@@ -137,6 +148,14 @@ impl List {
 impl Get {
     async fn run(self) -> Result<()> {
         let api = Api::new(self.connection.target(Role::Operator)?)?;
-        api.get(&["workflow", "definitions", &self.name]).await?.print()
+        let (name, version) = match self.name.split_once('@') {
+            Some((name, version)) => (name, vec![("version", version.to_owned())]),
+            None => (self.name.as_str(), Vec::new()),
+        };
+        let reply = api.list(&["workflow", "definitions", name], &version).await?;
+        if self.json {
+            return reply.print();
+        }
+        output::document(reply.json::<Source>()?.source.trim_end())
     }
 }

@@ -21,6 +21,7 @@ pub use model::{Definition, Media, Mistake, refuse};
 pub use put::{DefinitionSummary, StoredDefinition};
 pub use routes::routes;
 pub use schema::SCHEMA;
+pub use source::read;
 pub use store::{Found, find};
 
 #[cfg(test)]

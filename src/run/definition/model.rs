@@ -87,7 +87,9 @@ pub struct Mistake {
 }
 
 impl Mistake {
-    fn sentence(&self) -> String {
+    /// All of it on one line, for a person.
+    #[must_use]
+    pub fn sentence(&self) -> String {
         let place = match (self.line, self.column) {
             (Some(line), Some(column)) => format!("line {line}, column {column}: "),
             _ => String::new(),

@@ -95,6 +95,14 @@ fn decoded(segment: &str) -> Cow<'_, str> {
     }
 }
 
+/// Reads a document of any size as the JSON it means, whatever it is about.
+///
+/// # Errors
+/// When the text is not of its language, with the place.
+pub fn read(bytes: &[u8], media: Media) -> Result<Value, Mistake> {
+    Source::read(bytes, media, usize::MAX).map(|source| source.value)
+}
+
 /// A document with its places.
 #[derive(Debug)]
 pub(super) struct Source<'t> {
