@@ -17,8 +17,12 @@ pub mod stream;
 
 pub mod identity;
 
+pub mod approval;
+
 pub mod tool;
 
 pub mod run;
+
+pub mod app;
 
 pub mod cli;

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod client;
+mod server;
 
 /// An agent orchestrator that knows when to hold.
 #[derive(Debug, Parser)]
@@ -18,6 +19,8 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     #[command(flatten)]
+    Server(server::Command),
+    #[command(flatten)]
     Client(client::Command),
 }
 
@@ -25,6 +28,7 @@ impl Cli {
     /// Does what was asked for; what went wrong has been said on stderr when this returns.
     pub async fn run(self) -> ExitCode {
         match self.command {
+            Command::Server(command) => server::run(command).await,
             Command::Client(command) => client::run(command).await,
         }
     }

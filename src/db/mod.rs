@@ -5,6 +5,7 @@ pub mod cluster;
 mod failure;
 #[cfg(test)]
 pub(crate) mod fixture;
+mod given;
 pub mod guard;
 mod listen;
 mod migrate;
@@ -13,6 +14,7 @@ mod tests;
 mod tx;
 
 pub use failure::Failure;
+pub use given::adopt;
 pub use listen::{Heard, Listener, NOTIFY_BYTES, SessionLock};
 pub use migrate::migrate;
 pub use tx::{Database, SystemTx, TenantTx};

@@ -8,7 +8,7 @@ use sqlx::{
 };
 use tokio::sync::Mutex;
 
-use crate::kernel::{Error, Result, TenantId};
+use crate::kernel::{Error, Result, TenantId, Timestamp};
 
 /// The pool, hidden behind transactions that carry their tenant.
 #[derive(Clone, Debug)]
@@ -30,6 +30,12 @@ impl Database {
             .await
             .map_err(database_error)?;
         Ok(Self { pool })
+    }
+
+    /// A pool that connects when it is first used, which for describing the API is never.
+    #[must_use]
+    pub fn lazy(options: PgConnectOptions) -> Self {
+        Self { pool: PgPoolOptions::new().connect_lazy_with(options) }
     }
 
     /// A transaction that sees and writes the rows of `tenant` only.
@@ -70,6 +76,14 @@ impl Database {
                 begun => return begun.map_err(database_error),
             }
         }
+    }
+
+    /// The database's own time.
+    ///
+    /// # Errors
+    /// When it is away.
+    pub async fn clock(&self) -> Result<Timestamp> {
+        Ok(sqlx::query_scalar("select clock_timestamp()").fetch_one(&self.pool).await?)
     }
 
     /// Connections in use and open, for the metrics.

@@ -1,6 +1,6 @@
 use axum::{
-    body::Body,
-    extract::{FromRef, FromRequest, Request},
+    body::{Body, HttpBody},
+    extract::{FromRef, FromRequest, OptionalFromRequest, Request},
     http::{HeaderValue, header},
     response::{IntoResponse, Response},
 };
@@ -31,6 +31,21 @@ where
         }
         let body = read_body(request, front.settings()).await?;
         parse_json(&body, front.settings().depth_limit).map(Self)
+    }
+}
+
+/// Taken as `Option<Json<T>>` it is `None` when the request has no body.
+impl<T: DeserializeOwned, S: Send + Sync> OptionalFromRequest<S> for Json<T>
+where
+    Front: FromRef<S>,
+{
+    type Rejection = Error;
+
+    async fn from_request(request: Request, state: &S) -> Result<Option<Self>> {
+        if request.body().is_end_stream() {
+            return Ok(None);
+        }
+        <Self as FromRequest<S>>::from_request(request, state).await.map(Some)
     }
 }
 

@@ -25,7 +25,9 @@ impl FromStr for Subject {
 
     fn from_str(text: &str) -> Result<Self, Error> {
         let allowed = |c: char| c.is_ascii_alphanumeric() || "._:@|-".contains(c);
-        if (1..=128).contains(&text.len()) && text.chars().all(allowed) {
+        // A person must never be taken for the orchestrator or for a run.
+        let reserved = text == "system" || text.parse::<RunId>().is_ok();
+        if (1..=128).contains(&text.len()) && text.chars().all(allowed) && !reserved {
             Ok(Self(text.to_owned()))
         } else {
             Err(Error::malformed("a subject is 1 to 128 letters, digits or `._:@|-`"))

@@ -1,4 +1,25 @@
-//! Definitions, templates and everything that moves a run.
+//! Definitions, templates, and everything that moves a run: the use cases callers have, the pure scheduler,
+//! and the worker whose turns carry runs on.
 
+mod bell;
+mod call;
+mod child;
 pub mod definition;
+mod perform;
+mod routes;
+pub mod scheduler;
+mod service;
+mod store;
 pub mod template;
+mod turn;
+mod view;
+mod waker;
+mod worker;
+
+pub use bell::Bell;
+pub use child::Children;
+pub use routes::{RunRoutes, routes};
+pub use service::{Opening, Request, Runs, Source};
+pub use view::{Links, Run, RunSummary, StepView};
+pub use waker::Waker;
+pub use worker::{Worker, WorkerParts};

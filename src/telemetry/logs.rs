@@ -14,7 +14,8 @@ pub enum LogFormat {
 /// Sends logs to standard error. `FERMATA_LOG` filters them (`info`, `fermata=debug,sqlx=warn`). Called
 /// again, it does nothing.
 pub fn init(format: LogFormat) {
-    let filter = EnvFilter::try_from_env("FERMATA_LOG").unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn,hyper=warn"));
+    let filter = EnvFilter::try_from_env("FERMATA_LOG")
+        .unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn,hyper=warn,sea_orm_migration=warn"));
     let registry = tracing_subscriber::registry().with(filter);
     let outcome = match format {
         LogFormat::Compact => {

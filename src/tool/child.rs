@@ -38,15 +38,17 @@ pub struct ChildRequest {
     pub goal: Option<String>,
 }
 
-/// The id of the child that a step starts: a UUIDv7 as old as its parent, the same for every
-/// repetition of the call.
+/// The id of the child that an attempt of a step starts: a UUIDv7 as old as its parent, the same for
+/// every repetition of the call.
 #[must_use]
-pub fn child_run_id(tenant: TenantId, run: RunId, step: &StepKey) -> RunId {
+pub fn child_run_id(tenant: TenantId, run: RunId, step: &StepKey, attempt: u32) -> RunId {
     let digest = Sha256::new()
         .chain_update(b"fermata child run 1\0")
         .chain_update(tenant.uuid().as_bytes())
         .chain_update(run.uuid().as_bytes())
         .chain_update(step.to_string())
+        .chain_update(b"\0")
+        .chain_update(attempt.to_be_bytes())
         .finalize();
     // A UUIDv7 has 48 bits of time, which are the parent's, and 74 of chance, which are the digest's.
     let parent = run.uuid().as_u128();
@@ -141,7 +143,7 @@ impl Tool for RunStart {
             return Err(ToolError::cancelled());
         }
         let child = ChildRequest {
-            run_id: child_run_id(call.tenant_id, call.run_id, &call.step),
+            run_id: child_run_id(call.tenant_id, call.run_id, &call.step, call.attempt),
             workflow: workflow.to_owned(),
             version,
             input: arguments.input,
@@ -178,16 +180,16 @@ mod tests {
     fn the_child_is_as_old_as_its_parent_and_belongs_to_one_step() {
         let now = chrono::DateTime::from_timestamp(1_700_000_000, 0).unwrap();
         let (tenant, run) = (Id::new(now), Id::new(now));
-        let id = child_run_id(tenant, run, &StepKey::item("sync", 2));
-        assert_eq!(id, child_run_id(tenant, run, &StepKey::item("sync", 2)));
+        let id = child_run_id(tenant, run, &StepKey::item("sync", 2), 1);
+        assert_eq!(id, child_run_id(tenant, run, &StepKey::item("sync", 2), 1));
         assert_eq!(id.uuid().get_version_num(), 7);
         assert_eq!(id.uuid().get_variant(), uuid::Variant::RFC4122);
         assert_eq!(id.uuid().as_u128() >> 80, run.uuid().as_u128() >> 80);
         for other in [
-            child_run_id(tenant, run, &StepKey::item("sync", 1)),
-            child_run_id(tenant, run, &StepKey::whole("sync")),
-            child_run_id(tenant, Id::new(now), &StepKey::item("sync", 2)),
-            child_run_id(Id::new(now), run, &StepKey::item("sync", 2)),
+            child_run_id(tenant, run, &StepKey::item("sync", 1), 1),
+            child_run_id(tenant, run, &StepKey::whole("sync"), 1),
+            child_run_id(tenant, Id::new(now), &StepKey::item("sync", 2), 1),
+            child_run_id(Id::new(now), run, &StepKey::item("sync", 2), 1),
         ] {
             assert_ne!(id, other);
         }
@@ -211,7 +213,7 @@ mod tests {
     async fn without_waiting_the_step_is_done_with_the_id() {
         let tool = RunStart::new(Arc::new(Started::default()));
         let call = call(json!({"workflow": "crm-sync", "wait": false}));
-        let id = child_run_id(call.tenant_id, call.run_id, &call.step);
+        let id = child_run_id(call.tenant_id, call.run_id, &call.step, call.attempt);
         assert_eq!(tool.call(call).await, Ok(Outcome::done(json!({ "runId": id }))));
     }
 

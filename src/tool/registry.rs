@@ -14,6 +14,7 @@ use super::{
     size, time::TimeWait,
 };
 use crate::{
+    approval::Arguments,
     config::{LimitSettings, ToolSettings},
     kernel::{Error, Result},
 };
@@ -184,6 +185,14 @@ impl Registry {
     /// `output_too_large`, `output_too_deep`.
     pub fn check_output(&self, output: &Value) -> Result<(), ToolError> {
         size::check("output", output, self.limits.output)
+    }
+}
+
+impl Arguments for Registry {
+    fn check(&self, tool: &str, arguments: &Value) -> Result<()> {
+        self.validate(tool, arguments).map_err(|error| match error {
+            ToolError::Failed(failure) | ToolError::Unknown(failure) => Error::invalid("arguments", failure.message),
+        })
     }
 }
 

@@ -1,5 +1,3 @@
-mod served;
-
 use std::{
     fs,
     path::Path,

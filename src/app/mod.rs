@@ -1,0 +1,258 @@
+//! The wiring: which rooms there are, in what order they open, and how they close.
+
+mod api;
+mod housekeeping;
+mod store;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use secrecy::SecretString;
+use sqlx::postgres::PgConnectOptions;
+use tokio::net::TcpListener;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use utoipa::openapi::OpenApi;
+
+use crate::{
+    approval::{Approvals, Inbox},
+    auth::Verifier,
+    config::Settings,
+    db::Database,
+    http::{self, Front},
+    identity::Tenants,
+    journal::{Follower, Journal},
+    kernel::{Clock, Error, Result},
+    run::{Bell, Children, RunRoutes, Runs, Waker, Worker, WorkerParts},
+    stream::{Hub, Signals, Streams},
+    telemetry,
+    tool::{Ports, Registry},
+};
+
+/// What a process does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Role {
+    /// Answers requests and carries out runs.
+    All,
+    /// Answers requests.
+    Api,
+    /// Carries out runs; answers only `/health` and `/metrics`.
+    Worker,
+}
+
+/// What a process needs from outside.
+#[derive(Debug)]
+pub struct Outside {
+    /// Everything that can be set.
+    pub settings: Settings,
+    /// Time.
+    pub clock: Clock,
+    /// The server's login; may go through a transaction pooler.
+    pub database: PgConnectOptions,
+    /// A direct way to the database, for what needs a session.
+    pub direct: PgConnectOptions,
+    /// What the process does.
+    pub role: Role,
+}
+
+/// A running process, or a part of one in a test.
+#[derive(Debug)]
+pub struct App {
+    address: SocketAddr,
+    database: Database,
+    stop: CancellationToken,
+    abandon: CancellationToken,
+    finished: CancellationToken,
+    work: TaskTracker,
+    service: TaskTracker,
+    grace: Duration,
+}
+
+impl App {
+    /// Opens every room and answers on `listener`.
+    ///
+    /// # Errors
+    /// When the database is away or a setting is not usable; the message says which.
+    pub async fn start(outside: Outside, listener: TcpListener) -> Result<Self> {
+        let Outside { mut settings, clock, database, direct, role } = outside;
+        let address = listener.local_addr().map_err(Error::internal)?;
+        settings.http.listen = address;
+        let set = &settings.database;
+        let db = Database::connect(database, set.pool_size, set.acquire_timeout.0).await?;
+        let (stop, abandon, finished) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+        let (work, service) = (TaskTracker::new(), TaskTracker::new());
+        let rooms = Rooms::new(&settings, &clock, &db, role, &stop, &service)?;
+        rooms.begin_service(&service, &direct, &finished);
+        if role != Role::Api {
+            let worker = Worker::new(rooms.worker_parts(&settings, &abandon), direct);
+            work.spawn(worker.run());
+        }
+        let (router, _) = api::router(&rooms, role)?;
+        let router = http::dress(router, clock.clone(), &settings.http).map_err(unusable)?;
+        let (http, until) = (settings.http.clone(), stop.clone());
+        work.spawn(async move { http::serve(listener, router, &http, until).await });
+        let grace = settings.http.drain_grace.0;
+        Ok(Self { address, database: db, stop, abandon, finished, work, service, grace })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its database.
+    #[must_use]
+    pub fn database(&self) -> &Database {
+        &self.database
+    }
+
+    /// Stops accepting, ends streams, lets requests and steps in flight finish within the grace time,
+    /// releases what it holds, and closes the database.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        self.work.close();
+        if tokio::time::timeout(self.grace, self.work.wait()).await.is_err() {
+            tracing::warn!("steps were still in flight at the end of the grace time; the next worker takes them up");
+            self.abandon.cancel();
+            if tokio::time::timeout(Duration::from_secs(5), self.work.wait()).await.is_err() {
+                tracing::error!("the worker did not let go in time");
+            }
+        }
+        self.finished.cancel();
+        self.service.close();
+        if tokio::time::timeout(Duration::from_secs(5), self.service.wait()).await.is_err() {
+            tracing::error!("some tasks did not end in time");
+        }
+        self.database.close().await;
+    }
+}
+
+/// The rooms of a process, wired.
+struct Rooms {
+    front: Front,
+    database: Database,
+    clock: Clock,
+    journal: Journal,
+    registry: Registry,
+    runs: Runs,
+    children: Children,
+    approvals: Approvals,
+    streams: Streams,
+    hub: Arc<Hub>,
+    signals: Arc<Signals>,
+    waker: Arc<Waker>,
+    bell: Arc<Bell>,
+    metrics: telemetry::Metrics,
+    stop: CancellationToken,
+}
+
+impl Rooms {
+    fn new(
+        settings: &Settings,
+        clock: &Clock,
+        db: &Database,
+        role: Role,
+        stop: &CancellationToken,
+        service: &TaskTracker,
+    ) -> Result<Self> {
+        let verifier = Verifier::new(&settings.auth).map_err(unusable)?;
+        let front = Front::new(verifier, db.clone(), clock.clone(), settings.http.clone(), stop.clone());
+        let (hub, signals) = (Hub::new(db.clone(), &settings.streams), Signals::new());
+        let (waker, bell) = (Arc::new(Waker::default()), Arc::new(Bell::default()));
+        let mut followers: Vec<Arc<dyn Follower>> = vec![hub.clone(), bell.clone(), signals.clone()];
+        if role != Role::Api {
+            followers.push(waker.clone());
+        }
+        let journal = Journal::start(db.clone(), followers, vec![Arc::new(Inbox)], service);
+        let runs = Runs::new(journal.clone(), settings.limits.clone(), &settings.worker);
+        let children = Children::new(db.clone(), runs.clone(), clock.clone());
+        let tenants = Tenants::new(db.clone(), clock.clone());
+        let ports = Ports { allow_list: Arc::new(AllowLists(tenants)), child_runs: Arc::new(children.clone()) };
+        let registry = Registry::builtin(&settings.tools, &settings.limits, ports)?;
+        Ok(Self {
+            approvals: Approvals::new(journal.clone(), Arc::new(registry.clone())),
+            streams: Streams::new(hub.clone(), front.clone(), &settings.streams, &settings.auth),
+            metrics: telemetry::metrics().map_err(unusable)?,
+            database: db.clone(),
+            clock: clock.clone(),
+            stop: stop.clone(),
+            front,
+            journal,
+            registry,
+            runs,
+            children,
+            hub,
+            signals,
+            waker,
+            bell,
+        })
+    }
+
+    /// Starts what serves the others until everything else has ended.
+    fn begin_service(&self, service: &TaskTracker, direct: &PgConnectOptions, finished: &CancellationToken) {
+        service.spawn(self.hub.clone().run(self.stop.clone()));
+        let hears: Vec<Arc<dyn Follower>> = vec![self.hub.clone(), self.bell.clone(), self.waker.clone()];
+        let signals = self.signals.clone().run(self.database.clone(), direct.clone(), hears, finished.clone());
+        service.spawn(signals);
+        let keep = housekeeping::keep(self.database.clone(), self.clock.clone());
+        let (metrics, until) = (self.metrics.clone(), finished.clone());
+        service.spawn(async move {
+            tokio::select! {
+                () = keep => {}
+                () = metrics.upkeep() => {}
+                () = until.cancelled() => {}
+            }
+        });
+    }
+
+    fn worker_parts(&self, settings: &Settings, abandon: &CancellationToken) -> WorkerParts {
+        WorkerParts {
+            db: self.database.clone(),
+            journal: self.journal.clone(),
+            registry: self.registry.clone(),
+            children: self.children.clone(),
+            clock: self.clock.clone(),
+            waker: self.waker.clone(),
+            settings: settings.worker.clone(),
+            items: settings.limits.items,
+            stop: self.stop.clone(),
+            abandon: abandon.clone(),
+        }
+    }
+
+    fn run_routes(&self) -> RunRoutes {
+        RunRoutes {
+            front: self.front.clone(),
+            runs: self.runs.clone(),
+            registry: self.registry.clone(),
+            bell: self.bell.clone(),
+        }
+    }
+}
+
+/// The OpenAPI document, without a database to serve from.
+///
+/// # Errors
+/// Never, unless the wiring itself is wrong.
+pub fn openapi() -> Result<OpenApi> {
+    let mut settings = Settings::default();
+    settings.tools.debug = true;
+    settings.auth.secret = Some(SecretString::from("only-to-describe-the-api-and-never-to-serve-it"));
+    let db = Database::lazy(PgConnectOptions::new());
+    let (clock, stop, service) = (Clock::system(), CancellationToken::new(), TaskTracker::new());
+    let rooms = Rooms::new(&settings, &clock, &db, Role::All, &stop, &service)?;
+    api::router(&rooms, Role::All).map(|(_, document)| document)
+}
+
+fn unusable(reason: String) -> Error {
+    Error::internal(reason)
+}
+
+/// Asks the tenants where `http.request` may go.
+struct AllowLists(Tenants);
+
+#[async_trait::async_trait]
+impl crate::tool::AllowList for AllowLists {
+    async fn allowed(&self, tenant: crate::kernel::TenantId) -> Result<Vec<String>> {
+        Ok(self.0.get(tenant).await?.settings.http_allow)
+    }
+}

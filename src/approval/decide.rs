@@ -1,0 +1,204 @@
+//! The one way to decide, whatever the door: the approval's row names the call, the token names the
+//! decider, and the run's lock lets exactly one decision be the first.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use utoipa::ToSchema;
+
+use super::{gate, store, view::Approval};
+use crate::{
+    audit,
+    db::TenantTx,
+    http::{Ctx, Permit},
+    journal::{self, Append, Claim, Command, Hold, Journal, Lock, Refusal, Ruling, RunState, StepKey},
+    kernel::{Actor, ApprovalId, Error, Problem, Result, RunId, Timestamp},
+};
+
+/// Yes or no.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum DecisionStatus {
+    /// It may act.
+    Approved,
+    /// It may not.
+    Denied,
+}
+
+impl DecisionStatus {
+    /// Its name on the wire and in the table.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Approved => "approved",
+            Self::Denied => "denied",
+        }
+    }
+}
+
+/// What somebody says of a hold.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// Yes or no.
+    pub status: DecisionStatus,
+    /// Why.
+    pub reason: Option<String>,
+    /// The call they saw; a mismatch is refused.
+    pub digest: Option<String>,
+    /// Arguments in place of the held ones.
+    pub arguments: Option<Value>,
+    /// When, as they claim.
+    pub claimed_at: Option<Timestamp>,
+}
+
+/// Says whether a tool takes these arguments; the registry above implements it.
+pub trait Arguments: Send + Sync + 'static {
+    /// # Errors
+    /// A 422 that names what is wrong.
+    fn check(&self, tool: &str, arguments: &Value) -> Result<()>;
+}
+
+/// Decides on holds.
+#[derive(Clone)]
+pub struct Approvals {
+    journal: Journal,
+    arguments: Arc<dyn Arguments>,
+}
+
+impl std::fmt::Debug for Approvals {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Approvals").finish_non_exhaustive()
+    }
+}
+
+impl Approvals {
+    /// Decides through `journal`.
+    #[must_use]
+    pub fn new(journal: Journal, arguments: Arc<dyn Arguments>) -> Self {
+        Self { journal, arguments }
+    }
+
+    /// Takes in an answer: decision, event, audit entry and the run's wake-up in the caller's transaction.
+    /// The same answer again changes nothing and is no error.
+    ///
+    /// # Errors
+    /// 404 for an unknown approval, 403 for the run's own creator, 409 when it is already decided otherwise
+    /// or the digest is stale, 422 for arguments the tool does not take.
+    pub async fn decide<P: Permit>(
+        &self,
+        tx: &mut TenantTx,
+        ctx: &Ctx<P>,
+        approval_id: ApprovalId,
+        answer: Answer,
+    ) -> Result<Approval> {
+        let run_id = store::run_of(tx, ctx.tenant_id, approval_id).await?;
+        let run_id = run_id.ok_or_else(|| Error::not_found("approval"))?;
+        let mut run = journal::load(tx, &[(ctx.tenant_id, run_id)], Lock::Held).await?;
+        let Some(run) = run.first_mut() else { return Err(Error::not_found("approval")) };
+        let hold = run.state.holds.get(&approval_id).ok_or_else(|| Error::not_found("approval"))?;
+        if answer.digest.as_ref().is_some_and(|seen| *seen != hold.asked.digest) {
+            let detail = "the digest is not that of the held call: read the approval again";
+            return Err(Error::new(Problem::StaleDigest, detail).with("digest", hold.asked.digest.clone()));
+        }
+        let instead = self.instead(&run.state, hold, &answer)?;
+        let digest = instead.as_ref().map_or_else(|| hold.asked.digest.clone(), |(_, digest)| digest.clone());
+        let now = ctx.now();
+        let command = Command::Decide {
+            approval_id,
+            approve: answer.status == DecisionStatus::Approved,
+            by: ctx.actor(),
+            reason: answer.reason.clone(),
+            instead,
+        };
+        match journal::decide(&run.state, command, now) {
+            Ok(events) => {
+                events.iter().for_each(|event| run.state.apply(now, event));
+                let append = Append::new(&run.state, events, run.head.parent.as_ref(), Claim::Due, now)?;
+                self.journal.append_in(tx, append).await?;
+                store::record(tx, ctx.tenant_id, approval_id, &ctx.actor(), &answer, &digest, now).await?;
+                enter_in_audit_log(tx, ctx, approval_id, run_id, &answer, &digest).await?;
+            }
+            Err(Refusal::AlreadySo) => {}
+            Err(refusal) => return Err(explain(refusal)),
+        }
+        store::get(tx, ctx.tenant_id, approval_id).await?.ok_or_else(|| Error::not_found("approval"))
+    }
+
+    /// The approval of a step, by the step: the open one, or the one that was settled last.
+    ///
+    /// # Errors
+    /// 404 when the run or such a hold does not exist.
+    pub async fn find<P: Permit>(
+        &self,
+        tx: &mut TenantTx,
+        ctx: &Ctx<P>,
+        run_id: RunId,
+        step: &StepKey,
+    ) -> Result<ApprovalId> {
+        let found = store::latest_of(tx, ctx.tenant_id, run_id, &step.to_string()).await?;
+        found.ok_or_else(|| Error::not_found("approval for this run and step"))
+    }
+
+    /// The call with the approver's own arguments, where they set any.
+    fn instead(&self, state: &RunState, hold: &Hold, answer: &Answer) -> Result<Option<(Arc<Value>, String)>> {
+        let Some(arguments) = &answer.arguments else { return Ok(None) };
+        if answer.status == DecisionStatus::Denied {
+            return Err(Error::invalid("arguments", "a denial takes no arguments"));
+        }
+        if hold.asked.question == journal::Question::Repeat {
+            return Err(Error::invalid("arguments", "a call that may have been made is repeated as it was"));
+        }
+        self.arguments.check(&hold.asked.action, arguments)?;
+        let tool = (hold.asked.action.as_str(), hold.asked.tool_version.as_str());
+        let digest = gate::digest(state, &hold.step, hold.attempt, tool, arguments)?;
+        Ok(Some((Arc::new(arguments.clone()), digest)))
+    }
+}
+
+async fn enter_in_audit_log<P: Permit>(
+    tx: &mut TenantTx,
+    ctx: &Ctx<P>,
+    approval_id: ApprovalId,
+    run_id: RunId,
+    answer: &Answer,
+    digest: &str,
+) -> Result<()> {
+    let entry = audit::Entry {
+        tenant_id: ctx.tenant_id,
+        actor: &ctx.actor(),
+        action: "approval.decide",
+        target: &approval_id.to_string(),
+        detail: json!({ "runId": run_id, "status": answer.status, "reason": answer.reason, "digest": digest }),
+        request_id: Some(&ctx.request_id),
+        at: ctx.now(),
+    };
+    audit::record(tx, entry).await
+}
+
+fn explain(refusal: Refusal) -> Error {
+    match refusal {
+        Refusal::UnknownHold => Error::not_found("approval"),
+        Refusal::OwnRun => {
+            let detail = "whoever started the run does not decide on it, unless the step says `selfApproval: true`";
+            Error::new(Problem::Forbidden, detail)
+        }
+        Refusal::Ruled(ruling) => already(&ruling),
+        other => Error::conflict(format!("the run does not take a decision now ({other:?})")),
+    }
+}
+
+fn already(ruling: &Ruling) -> Error {
+    let (status, by): (_, Option<&Actor>) = match ruling {
+        Ruling::Approved { by, .. } => ("approved", Some(by)),
+        Ruling::Denied { by } => ("denied", Some(by)),
+        Ruling::Expired => ("expired", None),
+        Ruling::Cancelled => ("cancelled", None),
+    };
+    let detail = by.map_or_else(|| format!("it is {status}"), |by| format!("it was {status} by {by}"));
+    let error = Error::new(Problem::AlreadyDecided, detail).with("status", status);
+    match by {
+        Some(by) => error.with("decidedBy", by.to_string()),
+        None => error,
+    }
+}

@@ -1,0 +1,131 @@
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use secrecy::ExposeSecret;
+
+use super::{Configured, Result, address, addresses, span};
+use crate::{
+    app,
+    auth::{Grant, Minter, Role},
+    config::{Settings, Span},
+    db::{self, Database},
+    identity::{TenantSettings, Tenants},
+    kernel::{Clock, Error, Subject},
+};
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct Token {
+    /// The tenant's name
+    #[arg(long, value_name = "NAME")]
+    tenant: String,
+    /// Roles, separated by commas: owner, admin, operator, approver, viewer, service
+    #[arg(long, value_delimiter = ',', required = true, value_parser = role)]
+    roles: Vec<Role>,
+    /// Who bears it
+    #[arg(long, default_value = "user_cli")]
+    sub: String,
+    /// Narrows the roles to these permissions, separated by spaces
+    #[arg(long)]
+    scope: Option<String>,
+    /// How long it is good
+    #[arg(long, default_value = "8h", value_parser = span)]
+    ttl: Span,
+    /// A development server's data directory; where it is there, the tenant is made if need be
+    #[arg(long, default_value = ".fermata", value_name = "DIR")]
+    data_dir: PathBuf,
+    #[command(flatten)]
+    configured: Configured,
+}
+
+#[derive(Debug, Subcommand)]
+pub(in crate::cli) enum Tenant {
+    /// Make a tenant
+    Create(Create),
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct Create {
+    /// Lower-case letters, digits and `-`
+    name: String,
+    /// Networks or hosts that `http.request` may reach besides the public internet
+    #[arg(long, value_name = "NETWORK")]
+    http_allow: Vec<String>,
+    #[command(flatten)]
+    configured: Configured,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct Openapi {
+    /// JSON instead of YAML
+    #[arg(long)]
+    json: bool,
+}
+
+fn role(text: &str) -> Result<Role> {
+    let role = Role::ALL.iter().copied().find(|role| role.name() == text);
+    role.ok_or_else(|| "a role is owner, admin, operator, approver, viewer or service".to_owned())
+}
+
+/// Brings the schema to this version.
+pub(super) async fn migrate(configured: &Configured) -> Result<()> {
+    let settings = configured.load()?;
+    let owner = address(settings.database.admin_url.as_ref(), "DATABASE_ADMIN_URL")?;
+    db::migrate(owner).await.map_err(|failure| failure.to_string())?;
+    eprintln!("the schema is up to date");
+    Ok(())
+}
+
+async fn connect(settings: &Settings) -> Result<Database> {
+    let (database, _) = addresses(settings)?;
+    Database::connect(database, 1, settings.database.acquire_timeout.0).await.map_err(explain)
+}
+
+/// Prints a token and nothing else.
+pub(super) async fn token(token: Token) -> Result<()> {
+    let mut settings = token.configured.load()?;
+    let clock = Clock::system();
+    let developing = super::dev::adopt(&mut settings, &token.data_dir)?;
+    let minter = Minter::new(&settings.auth)?;
+    let tenants = Tenants::new(connect(&settings).await?, clock.clone());
+    let tenant_id = if developing {
+        tenants.find_or_create(&token.tenant).await.map_err(explain)?
+    } else {
+        let found = tenants.find(&token.tenant).await.map_err(explain)?;
+        let unknown = || format!("there is no tenant `{0}`: make it with `fermata tenant create {0}`", token.tenant);
+        found.ok_or_else(unknown)?
+    };
+    let subject: Subject = token.sub.parse().map_err(|error: Error| format!("--sub: {}", error.detail()))?;
+    let grant = Grant { tenant_id, subject, roles: token.roles, scope: token.scope, ttl: token.ttl };
+    let (made, _) = minter.mint(&grant, clock.now())?;
+    println!("{}", made.expose_secret());
+    Ok(())
+}
+
+/// Makes a tenant and prints its id.
+pub(super) async fn tenant(Tenant::Create(create): Tenant) -> Result<()> {
+    let settings = create.configured.load()?;
+    let tenants = Tenants::new(connect(&settings).await?, Clock::system());
+    let wanted = TenantSettings { http_allow: create.http_allow };
+    let tenant = tenants.create(&create.name, wanted).await.map_err(explain)?;
+    println!("{}", tenant.tenant_id);
+    Ok(())
+}
+
+/// Prints the document.
+pub(super) fn openapi(openapi: &Openapi) -> Result<()> {
+    let document = app::openapi().map_err(explain)?;
+    let text = if openapi.json {
+        document.to_pretty_json().map_err(|error| error.to_string())?
+    } else {
+        document.to_yaml().map_err(|error| error.to_string())?
+    };
+    println!("{}", text.trim_end());
+    Ok(())
+}
+
+fn explain(error: Error) -> String {
+    match std::error::Error::source(&error) {
+        Some(source) => format!("{} ({source})", error.detail()),
+        None => error.detail().to_owned(),
+    }
+}

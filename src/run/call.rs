@@ -1,0 +1,93 @@
+//! One call of a tool: its time-out, its cancellation, and what became of it.
+
+use std::{sync::Arc, time::Duration};
+
+use serde_json::Value;
+
+use crate::{
+    journal::{Effect, Failure, StepKey, Wait},
+    kernel::Clock,
+    tool::{Call, Outcome, Registry, ToolError},
+};
+
+/// How long a tool that was told to stop may take to come back.
+const CANCEL_GRACE: Duration = Duration::from_secs(10);
+
+/// How long a tool whose time is up has for a last word.
+const LAST_WORD: Duration = Duration::from_millis(500);
+
+/// A call that is over.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub(super) step: StepKey,
+    pub(super) attempt: u32,
+    pub(super) end: End,
+}
+
+/// How it ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// With an output.
+    Done { output: Arc<Value>, cost: Option<f64> },
+    /// The step waits.
+    Wait(Wait),
+    /// Certainly without effect, or with one that may be repeated.
+    Failed(Failure),
+    /// It may have acted, and must not act again unasked.
+    Unknown,
+}
+
+impl End {
+    /// For the metrics.
+    pub(super) const fn word(&self) -> &'static str {
+        match self {
+            Self::Done { .. } => "completed",
+            Self::Wait(_) => "waiting",
+            Self::Failed(_) => "failed",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// Makes the call; comes back even when the tool does not.
+pub(super) async fn make(registry: Registry, clock: Clock, tool: String, timeout: Duration, call: Call) -> Ended {
+    let (step, attempt) = (call.step.clone(), call.attempt);
+    let effect = registry.tool(&tool).map_or(Effect::Once, |tool| tool.effect(&call.arguments));
+    let cancel = call.cancel.clone();
+    let deadline = call.now + chrono::TimeDelta::from_std(timeout).unwrap_or(chrono::TimeDelta::MAX);
+    let mut acting = std::pin::pin!(registry.call(&tool, call));
+    let result = tokio::select! {
+        result = &mut acting => result,
+        () = clock.sleep_until(deadline) => {
+            // Told to stop, a tool may still know that nothing happened.
+            cancel.cancel();
+            match tokio::time::timeout(LAST_WORD, acting).await {
+                Ok(Ok(outcome)) => Ok(outcome),
+                Ok(Err(ToolError::Failed(_))) => Err(ToolError::retryable("timeout", late(timeout))),
+                Ok(Err(ToolError::Unknown(_))) | Err(_) => Err(ToolError::unknown("timeout", late(timeout))),
+            }
+        }
+        () = unresponsive(&cancel) => {
+            Err(ToolError::unknown("cancelled", "the tool did not stop when it was told to"))
+        }
+    };
+    let end = match result {
+        Ok(Outcome::Done { output, cost }) => End::Done { output: Arc::new(output), cost },
+        Ok(Outcome::Wait(wait)) => End::Wait(wait),
+        Err(ToolError::Unknown(failure)) if effect == Effect::Once => {
+            tracing::info!(%step, attempt, code = failure.code, reason = failure.message, "a call may have acted");
+            End::Unknown
+        }
+        Err(ToolError::Failed(failure) | ToolError::Unknown(failure)) => End::Failed(failure),
+    };
+    Ended { step, attempt, end }
+}
+
+fn late(timeout: Duration) -> String {
+    format!("no outcome within {}", humantime::format_duration(timeout))
+}
+
+async fn unresponsive(cancel: &tokio_util::sync::CancellationToken) {
+    cancel.cancelled().await;
+    tokio::time::sleep(CANCEL_GRACE).await;
+}

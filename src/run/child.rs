@@ -1,0 +1,127 @@
+//! Child runs: how a step starts one, hears of its end, and takes it along when the parent is cancelled.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use serde_json::json;
+
+use super::{
+    service::{Opening, Request, Runs, Source},
+    store,
+};
+use crate::{
+    db::Database,
+    journal::{Command, Failure, Parent, RunState, Stage, Status, Wait},
+    kernel::{Actor, Clock, Error, Problem, Result, RunId},
+    tool::{Call, ChildRequest, ChildRuns, ToolError},
+};
+
+/// How deep runs may start runs.
+const DEPTH: i64 = 16;
+
+/// Looks after the children of runs.
+#[derive(Clone, Debug)]
+pub struct Children {
+    db: Database,
+    runs: Runs,
+    clock: Clock,
+}
+
+impl Children {
+    /// Starts and cancels through `runs`.
+    #[must_use]
+    pub fn new(db: Database, runs: Runs, clock: Clock) -> Self {
+        Self { db, runs, clock }
+    }
+
+    /// What became of the children that steps wait for, as commands for the parent.
+    pub(super) async fn ended(&self, parent: &RunState) -> Result<Vec<Command>> {
+        let waiting: Vec<_> = parent
+            .steps
+            .iter()
+            .filter_map(|(key, step)| match step.stage {
+                Stage::Waiting { wait: Wait::Child { child_run_id }, .. } => Some((key, step.attempt, child_run_id)),
+                _ => None,
+            })
+            .collect();
+        if waiting.is_empty() {
+            return Ok(vec![]);
+        }
+        let ids: Vec<_> = waiting.iter().map(|(_, _, child)| *child).collect();
+        let mut tx = self.db.tenant(parent.tenant_id).await?;
+        let ended = store::ended(&mut tx, parent.tenant_id, &ids).await?;
+        let commands = waiting.into_iter().filter_map(|(key, attempt, child)| {
+            let (_, status, output) = ended.iter().find(|(id, _, _)| *id == child)?;
+            let step = key.clone();
+            Some(match status {
+                Status::Completed => {
+                    let output = json!({ "runId": child, "status": status, "output": output });
+                    Command::Complete { step, attempt, output: Arc::new(output), cost: None }
+                }
+                other => {
+                    let message = format!("the child run {child} was {}", other.name());
+                    let detail = Some(json!({ "runId": child, "status": other }));
+                    let error = Failure { detail, ..Failure::new("child_not_completed", message) };
+                    Command::Fail { step, attempt, error, jitter: 0.0 }
+                }
+            })
+        });
+        Ok(commands.collect())
+    }
+
+    /// Cancels a child in the name of its parent; one that has ended stays as it is.
+    pub(super) async fn cancel(&self, parent: &RunState, child: RunId) -> Result<()> {
+        let mut tx = self.db.tenant(parent.tenant_id).await?;
+        let command = Command::Cancel { by: Actor::Run(parent.run_id), reason: Some("its parent ends".to_owned()) };
+        match self.runs.move_run(&mut tx, parent.tenant_id, child, command, self.clock.now()).await {
+            Ok(_) => tx.commit().await,
+            Err(error) if matches!(error.problem(), Problem::Conflict | Problem::NotFound) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn open(&self, call: &Call, child: ChildRequest) -> Result<RunId> {
+        let mut tx = self.db.tenant(call.tenant_id).await?;
+        if store::depth(&mut tx, call.tenant_id, call.run_id).await? >= DEPTH {
+            return Err(Error::invalid("workflow", format!("runs start runs {DEPTH} deep at most")));
+        }
+        let version = child.version.map(|version| format!("@{version}")).unwrap_or_default();
+        let opening = Opening {
+            tenant_id: call.tenant_id,
+            run_id: child.run_id,
+            // The child acts for whoever started the parent, who therefore may not approve it either.
+            by: call.actor.clone(),
+            parent: Some(Parent { run_id: call.run_id, step_id: call.step.clone() }),
+            request_id: None,
+            now: self.clock.now(),
+        };
+        let request = Request {
+            goal: child.goal,
+            source: Source::Workflow(format!("{}{version}", child.workflow)),
+            input: child.input,
+            budget: None,
+            on_denied: None,
+            metadata: json!({}),
+            execute: true,
+        };
+        let run_id = self.runs.open(&mut tx, opening, request).await?;
+        tx.commit().await?;
+        Ok(run_id)
+    }
+}
+
+#[async_trait]
+impl ChildRuns for Children {
+    async fn start(&self, call: &Call, child: ChildRequest) -> Result<RunId, ToolError> {
+        self.open(call, child).await.map_err(|error| {
+            let code = error.problem().slug().replace('-', "_");
+            match error.problem() {
+                // Starting is idempotent, so an unknown outcome is as good as a failure that passes.
+                Problem::Unavailable | Problem::Internal | Problem::TooManyRuns => {
+                    ToolError::retryable(&code, error.detail())
+                }
+                _ => ToolError::failed(&code, error.detail()),
+            }
+        })
+    }
+}

@@ -1,0 +1,246 @@
+//! Carries out what the scheduler wants: evaluates, asks the gate, and turns it into commands.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::{
+    scheduler::Move,
+    template::{self, Context, RunFacts, Scope, StepFacts},
+    turn::{Launch, Turn},
+};
+use crate::{
+    approval::{self, Verdict},
+    journal::{Command, Effect, Failure, Intent, Question, Refusal, SkipReason, Stage, Step, StepKey},
+    kernel::{ApprovalId, Timestamp},
+    tool::ToolError,
+};
+
+impl Turn {
+    pub(super) async fn perform(&mut self, one: &Move, now: Timestamp) {
+        let done = match one {
+            Move::Expire(approval_id) => self.decide(Command::Expire { approval_id: *approval_id }, now),
+            Move::Expand(key) => self.expand(key, now),
+            Move::Begin(key) => self.begin(key, now),
+            Move::SkipWithUpstream(key) => self.skip(key, SkipReason::Upstream, now),
+            Move::Gather(key) => self.decide(Command::Gather { step: key.clone() }, now),
+            Move::EndWait(key, attempt, until) => self.end_wait(key, *attempt, *until, now),
+            Move::Recover(key, attempt) => self.recover(key, *attempt, now),
+            Move::CancelChild(key, child) => {
+                if self.told_children.insert(*child) {
+                    let shared = Arc::clone(&self.shared);
+                    if let Err(error) = shared.children.cancel(&self.state, *child).await {
+                        tracing::warn!(?error, step = %key, %child, "a child could not be cancelled");
+                        self.told_children.remove(child);
+                    }
+                }
+                Ok(())
+            }
+            Move::Finish => {
+                let output = self.output();
+                self.decide(Command::Finish { output }, now)
+            }
+        };
+        if let Err(refusal) = done {
+            tracing::debug!(?refusal, ?one, run = %self.state.run_id, "a move came to nothing");
+        }
+    }
+
+    fn skip(&mut self, key: &StepKey, reason: SkipReason, now: Timestamp) -> Result<(), Refusal> {
+        self.decide(Command::Skip { step: key.clone(), reason }, now)
+    }
+
+    /// The step fails without a call having been made.
+    fn fail_unmade(&mut self, key: &StepKey, error: Failure, now: Timestamp) -> Result<(), Refusal> {
+        let attempt = self.state.next_attempt(key);
+        self.decide(Command::Fail { step: key.clone(), attempt, error, jitter: rand::random() }, now)
+    }
+
+    fn end_wait(&mut self, key: &StepKey, attempt: u32, until: Timestamp, now: Timestamp) -> Result<(), Refusal> {
+        let output = Arc::new(crate::tool::waited(&until));
+        self.decide(Command::Complete { step: key.clone(), attempt, output, cost: None }, now)
+    }
+
+    fn expand(&mut self, key: &StepKey, now: Timestamp) -> Result<(), Refusal> {
+        let Some(step) = self.state.step(key).cloned() else { return Err(Refusal::Stale) };
+        if self.state.stage(key).is_none() && !self.wanted(&step, key, now)? {
+            return Ok(());
+        }
+        match self.list(&step) {
+            Ok(list) => {
+                let items = u32::try_from(list.len()).unwrap_or(u32::MAX);
+                self.decide(Command::Expand { step: key.clone(), items }, now)
+            }
+            Err(error) => self.fail_unmade(key, error, now),
+        }
+    }
+
+    /// Whether the step's condition lets it run; if not, it is skipped or, if the condition is broken, failed.
+    fn wanted(&mut self, step: &Step, key: &StepKey, now: Timestamp) -> Result<bool, Refusal> {
+        let Some(condition) = &step.condition else { return Ok(true) };
+        match template::condition(condition, &self.context()) {
+            Ok(true) => Ok(true),
+            Ok(false) => self.skip(key, SkipReason::Condition, now).map(|()| false),
+            Err(error) => {
+                let failure = Failure::new("condition_failed", format!("`if`: {error}"));
+                self.fail_unmade(key, failure, now).map(|()| false)
+            }
+        }
+    }
+
+    fn begin(&mut self, key: &StepKey, now: Timestamp) -> Result<(), Refusal> {
+        let Some(step) = self.state.step(key).cloned() else { return Err(Refusal::Stale) };
+        if key.item.is_none() && self.state.stage(key).is_none() && !self.wanted(&step, key, now)? {
+            return Ok(());
+        }
+        let arguments = match self.state.stage(key) {
+            // Consent was given for these very arguments.
+            Some(Stage::Cleared { arguments, .. }) => Ok(Arc::clone(arguments)),
+            _ => self.arguments(&step, key),
+        };
+        let intent = arguments.and_then(|arguments| self.intent(&step, key, arguments));
+        match intent {
+            Ok(intent) => self.through_gate(&step, key, intent, now),
+            Err(error) => self.fail_unmade(key, error, now),
+        }
+    }
+
+    /// The one way to a call: the gate says allow, hold or forbid.
+    fn through_gate(&mut self, step: &Step, key: &StepKey, intent: Intent, now: Timestamp) -> Result<(), Refusal> {
+        match approval::verdict(&self.state, key, &intent) {
+            Verdict::Hold => self.hold(key, intent, Question::Consent, now),
+            Verdict::Forbid(reason) => self.fail_unmade(key, Failure::new("forbidden", reason), now),
+            Verdict::Allow if self.over_budget(step) => {
+                let message = "the step would cost more than is left of the run's budget";
+                self.fail_unmade(key, Failure::new("budget_exceeded", message), now)
+            }
+            Verdict::Allow => self.start(step, key, intent, now),
+        }
+    }
+
+    fn start(&mut self, step: &Step, key: &StepKey, intent: Intent, now: Timestamp) -> Result<(), Refusal> {
+        let Some(slot) = self.slot.take().or_else(|| self.shared.try_slot(self.state.tenant_id)) else {
+            self.starved = true;
+            return Ok(());
+        };
+        let (tool, arguments) = (intent.tool.clone(), Arc::clone(&intent.arguments));
+        let usual = self.shared.registry.tool(&tool).map_or(std::time::Duration::from_secs(60), |tool| tool.timeout());
+        let timeout = step.timeout.map_or(usual, |span| span.0);
+        self.decide(Command::Start { step: key.clone(), intent }, now)?;
+        let attempt = self.state.next_attempt(key);
+        self.prepare(Launch { step: key.clone(), attempt, tool, arguments, timeout, slot });
+        Ok(())
+    }
+
+    fn hold(&mut self, key: &StepKey, intent: Intent, question: Question, now: Timestamp) -> Result<(), Refusal> {
+        let approval_id = ApprovalId::new(now);
+        self.decide(Command::Hold { step: key.clone(), intent, approval_id, question }, now)
+    }
+
+    /// A call without an outcome: repeated where that is safe, else a question.
+    fn recover(&mut self, key: &StepKey, attempt: u32, now: Timestamp) -> Result<(), Refusal> {
+        let Some(Stage::Running { effect, arguments, .. }) = self.state.stage(key) else { return Err(Refusal::Stale) };
+        let (effect, arguments) = (*effect, Arc::clone(arguments));
+        let Some(step) = self.state.step(key).cloned() else { return Err(Refusal::Stale) };
+        let unknown = |message: &str| Failure::new("outcome_unknown", message);
+        if !self.state.is_advancing() {
+            let error = unknown("it may have acted; the run is ending, so nobody was asked");
+            return self.decide(Command::Fail { step: key.clone(), attempt, error, jitter: 0.0 }, now);
+        }
+        match self.intent(&step, key, arguments) {
+            Ok(intent) if effect == Effect::Once => self.hold(key, intent, Question::Repeat, now),
+            Ok(intent) => self.through_gate(&step, key, intent, now),
+            Err(error) => self.decide(Command::Fail { step: key.clone(), attempt, error, jitter: 0.0 }, now),
+        }
+    }
+
+    fn over_budget(&self, step: &Step) -> bool {
+        let cost = step.approval.as_ref().and_then(|terms| terms.cost).unwrap_or_default();
+        self.head.budget.is_some_and(|budget| self.state.cost + cost > budget)
+    }
+
+    /// The exact call, with the digest that consent is bound to.
+    fn intent(&self, step: &Step, key: &StepKey, arguments: Arc<Value>) -> Result<Intent, Failure> {
+        let tool = self.shared.registry.tool(&step.uses).map_err(into_failure)?;
+        let (version, effect) = (tool.version().to_owned(), tool.effect(&arguments));
+        self.shared.registry.validate(&step.uses, &arguments).map_err(into_failure)?;
+        let attempt = self.state.next_attempt(key);
+        let digest = approval::digest(&self.state, key, attempt, (&step.uses, &version), &arguments)
+            .map_err(|error| Failure::new("invalid_arguments", error.to_string()))?;
+        Ok(Intent { tool: step.uses.clone(), tool_version: version, effect, arguments, digest })
+    }
+
+    fn arguments(&mut self, step: &Step, key: &StepKey) -> Result<Arc<Value>, Failure> {
+        let with = Value::Object(step.with.clone());
+        if !template::is_template(&with) {
+            return Ok(Arc::new(with));
+        }
+        let mut context = self.context();
+        if let Some(index) = key.item {
+            let list = self.list(step)?;
+            let item = usize::try_from(index).ok().and_then(|index| list.get(index)).cloned().unwrap_or_default();
+            context = context.with_item(Arc::new(item), index);
+        }
+        let rendered = template::render(&with, &context);
+        rendered.map(Arc::new).map_err(|error| Failure::new("template_failed", format!("`with`: {error}")))
+    }
+
+    /// The items of a `forEach` step; the same at every evaluation, since what it reads has ended.
+    fn list(&mut self, step: &Step) -> Result<Arc<Vec<Value>>, Failure> {
+        if let Some(list) = self.lists.get(&step.id) {
+            return Ok(Arc::clone(list));
+        }
+        let source = step.for_each.clone().unwrap_or_default();
+        let value = template::render(&source, &self.context())
+            .map_err(|error| Failure::new("template_failed", format!("`forEach`: {error}")))?;
+        let Value::Array(items) = value else {
+            return Err(Failure::new("not_a_list", "`forEach` is not a list"));
+        };
+        if items.len() > self.shared.items {
+            let message = format!("`forEach` has {} items; {} are allowed", items.len(), self.shared.items);
+            return Err(Failure::new("too_many_items", message));
+        }
+        let list = Arc::new(items);
+        self.lists.insert(step.id.clone(), Arc::clone(&list));
+        Ok(list)
+    }
+
+    fn output(&self) -> Result<Option<Arc<Value>>, Failure> {
+        let Some(output) = self.state.plan.as_ref().and_then(|plan| plan.output.as_ref()) else { return Ok(None) };
+        if !self.state.is_advancing() {
+            return Ok(None);
+        }
+        let rendered = template::render(output, &self.context())
+            .map_err(|error| Failure::new("template_failed", format!("`output`: {error}")))?;
+        self.shared.registry.check_output(&rendered).map_err(into_failure)?;
+        Ok(Some(Arc::new(rendered)))
+    }
+
+    /// What templates see: input, and the steps that have begun.
+    fn context(&self) -> Context {
+        let steps = self.state.steps.iter().filter(|(key, _)| key.item.is_none()).map(|(key, step)| {
+            let (output, error) = match &step.stage {
+                Stage::Completed { output } => (output.clone(), None),
+                Stage::Failed { error, .. } => (None, serde_json::to_value(error).ok().map(Arc::new)),
+                _ => (None, None),
+            };
+            (key.id.clone(), StepFacts { status: step.stage.name(), output, error })
+        });
+        Context::new(Scope {
+            run: RunFacts {
+                id: self.state.run_id.to_string(),
+                goal: self.head.goal.clone(),
+                created_by: self.head.created_by.to_string(),
+            },
+            input: Arc::clone(&self.head.input),
+            metadata: Arc::clone(&self.head.metadata),
+            steps: steps.collect(),
+        })
+    }
+}
+
+fn into_failure(error: ToolError) -> Failure {
+    match error {
+        ToolError::Failed(failure) | ToolError::Unknown(failure) => failure,
+    }
+}

@@ -1,0 +1,342 @@
+use std::sync::Arc;
+
+use axum::{
+    extract::{FromRef, State},
+    http::StatusCode,
+    response::Response,
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use super::{
+    bell::Bell,
+    definition,
+    service::{Opening, Request, Runs, Source},
+    store,
+    view::{Run, RunSummary, StepView},
+};
+use crate::{
+    http::{
+        Ctx, Front, Json, Once, Path, Prefer, Query, Reply,
+        permit::{RunsRead, RunsWrite},
+    },
+    journal::{OnDenied, Plan, Status},
+    kernel::{Error, Page, PageQuery, Problem, Result, RunId},
+    tool::Registry,
+};
+
+/// What the handlers need.
+#[derive(Clone, Debug)]
+pub struct RunRoutes {
+    /// The extractors' needs.
+    pub front: Front,
+    /// The use cases.
+    pub runs: Runs,
+    /// The tools that inline plans may use.
+    pub registry: Registry,
+    /// For callers that wait for news.
+    pub bell: Arc<Bell>,
+}
+
+impl FromRef<RunRoutes> for Front {
+    fn from_ref(state: &RunRoutes) -> Self {
+        state.front.clone()
+    }
+}
+
+/// Planning, executing, reading, cancelling and retrying runs.
+pub fn routes(state: RunRoutes) -> OpenApiRouter {
+    OpenApiRouter::new()
+        .routes(routes!(plan))
+        .routes(routes!(execute))
+        .routes(routes!(list))
+        .routes(routes!(get))
+        .routes(routes!(steps))
+        .routes(routes!(cancel))
+        .routes(routes!(retry))
+        .with_state(state)
+}
+
+/// A run to be: exactly one of `workflow` and `plan`.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PlanBody {
+    /// What is wanted, in words.
+    #[schema(max_length = 4000)]
+    pub goal: Option<String>,
+    /// The agent that is to plan it.
+    pub agent: Option<String>,
+    /// A definition: `crm-sync`, or `crm-sync@3`.
+    #[schema(example = "crm-sync")]
+    pub workflow: Option<String>,
+    /// Steps: `{steps, output?}`, or the list of steps alone.
+    #[schema(value_type = Option<Plan>)]
+    pub plan: Option<Value>,
+    /// The input; `{}` when absent.
+    #[schema(value_type = Option<Object>)]
+    pub input: Option<Value>,
+    /// The most it may cost, in the tenant's unit.
+    #[schema(minimum = 0)]
+    pub budget: Option<f64>,
+    /// What a denial means where a step does not say.
+    pub on_denied: Option<OnDenied>,
+    /// The caller's own notes.
+    #[schema(value_type = Option<Object>)]
+    pub metadata: Option<Value>,
+    /// Whether it begins at once.
+    pub execute: Option<bool>,
+}
+
+/// A planned run, or one to plan and begin at once.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ExecuteBody {
+    /// A planned run; then nothing else is given.
+    pub run_id: Option<RunId>,
+    /// What is wanted, in words.
+    #[schema(max_length = 4000)]
+    pub goal: Option<String>,
+    /// The agent that is to plan it.
+    pub agent: Option<String>,
+    /// A definition: `crm-sync`, or `crm-sync@3`.
+    pub workflow: Option<String>,
+    /// Steps: `{steps, output?}`, or the list of steps alone.
+    #[schema(value_type = Option<Plan>)]
+    pub plan: Option<Value>,
+    /// The input; `{}` when absent.
+    #[schema(value_type = Option<Object>)]
+    pub input: Option<Value>,
+    /// The most it may cost, in the tenant's unit.
+    #[schema(minimum = 0)]
+    pub budget: Option<f64>,
+    /// What a denial means where a step does not say.
+    pub on_denied: Option<OnDenied>,
+    /// The caller's own notes.
+    #[schema(value_type = Option<Object>)]
+    pub metadata: Option<Value>,
+}
+
+impl ExecuteBody {
+    /// The planned run it names, or the run it describes.
+    fn split(self) -> Result<Result<RunId, PlanBody>> {
+        let Self { run_id, goal, agent, workflow, plan, input, budget, on_denied, metadata } = self;
+        let body = PlanBody { goal, agent, workflow, plan, input, budget, on_denied, metadata, execute: Some(true) };
+        match run_id {
+            None => Ok(Err(body)),
+            Some(run_id) if body.is_bare() => Ok(Ok(run_id)),
+            Some(_) => Err(Error::invalid("runId", "give `runId` alone, or what is to be planned without it")),
+        }
+    }
+}
+
+impl PlanBody {
+    fn is_bare(&self) -> bool {
+        self.goal.is_none()
+            && self.agent.is_none()
+            && self.workflow.is_none()
+            && self.plan.is_none()
+            && self.input.is_none()
+            && self.budget.is_none()
+            && self.on_denied.is_none()
+            && self.metadata.is_none()
+    }
+
+    fn into_request(self, tools: &Registry) -> Result<Request> {
+        if self.agent.is_some() {
+            let detail = "no agents are defined here: give a `workflow` or a `plan`";
+            return Err(Error::new(Problem::NoPlanner, detail).with("field", "agent"));
+        }
+        let source = match (self.workflow, self.plan) {
+            (Some(name), None) => Source::Workflow(name),
+            (None, Some(plan)) => Source::Plan(definition::check_plan(&plan, tools)?),
+            (Some(_), Some(_)) => return Err(Error::invalid("plan", "give either `workflow` or `plan`")),
+            (None, None) if self.goal.is_some() => {
+                let detail = "nothing here can plan a goal: give a `workflow` or a `plan` with it";
+                return Err(Error::new(Problem::NoPlanner, detail).with("field", "goal"));
+            }
+            (None, None) => return Err(Error::invalid("workflow", "a `workflow` or a `plan` is needed")),
+        };
+        Ok(Request {
+            goal: self.goal,
+            source,
+            input: self.input.unwrap_or_else(|| json!({})),
+            budget: self.budget,
+            on_denied: self.on_denied,
+            metadata: self.metadata.unwrap_or_else(|| json!({})),
+            execute: self.execute.unwrap_or(false),
+        })
+    }
+}
+
+/// Why a run is cancelled.
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CancelBody {
+    /// Why.
+    #[schema(max_length = 2000)]
+    pub reason: Option<String>,
+}
+
+/// Which runs to list.
+#[derive(Clone, Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct RunsQuery {
+    /// Only those that stand so.
+    pub status: Option<Status>,
+    /// Only those of this definition.
+    pub workflow: Option<String>,
+    /// Rows a page, 1 to 200 (50 when absent).
+    #[param(minimum = 1, maximum = 200)]
+    pub limit: Option<u16>,
+    /// `nextCursor` of the page before.
+    pub cursor: Option<String>,
+}
+
+/// Plan a run
+///
+/// The run is accepted and its plan stands; it begins with `execute: true`, or later by `POST /agent/execute`.
+/// `Prefer: wait=N` answers once it has ended or needs a decision, or after N seconds.
+#[utoipa::path(post, path = "/agent/plan", operation_id = "planRun", tag = "agent", security(("bearer" = ["runs:write"])),
+    request_body(content = PlanBody, example = json!({"workflow": "crm-sync", "input": {"account": "acme"}, "execute": true})),
+    responses((status = 202, description = "The run", body = Run)))]
+async fn plan(
+    State(state): State<RunRoutes>,
+    ctx: Ctx<RunsWrite>,
+    once: Once,
+    prefer: Prefer,
+    Json(body): Json<PlanBody>,
+) -> Result<Response> {
+    let request = body.into_request(&state.registry)?;
+    state.open(&ctx, once, prefer, request).await
+}
+
+/// Begin a run
+///
+/// Either a planned run by its id, or what `POST /agent/plan` takes, at once.
+#[utoipa::path(post, path = "/agent/execute", operation_id = "executeRun", tag = "agent", security(("bearer" = ["runs:write"])),
+    request_body(content = ExecuteBody, example = json!({"runId": "run_01kahx3c5qf8k9z4v7t2m6w8np"})),
+    responses((status = 202, description = "The run", body = Run)))]
+async fn execute(
+    State(state): State<RunRoutes>,
+    ctx: Ctx<RunsWrite>,
+    once: Once,
+    prefer: Prefer,
+    Json(body): Json<ExecuteBody>,
+) -> Result<Response> {
+    match body.split()? {
+        Err(body) => state.open(&ctx, once, prefer, body.into_request(&state.registry)?).await,
+        Ok(run_id) => {
+            let work =
+                async |tx: &mut _| Reply::json(StatusCode::ACCEPTED, &state.runs.execute(tx, &ctx, run_id).await?);
+            let reply = once.run(&ctx, work).await?;
+            state.after(&ctx, prefer, run_id, reply).await
+        }
+    }
+}
+
+/// List runs
+#[utoipa::path(get, path = "/workflow/runs", operation_id = "listRuns", tag = "runs", security(("bearer" = ["runs:read"])), params(RunsQuery),
+    responses((status = 200, description = "Newest first", body = Page<RunSummary>)))]
+async fn list(ctx: Ctx<RunsRead>, Query(query): Query<RunsQuery>) -> Result<Json<Page<RunSummary>>> {
+    let page = PageQuery { limit: query.limit, cursor: query.cursor }.resolve()?;
+    let mut tx = ctx.begin().await?;
+    let rows = store::list(&mut tx, ctx.tenant_id, query.status, query.workflow.as_deref(), page).await?;
+    Ok(Json(Page::cut(rows, page.0, |row| row.run_id.uuid())))
+}
+
+/// One run
+#[utoipa::path(get, path = "/workflow/runs/{id}", operation_id = "getRun", tag = "runs", security(("bearer" = ["runs:read"])),
+    params(("id" = RunId, Path, description = "The run")),
+    responses((status = 200, description = "As it stands", body = Run)))]
+async fn get(State(state): State<RunRoutes>, ctx: Ctx<RunsRead>, Path(id): Path<RunId>) -> Result<Json<Run>> {
+    let mut tx = ctx.begin().await?;
+    state.runs.get(&mut tx, ctx.tenant_id, id).await.map(Json)
+}
+
+/// The steps of a run
+///
+/// In the plan's order, each followed by its items; those that have not begun are `pending`.
+#[utoipa::path(get, path = "/workflow/runs/{id}/steps", operation_id = "listSteps", tag = "runs", security(("bearer" = ["runs:read"])),
+    params(("id" = RunId, Path, description = "The run")),
+    responses((status = 200, description = "All steps, on one page", body = Page<StepView>)))]
+async fn steps(
+    State(state): State<RunRoutes>,
+    ctx: Ctx<RunsRead>,
+    Path(id): Path<RunId>,
+) -> Result<Json<Page<StepView>>> {
+    let mut tx = ctx.begin().await?;
+    let items = state.runs.steps(&mut tx, ctx.tenant_id, id).await?;
+    Ok(Json(Page { items, next_cursor: None }))
+}
+
+/// Cancel a run
+///
+/// Steps in flight are told, and their outcome is still recorded before the run is `cancelled`.
+#[utoipa::path(post, path = "/workflow/runs/{id}/cancel", operation_id = "cancelRun", tag = "runs", security(("bearer" = ["runs:write"])),
+    params(("id" = RunId, Path, description = "The run")), request_body(content = Option<CancelBody>),
+    responses((status = 202, description = "The run", body = Run)))]
+async fn cancel(
+    State(state): State<RunRoutes>,
+    ctx: Ctx<RunsWrite>,
+    once: Once,
+    prefer: Prefer,
+    Path(id): Path<RunId>,
+    body: Option<Json<CancelBody>>,
+) -> Result<Response> {
+    let reason = body.and_then(|Json(body)| body.reason);
+    if reason.as_ref().is_some_and(|reason| reason.chars().count() > 2000) {
+        return Err(Error::invalid("reason", "`reason` has more than 2,000 characters"));
+    }
+    let work = async |tx: &mut _| Reply::json(StatusCode::ACCEPTED, &state.runs.cancel(tx, &ctx, id, reason).await?);
+    let reply = once.run(&ctx, work).await?;
+    state.after(&ctx, prefer, id, reply).await
+}
+
+/// Retry a failed run
+///
+/// The steps that failed run again; what completed stays.
+#[utoipa::path(post, path = "/workflow/runs/{id}/retry", operation_id = "retryRun", tag = "runs", security(("bearer" = ["runs:write"])),
+    params(("id" = RunId, Path, description = "The run")),
+    responses((status = 202, description = "The run", body = Run)))]
+async fn retry(
+    State(state): State<RunRoutes>,
+    ctx: Ctx<RunsWrite>,
+    once: Once,
+    prefer: Prefer,
+    Path(id): Path<RunId>,
+) -> Result<Response> {
+    let work = async |tx: &mut _| Reply::json(StatusCode::ACCEPTED, &state.runs.retry(tx, &ctx, id).await?);
+    let reply = once.run(&ctx, work).await?;
+    state.after(&ctx, prefer, id, reply).await
+}
+
+impl RunRoutes {
+    async fn open(&self, ctx: &Ctx<RunsWrite>, once: Once, prefer: Prefer, request: Request) -> Result<Response> {
+        let (tenant_id, now) = (ctx.tenant_id, ctx.now());
+        let run_id = RunId::new(now);
+        let request_id = Some(ctx.request_id.clone());
+        let opening = Opening { tenant_id, run_id, by: ctx.actor(), parent: None, request_id, now };
+        let work = async |tx: &mut _| {
+            self.runs.open(tx, opening, request).await?;
+            Reply::json(StatusCode::ACCEPTED, &self.runs.get(tx, tenant_id, run_id).await?)
+        };
+        let reply = once.run(ctx, work).await?;
+        self.after(ctx, prefer, run_id, reply).await
+    }
+
+    /// The reply as it is, or, for a caller who would rather wait, the run once it has settled.
+    async fn after(&self, ctx: &Ctx<RunsWrite>, prefer: Prefer, run_id: RunId, reply: Response) -> Result<Response> {
+        let Some(patience) = prefer.wait().filter(|_| reply.status() == StatusCode::ACCEPTED) else { return Ok(reply) };
+        // A replayed reply is about the run of the first request, not about the id made for this one.
+        if reply.headers().contains_key("idempotency-replayed") {
+            return Ok(reply);
+        }
+        self.bell.settled(self.front.database(), ctx.tenant_id, run_id, patience).await?;
+        let mut tx = ctx.begin().await?;
+        let run = self.runs.get(&mut tx, ctx.tenant_id, run_id).await?;
+        Ok(prefer.applied((StatusCode::ACCEPTED, Json(run))))
+    }
+}

@@ -1,0 +1,301 @@
+//! What callers can do with runs: plan, execute, cancel, retry. Each is one transaction: row, events, audit
+//! entry and the wake-up of a worker.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde_json::{Value, json};
+
+use super::{
+    definition::{self, Definition},
+    store,
+    view::{Run, StepView},
+};
+use crate::{
+    audit,
+    config::{LimitSettings, WorkerSettings},
+    db::TenantTx,
+    http::{Ctx, Permit, RequestId},
+    journal::{
+        self, Append, Claim, Command, Event, Journal, Loaded, Lock, NewRun, OnDenied, Parent, Plan, Refusal, RunHead,
+        RunState, StepKey,
+    },
+    kernel::{Actor, Error, Problem, Result, RunId, TenantId, Timestamp},
+};
+
+/// The longest goal, in characters.
+const GOAL: usize = 4000;
+/// The largest metadata, in bytes of JSON.
+const METADATA: usize = 16 * 1024;
+
+/// The use cases of runs.
+#[derive(Clone, Debug)]
+pub struct Runs {
+    journal: Journal,
+    limits: LimitSettings,
+    live_runs: u64,
+}
+
+/// What is to be carried out.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// A definition by name, or `name@version`.
+    Workflow(String),
+    /// Steps that were checked.
+    Plan(Plan),
+}
+
+/// A run to be.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// What was asked for.
+    pub goal: Option<String>,
+    /// What is to be carried out.
+    pub source: Source,
+    /// Its input.
+    pub input: Value,
+    /// The most it may cost.
+    pub budget: Option<f64>,
+    /// What a denial means where the step does not say; the definition's word when absent.
+    pub on_denied: Option<OnDenied>,
+    /// The caller's own notes.
+    pub metadata: Value,
+    /// Whether it begins at once.
+    pub execute: bool,
+}
+
+/// On whose behalf, and under which id, a run is opened.
+#[derive(Clone, Debug)]
+pub struct Opening {
+    /// The tenant.
+    pub tenant_id: TenantId,
+    /// The id it gets.
+    pub run_id: RunId,
+    /// Who starts it.
+    pub by: Actor,
+    /// The run and step that start it.
+    pub parent: Option<Parent>,
+    /// The request it comes from.
+    pub request_id: Option<RequestId>,
+    /// When.
+    pub now: Timestamp,
+}
+
+impl Runs {
+    /// Writes through `journal`.
+    #[must_use]
+    pub fn new(journal: Journal, limits: LimitSettings, worker: &WorkerSettings) -> Self {
+        Self { journal, limits, live_runs: worker.live_runs_per_tenant }
+    }
+
+    /// Accepts a run and plans it; begins it where the request says so. A run of that id that is there
+    /// already is left as it is.
+    ///
+    /// # Errors
+    /// 404 for an unknown workflow, 422 for a plan, input or bound that is not valid, 429 when the tenant
+    /// has too many live runs.
+    pub async fn open(&self, tx: &mut TenantTx, opening: Opening, request: Request) -> Result<RunId> {
+        self.check(&request)?;
+        let Opening { tenant_id, run_id, by, parent, request_id, now } = opening;
+        if store::live_runs(tx, tenant_id, self.live_runs).await? >= self.live_runs {
+            let detail = format!("the tenant has {} live runs: wait for some to end", self.live_runs);
+            return Err(Error::new(Problem::TooManyRuns, detail));
+        }
+        let resolved = resolve(tx, request.source).await?;
+        if let Some(definition) = &resolved.definition {
+            definition::check_input(definition, &request.input)?;
+        }
+        let usual = resolved.definition.as_ref().and_then(|definition| definition.on_denied);
+        let on_denied = request.on_denied.or(usual).unwrap_or_default();
+        let workflow = resolved.workflow.as_ref().map(|(name, version)| (name.as_str(), *version));
+        let mut state = RunState::new(tenant_id, run_id, by.clone(), on_denied);
+        let (goal, parent_ref) = (request.goal.as_deref(), parent.as_ref());
+        let (input, metadata, budget) = (&request.input, &request.metadata, request.budget);
+        let row = NewRun { goal, workflow, input, budget, on_denied, metadata, parent: parent_ref };
+        if !self.journal.create(tx, &state, &row, now).await? {
+            return Ok(run_id);
+        }
+        let named = resolved.workflow.as_ref().map(|(name, version)| format!("{name}@{version}"));
+        let open = Command::Open { goal: request.goal.clone(), workflow: named.clone(), parent: parent.clone() };
+        let mut commands = vec![open, Command::Plan(resolved.plan)];
+        if request.execute {
+            commands.push(Command::Execute { by: by.clone() });
+        }
+        let events = decide_all(&mut state, commands, now)?;
+        let claim = if request.execute { Claim::Due } else { Claim::Keep };
+        self.journal.append_in(tx, Append::new(&state, events, parent.as_ref(), claim, now)?).await?;
+        let detail = json!({ "workflow": named, "parent": parent, "execute": request.execute });
+        let target = run_id.to_string();
+        let entry = audit::Entry {
+            tenant_id,
+            actor: &by,
+            action: "run.create",
+            target: &target,
+            detail,
+            request_id: request_id.as_ref(),
+            at: now,
+        };
+        audit::record(tx, entry).await?;
+        Ok(run_id)
+    }
+
+    fn check(&self, request: &Request) -> Result<()> {
+        if request.goal.as_ref().is_some_and(|goal| goal.is_empty() || goal.chars().count() > GOAL) {
+            return Err(Error::invalid("goal", format!("`goal` has 1 to {GOAL} characters")));
+        }
+        if request.budget.is_some_and(|budget| !budget.is_finite() || budget < 0.0) {
+            return Err(Error::invalid("budget", "`budget` is a number from 0"));
+        }
+        if !request.metadata.is_object() {
+            return Err(Error::invalid("metadata", "`metadata` is an object"));
+        }
+        for (field, value, most) in
+            [("input", &request.input, self.limits.input), ("metadata", &request.metadata, METADATA)]
+        {
+            if value.to_string().len() > most {
+                return Err(Error::invalid(field, format!("`{field}` takes more than {most} bytes of JSON")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets a planned run begin.
+    ///
+    /// # Errors
+    /// 404 for an unknown run, 409 when it is not planned or has begun.
+    pub async fn execute<P: Permit>(&self, tx: &mut TenantTx, ctx: &Ctx<P>, run_id: RunId) -> Result<Run> {
+        self.command(tx, ctx, run_id, "run.execute", json!({}), Command::Execute { by: ctx.actor() }).await
+    }
+
+    /// Cancels a live run; one that is cancelled already stays so.
+    ///
+    /// # Errors
+    /// 404 for an unknown run, 409 when it ended otherwise.
+    pub async fn cancel<P: Permit>(
+        &self,
+        tx: &mut TenantTx,
+        ctx: &Ctx<P>,
+        run_id: RunId,
+        reason: Option<String>,
+    ) -> Result<Run> {
+        let detail = json!({ "reason": reason });
+        self.command(tx, ctx, run_id, "run.cancel", detail, Command::Cancel { by: ctx.actor(), reason }).await
+    }
+
+    /// Takes a failed run up again at the steps that failed.
+    ///
+    /// # Errors
+    /// 404 for an unknown run, 409 when it has not failed.
+    pub async fn retry<P: Permit>(&self, tx: &mut TenantTx, ctx: &Ctx<P>, run_id: RunId) -> Result<Run> {
+        self.command(tx, ctx, run_id, "run.retry", json!({}), Command::Retry { by: ctx.actor() }).await
+    }
+
+    async fn command<P: Permit>(
+        &self,
+        tx: &mut TenantTx,
+        ctx: &Ctx<P>,
+        run_id: RunId,
+        action: &'static str,
+        detail: Value,
+        command: Command,
+    ) -> Result<Run> {
+        let (tenant_id, actor, now) = (ctx.tenant_id, ctx.actor(), ctx.now());
+        if self.move_run(tx, tenant_id, run_id, command, now).await? {
+            let (target, request_id) = (run_id.to_string(), Some(&ctx.request_id));
+            let entry = audit::Entry { tenant_id, actor: &actor, action, target: &target, detail, request_id, at: now };
+            audit::record(tx, entry).await?;
+        }
+        self.get(tx, tenant_id, run_id).await
+    }
+
+    /// Decides a command on a run that exists and appends what follows; false when it was so already.
+    pub(super) async fn move_run(
+        &self,
+        tx: &mut TenantTx,
+        tenant_id: TenantId,
+        run_id: RunId,
+        command: Command,
+        now: Timestamp,
+    ) -> Result<bool> {
+        let mut loaded = journal::load(tx, &[(tenant_id, run_id)], Lock::Held).await?;
+        let Some(Loaded { head: RunHead { parent, .. }, state }) = loaded.first_mut() else {
+            return Err(Error::not_found("run"));
+        };
+        match decide_all(state, vec![command], now) {
+            Ok(events) => {
+                let append = Append::new(state, events, parent.as_ref(), Claim::Due, now)?;
+                self.journal.append_in(tx, append).await?;
+                Ok(true)
+            }
+            Err(Refusal::AlreadySo) => Ok(false),
+            Err(refusal) => Err(refusal.into()),
+        }
+    }
+
+    /// The run as it stands in this transaction.
+    ///
+    /// # Errors
+    /// 404 for an unknown run.
+    pub async fn get(&self, tx: &mut TenantTx, tenant_id: TenantId, run_id: RunId) -> Result<Run> {
+        store::get(tx, tenant_id, run_id).await?.ok_or_else(|| Error::not_found("run"))
+    }
+
+    /// The steps of a run in the plan's order, each followed by its items; those not begun are `pending`.
+    ///
+    /// # Errors
+    /// 404 for an unknown run.
+    pub async fn steps(&self, tx: &mut TenantTx, tenant_id: TenantId, run_id: RunId) -> Result<Vec<StepView>> {
+        let run = self.get(tx, tenant_id, run_id).await?;
+        let plan: Plan = run.plan.map(serde_json::from_value).transpose().map_err(Error::internal)?.unwrap_or_default();
+        let mut begun: BTreeMap<StepKey, StepView> = BTreeMap::new();
+        for step in store::steps(tx, tenant_id, run_id).await? {
+            begun.insert(step.step_id.parse()?, step);
+        }
+        let mut steps = Vec::with_capacity(begun.len().max(plan.steps.len()));
+        for step in &plan.steps {
+            let whole = begun.remove(&StepKey::whole(&step.id)).unwrap_or_else(|| StepView::pending(step));
+            steps.push(StepView { name: step.name.clone(), ..whole });
+            let items = begun.extract_if(StepKey::item(&step.id, 0)..=StepKey::item(&step.id, u32::MAX), |_, _| true);
+            steps.extend(items.map(|(_, item)| item));
+        }
+        Ok(steps)
+    }
+}
+
+/// What a source came to.
+struct Resolved {
+    workflow: Option<(String, i32)>,
+    plan: Arc<Plan>,
+    definition: Option<Definition>,
+}
+
+async fn resolve(tx: &mut TenantTx, source: Source) -> Result<Resolved> {
+    match source {
+        Source::Workflow(name) => {
+            let found = definition::find(tx, &name).await?.ok_or_else(|| Error::not_found("workflow"))?;
+            let plan = Arc::new(found.definition.plan());
+            Ok(Resolved { workflow: Some((found.name, found.version)), plan, definition: Some(found.definition) })
+        }
+        Source::Plan(plan) => Ok(Resolved { workflow: None, plan: Arc::new(plan), definition: None }),
+    }
+}
+
+fn decide_all(state: &mut RunState, commands: Vec<Command>, now: Timestamp) -> Result<Vec<Event>, Refusal> {
+    let mut all = Vec::new();
+    for command in commands {
+        let events = journal::decide(state, command, now)?;
+        events.iter().for_each(|event| state.apply(now, event));
+        all.extend(events);
+    }
+    Ok(all)
+}
+
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Status(status) => {
+                Self::conflict(format!("the run is {}", status.name())).with("status", status.name())
+            }
+            other => Self::conflict(format!("the run does not allow this now ({other:?})")),
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! SQL of runs: who works on what, and what callers see.
+
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, Row, postgres::PgRow};
+use uuid::Uuid;
+
+use super::view::{Links, Run, RunSummary, StepView, last_event_id};
+use crate::{
+    db::{Database, TenantTx},
+    journal::{Parent, Status},
+    kernel::{ApprovalId, Error, Result, RunId, TenantId, Timestamp, WorkerId},
+};
+
+/// Enters a worker, or says that it still lives; false when it had been given up for dead meanwhile.
+pub(super) async fn beat(
+    db: &Database,
+    worker: WorkerId,
+    lock_key: i64,
+    until: Timestamp,
+    enter: bool,
+) -> Result<bool> {
+    let mut tx = db.system().await?;
+    let done = if enter {
+        sqlx::query("insert into workers (worker_id, lock_key, alive_until) values ($1, $2, $3)")
+            .bind(worker.uuid())
+            .bind(lock_key)
+            .bind(until)
+            .execute(tx.conn())
+            .await?
+    } else {
+        sqlx::query("update workers set alive_until = $2 where worker_id = $1")
+            .bind(worker.uuid())
+            .bind(until)
+            .execute(tx.conn())
+            .await?
+    };
+    tx.commit().await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Takes a worker out whose leases are all released.
+pub(super) async fn leave(db: &Database, worker: WorkerId) -> Result<()> {
+    let mut tx = db.system().await?;
+    sqlx::query("delete from workers where worker_id = $1").bind(worker.uuid()).execute(tx.conn()).await?;
+    tx.commit().await
+}
+
+/// Frees the runs of workers that are gone; returns how many.
+pub(super) async fn release_dead(db: &Database, at: Timestamp) -> Result<i64> {
+    let mut tx = db.system().await?;
+    let freed = sqlx::query("select release_dead_workers($1)").bind(at).fetch_one(tx.conn()).await?.try_get(0)?;
+    tx.commit().await?;
+    Ok(freed)
+}
+
+/// Claims runs that are due, fair between tenants.
+pub(super) async fn claim(
+    db: &Database,
+    worker: WorkerId,
+    most: usize,
+    tenant_most: usize,
+    at: Timestamp,
+) -> Result<Vec<(TenantId, RunId)>> {
+    let mut tx = db.system().await?;
+    let rows = sqlx::query("select tenant_id, run_id from claim_runs($1, $2, $3, $4)")
+        .bind(worker.uuid())
+        .bind(i32::try_from(most).unwrap_or(i32::MAX))
+        .bind(i32::try_from(tenant_most).unwrap_or(i32::MAX))
+        .bind(at)
+        .fetch_all(tx.conn())
+        .await?;
+    tx.commit().await?;
+    rows.iter().map(|row| Ok((TenantId::from_uuid(row.try_get(0)?), RunId::from_uuid(row.try_get(1)?)))).collect()
+}
+
+/// When the next unclaimed run is due.
+pub(super) async fn next_due(db: &Database) -> Result<Option<Timestamp>> {
+    let mut tx = db.system().await?;
+    Ok(sqlx::query("select next_due()").fetch_one(tx.conn()).await?.try_get(0)?)
+}
+
+/// Gives a claim back untouched.
+pub(super) async fn give_back(
+    db: &Database,
+    worker: WorkerId,
+    runs: &[(TenantId, RunId)],
+    at: Timestamp,
+) -> Result<()> {
+    let tenants: Vec<_> = runs.iter().map(|(tenant, _)| *tenant).collect();
+    let mut tx = db.tenants(&tenants).await?;
+    sqlx::query(
+        "update run_leases set worker_id = null, due_at = $3
+         where worker_id = $1 and run_id = any ($2)",
+    )
+    .bind(worker.uuid())
+    .bind(runs.iter().map(|(_, run)| run.uuid()).collect::<Vec<_>>())
+    .bind(at)
+    .execute(tx.conn())
+    .await?;
+    tx.commit().await
+}
+
+/// Whether the worker still holds the run.
+pub(super) async fn holds(tx: &mut TenantTx, worker: WorkerId, tenant: TenantId, run: RunId) -> Result<bool> {
+    let held = sqlx::query("select 1 from run_leases where tenant_id = $1 and run_id = $2 and worker_id = $3")
+        .bind(tenant.uuid())
+        .bind(run.uuid())
+        .bind(worker.uuid())
+        .fetch_optional(tx.conn())
+        .await?;
+    Ok(held.is_some())
+}
+
+const RUN: &str =
+    "run_id, tenant_id, status, goal, workflow_name, workflow_version, error, pending_approvals, cost, budget,
+     parent_run_id, parent_step_id, created_by, created_at, updated_at, finished_at, last_seq";
+
+/// One run, whole.
+pub(super) async fn get(tx: &mut TenantTx, tenant: TenantId, run: RunId) -> Result<Option<Run>> {
+    let sql = format!("select {RUN}, plan, input, output, metadata from runs where tenant_id = $1 and run_id = $2");
+    let row = sqlx::query(AssertSqlSafe(sql)).bind(tenant.uuid()).bind(run.uuid()).fetch_optional(tx.conn()).await?;
+    row.map(|row| {
+        Ok(Run {
+            summary: summary(&row)?,
+            plan: row.try_get("plan")?,
+            input: row.try_get("input")?,
+            output: row.try_get("output")?,
+            metadata: row.try_get("metadata")?,
+        })
+    })
+    .transpose()
+}
+
+/// A page of runs, newest first; one row more than `limit` where there are more.
+pub(super) async fn list(
+    tx: &mut TenantTx,
+    tenant: TenantId,
+    status: Option<Status>,
+    workflow: Option<&str>,
+    (limit, after): (usize, Option<Uuid>),
+) -> Result<Vec<RunSummary>> {
+    let sql = format!(
+        "select {RUN} from runs
+         where tenant_id = $1 and ($2::text is null or status = $2) and ($3::text is null or workflow_name = $3)
+           and ($4::uuid is null or run_id < $4)
+         order by run_id desc limit $5"
+    );
+    let rows = sqlx::query(AssertSqlSafe(sql))
+        .bind(tenant.uuid())
+        .bind(status.map(Status::name))
+        .bind(workflow)
+        .bind(after)
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX).saturating_add(1))
+        .fetch_all(tx.conn())
+        .await?;
+    rows.iter().map(summary).collect()
+}
+
+fn summary(row: &PgRow) -> Result<RunSummary> {
+    let run_id = RunId::from_uuid(row.try_get("run_id")?);
+    let status: &str = row.try_get("status")?;
+    let workflow: Option<String> = row.try_get("workflow_name")?;
+    let version: Option<i32> = row.try_get("workflow_version")?;
+    let pending: Vec<Uuid> = row.try_get("pending_approvals")?;
+    let parent_run: Option<Uuid> = row.try_get("parent_run_id")?;
+    let parent_step: Option<String> = row.try_get("parent_step_id")?;
+    let parent = match (parent_run, parent_step) {
+        (Some(run), Some(step)) => Some(Parent { run_id: RunId::from_uuid(run), step_id: step.parse()? }),
+        _ => None,
+    };
+    Ok(RunSummary {
+        run_id,
+        tenant_id: TenantId::from_uuid(row.try_get("tenant_id")?),
+        status: Status::named(status).ok_or_else(|| Error::internal(format!("no status is called {status}")))?,
+        goal: row.try_get("goal")?,
+        workflow: workflow.zip(version).map(|(name, version)| format!("{name}@{version}")),
+        error: row.try_get("error")?,
+        pending_approvals: pending.into_iter().map(ApprovalId::from_uuid).collect(),
+        cost: row.try_get("cost")?,
+        budget: row.try_get("budget")?,
+        parent,
+        created_by: row.try_get::<String, _>("created_by")?.parse()?,
+        created_at: row.try_get("created_at")?,
+        updated_at: row.try_get("updated_at")?,
+        finished_at: row.try_get("finished_at")?,
+        last_event_id: last_event_id(row.try_get("last_seq")?),
+        links: Links::of(run_id),
+    })
+}
+
+/// The steps of a run that have begun; their names come from the plan.
+pub(super) async fn steps(tx: &mut TenantTx, tenant: TenantId, run: RunId) -> Result<Vec<StepView>> {
+    let rows = sqlx::query(
+        "select step_id, tool, status, attempt, arguments, output, error, started_at, finished_at
+         from run_steps where tenant_id = $1 and run_id = $2",
+    )
+    .bind(tenant.uuid())
+    .bind(run.uuid())
+    .fetch_all(tx.conn())
+    .await?;
+    rows.iter()
+        .map(|row| {
+            Ok(StepView {
+                step_id: row.try_get("step_id")?,
+                name: None,
+                uses: row.try_get("tool")?,
+                status: row.try_get("status")?,
+                attempt: u32::try_from(row.try_get::<i32, _>("attempt")?).map_err(Error::internal)?,
+                arguments: row.try_get("arguments")?,
+                output: row.try_get("output")?,
+                error: row.try_get("error")?,
+                started_at: row.try_get("started_at")?,
+                finished_at: row.try_get("finished_at")?,
+            })
+        })
+        .collect()
+}
+
+/// How many live runs the tenant has; counts no further than `most`.
+pub(super) async fn live_runs(tx: &mut TenantTx, tenant: TenantId, most: u64) -> Result<u64> {
+    let most = i64::try_from(most).unwrap_or(i64::MAX);
+    let row = sqlx::query("select count(*) from (select 1 from run_leases where tenant_id = $1 limit $2) as live")
+        .bind(tenant.uuid())
+        .bind(most)
+        .fetch_one(tx.conn())
+        .await?;
+    u64::try_from(row.try_get::<i64, _>(0)?).map_err(Error::internal)
+}
+
+/// Those of the runs that have ended: id, status, output.
+pub(super) async fn ended(
+    tx: &mut TenantTx,
+    tenant: TenantId,
+    runs: &[RunId],
+) -> Result<Vec<(RunId, Status, Option<Value>)>> {
+    let rows = sqlx::query(
+        "select run_id, status, output from runs
+         where tenant_id = $1 and run_id = any ($2) and status in ('completed', 'failed', 'cancelled')",
+    )
+    .bind(tenant.uuid())
+    .bind(runs.iter().map(|run| run.uuid()).collect::<Vec<_>>())
+    .fetch_all(tx.conn())
+    .await?;
+    rows.iter()
+        .map(|row| {
+            let status: &str = row.try_get(1)?;
+            let status =
+                Status::named(status).ok_or_else(|| Error::internal(format!("no status is called {status}")))?;
+            Ok((RunId::from_uuid(row.try_get(0)?), status, row.try_get(2)?))
+        })
+        .collect()
+}
+
+/// How many ancestors a run has.
+pub(super) async fn depth(tx: &mut TenantTx, tenant: TenantId, run: RunId) -> Result<i64> {
+    let row = sqlx::query(
+        "with recursive line (run_id, depth) as (
+             select parent_run_id, 1 from runs where tenant_id = $1 and run_id = $2 and parent_run_id is not null
+             union all
+             select r.parent_run_id, line.depth + 1 from runs r join line on r.run_id = line.run_id
+             where r.tenant_id = $1 and r.parent_run_id is not null and line.depth < 100
+         )
+         select coalesce(max(depth), 0)::bigint from line",
+    )
+    .bind(tenant.uuid())
+    .bind(run.uuid())
+    .fetch_one(tx.conn())
+    .await?;
+    Ok(row.try_get(0)?)
+}
+
+/// Where a run stands.
+pub(super) async fn status(tx: &mut TenantTx, tenant: TenantId, run: RunId) -> Result<Option<Status>> {
+    let row = sqlx::query("select status from runs where tenant_id = $1 and run_id = $2")
+        .bind(tenant.uuid())
+        .bind(run.uuid())
+        .fetch_optional(tx.conn())
+        .await?;
+    let status = row.map(|row| row.try_get::<String, _>(0)).transpose()?;
+    Ok(status.as_deref().and_then(Status::named))
+}

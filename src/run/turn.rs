@@ -1,0 +1,365 @@
+//! A turn: from the claim on a run until it waits or ends. Decide, commit, then act: nothing is called
+//! before its intent is journaled, nothing is told before its outcome is.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use chrono::TimeDelta;
+use serde_json::Value;
+use tokio::{sync::mpsc, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    call::{self, End, Ended},
+    scheduler::{self, Move},
+    store,
+    waker::News,
+    worker::{Life, Shared, Slot},
+};
+use crate::{
+    journal::{
+        self, Append, AppendError, Claim, Command, Event, Failure, Loaded, Lock, Refusal, RunHead, RunState, StepKey,
+        ToolProgress,
+    },
+    kernel::{Result, RunId, Timestamp},
+    tool::Call,
+};
+
+/// A run that has nothing to do for this long is let go; below it, keeping the state is cheaper.
+const PATIENCE: TimeDelta = TimeDelta::seconds(2);
+/// Events decided before they are committed; more wait for the next append.
+const EVENTS: usize = 256;
+/// Reports of progress that may wait for the journal.
+const REPORTS: usize = 64;
+
+type Report = (StepKey, u32, ToolProgress);
+
+/// One run in the hands of a worker.
+pub(super) struct Turn {
+    pub(super) shared: Arc<Shared>,
+    life: Life,
+    pub(super) head: RunHead,
+    pub(super) state: RunState,
+    news: Arc<News>,
+    calls: JoinSet<Ended>,
+    in_flight: HashMap<StepKey, Flight>,
+    reports: (mpsc::Sender<Report>, mpsc::Receiver<Report>),
+    /// What was heard and is not journaled yet: decided again when the journal refuses.
+    heard: Vec<Command>,
+    /// What was decided and is not journaled yet.
+    events: Vec<Event>,
+    /// What is to be called once its intent is journaled.
+    pub(super) launches: Vec<Launch>,
+    /// The right to carry out a step, waited for and not used yet.
+    pub(super) slot: Option<Slot>,
+    /// A step is ready and there is no slot for it.
+    pub(super) starved: bool,
+    pub(super) told_children: HashSet<RunId>,
+    /// The evaluated lists of `forEach` steps.
+    pub(super) lists: HashMap<String, Arc<Vec<Value>>>,
+}
+
+/// A call that is out, or about to be.
+struct Flight {
+    attempt: u32,
+    cancel: CancellationToken,
+}
+
+/// A call that is to be made once its intent is journaled.
+pub(super) struct Launch {
+    pub(super) step: StepKey,
+    pub(super) attempt: u32,
+    pub(super) tool: String,
+    pub(super) arguments: Arc<Value>,
+    pub(super) timeout: Duration,
+    pub(super) slot: Slot,
+}
+
+/// Whether the turn goes on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Next {
+    Wait,
+    Again,
+    Over,
+}
+
+impl Turn {
+    pub(super) fn new(shared: Arc<Shared>, life: Life, run: Loaded, news: Arc<News>) -> Self {
+        Self {
+            shared,
+            life,
+            head: run.head,
+            state: run.state,
+            news,
+            calls: JoinSet::new(),
+            in_flight: HashMap::new(),
+            reports: mpsc::channel(REPORTS),
+            heard: Vec::new(),
+            events: Vec::new(),
+            launches: Vec::new(),
+            slot: None,
+            starved: false,
+            told_children: HashSet::new(),
+            lists: HashMap::new(),
+        }
+    }
+
+    /// Carries the run as far as it goes now.
+    pub(super) async fn run(mut self) {
+        let (shared, news, run_id) = (Arc::clone(&self.shared), Arc::clone(&self.news), self.state.run_id);
+        let lost = self.life.lost.clone();
+        let turn = async {
+            let mut next = self.hear_children().await.map_or(Next::Again, |()| Next::Again);
+            let mut failures = 0;
+            while next != Next::Over {
+                if next == Next::Wait {
+                    self.wait().await;
+                }
+                next = match self.pass().await {
+                    Ok(next) => {
+                        failures = 0;
+                        next
+                    }
+                    Err(error) => {
+                        failures += 1;
+                        tracing::warn!(?error, run = %run_id, "a turn could not be recorded; trying again");
+                        tokio::time::sleep(Duration::from_millis(50) * 2_u32.pow(failures.min(5))).await;
+                        self.reload().await.unwrap_or(Next::Again)
+                    }
+                };
+            }
+        };
+        tokio::select! {
+            () = turn => {}
+            () = lost.cancelled() => {}
+        }
+        shared.waker.end(run_id, &news);
+    }
+
+    /// Decides everything that can be decided now, commits it, and then makes the calls.
+    async fn pass(&mut self) -> Result<Next> {
+        if self.news.take(self.state.seq) {
+            let next = self.reload().await?;
+            if next == Next::Over {
+                return Ok(next);
+            }
+            self.hear_children().await?;
+        }
+        let now = self.shared.clock.now();
+        for command in self.heard.clone() {
+            self.decide_heard(command, now);
+        }
+        let stopping = self.shared.stop.is_cancelled();
+        if !stopping {
+            self.make_moves(now).await;
+        }
+        self.tell_calls();
+        let resting = self.in_flight.is_empty() && (stopping || !self.starved);
+        let wake_at = scheduler::wake_at(&self.state);
+        let more = self.events.len() >= EVENTS;
+        let claim = if resting && !more && (stopping || wake_at.is_none_or(|at| at - now > PATIENCE)) {
+            let due_at = if stopping { Some(now) } else { wake_at };
+            Claim::Release { worker: self.life.worker, due_at }
+        } else {
+            Claim::Keep
+        };
+        self.commit(claim, now, more).await
+    }
+
+    /// Journals what was decided; only then is anything called.
+    async fn commit(&mut self, claim: Claim, now: Timestamp, more: bool) -> Result<Next> {
+        if self.events.is_empty() {
+            // What was heard is no news any more.
+            self.heard.clear();
+            if claim == Claim::Keep {
+                return Ok(Next::Wait);
+            }
+        }
+        let events = std::mem::take(&mut self.events);
+        self.news.stand_at(self.state.seq);
+        let append = Append::new(&self.state, events, self.head.parent.as_ref(), claim, now)?;
+        match self.shared.journal.append(append).await {
+            Ok(()) => {}
+            Err(AppendError::Conflict) => return self.reload().await,
+            Err(AppendError::Failed(error)) => return Err(error),
+        }
+        self.heard.clear();
+        if self.state.status().is_terminal() || claim != Claim::Keep {
+            return Ok(Next::Over);
+        }
+        for launch in std::mem::take(&mut self.launches) {
+            self.launch(launch, now);
+        }
+        Ok(if more { Next::Again } else { Next::Wait })
+    }
+
+    /// Forgets what the journal did not take and reads what is true; what was heard is decided anew.
+    async fn reload(&mut self) -> Result<Next> {
+        let (tenant, run) = (self.state.tenant_id, self.state.run_id);
+        for launch in std::mem::take(&mut self.launches) {
+            self.in_flight.remove(&launch.step);
+        }
+        self.events.clear();
+        let mut tx = self.shared.db.tenant(tenant).await?;
+        if !store::holds(&mut tx, self.life.worker, tenant, run).await? {
+            return Ok(Next::Over);
+        }
+        let loaded = journal::load(&mut tx, &[(tenant, run)], Lock::Free).await?;
+        match loaded.into_iter().next() {
+            Some(loaded) => {
+                self.state = loaded.state;
+                self.news.stand_at(self.state.seq);
+                Ok(Next::Again)
+            }
+            None => Ok(Next::Over),
+        }
+    }
+
+    /// Takes in what a command makes of the state.
+    pub(super) fn decide(&mut self, command: Command, now: Timestamp) -> Result<(), Refusal> {
+        let events = journal::decide(&self.state, command, now)?;
+        for event in &events {
+            self.state.apply(now, event);
+        }
+        self.events.extend(events);
+        Ok(())
+    }
+
+    fn decide_heard(&mut self, command: Command, now: Timestamp) {
+        if let Err(refusal) = self.decide(command, now) {
+            tracing::debug!(?refusal, run = %self.state.run_id, "news that is no news any more");
+        }
+    }
+
+    async fn make_moves(&mut self, now: Timestamp) {
+        let mut futile: Vec<Move> = Vec::new();
+        self.starved = false;
+        while self.events.len() < EVENTS {
+            let in_flight = self.in_flight.keys().cloned().collect();
+            let mut moves = scheduler::moves(&self.state, &in_flight, now);
+            moves.retain(|one| !futile.contains(one));
+            if moves.is_empty() {
+                return;
+            }
+            for one in moves {
+                let before = self.state.seq;
+                self.perform(&one, now).await;
+                if self.state.seq == before {
+                    futile.push(one);
+                }
+            }
+        }
+    }
+
+    /// Notes that a call goes out with the next commit.
+    pub(super) fn prepare(&mut self, launch: Launch) {
+        let flight = Flight { attempt: launch.attempt, cancel: CancellationToken::new() };
+        self.in_flight.insert(launch.step.clone(), flight);
+        self.launches.push(launch);
+    }
+
+    fn launch(&mut self, launch: Launch, now: Timestamp) {
+        let Some(flight) = self.in_flight.get(&launch.step) else { return };
+        let call = Call {
+            tenant_id: self.state.tenant_id,
+            run_id: self.state.run_id,
+            step: launch.step.clone(),
+            attempt: launch.attempt,
+            actor: self.head.created_by.clone(),
+            arguments: launch.arguments,
+            idempotency_key: format!("{}/{}", self.state.run_id, launch.step),
+            now,
+            progress: crate::tool::Progress::new(self.reports.0.clone(), launch.step, launch.attempt),
+            cancel: flight.cancel.clone(),
+        };
+        let (registry, clock, slot) = (self.shared.registry.clone(), self.shared.clock.clone(), launch.slot);
+        let (tool, timeout) = (launch.tool, launch.timeout);
+        self.calls.spawn(async move {
+            let ended = call::make(registry, clock, tool, timeout, call).await;
+            drop(slot);
+            ended
+        });
+    }
+
+    /// Tells the calls in flight that the run is being cancelled.
+    fn tell_calls(&self) {
+        if self.state.cancelling.is_some() {
+            self.in_flight.values().for_each(|flight| flight.cancel.cancel());
+        }
+    }
+
+    /// Waits for the next thing that matters, and takes in whatever else is there by then.
+    async fn wait(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        let wake_at = scheduler::wake_at(&self.state);
+        let stopped = shared.stop.is_cancelled();
+        tokio::select! {
+            Some(ended) = self.calls.join_next_with_id() => self.hear(ended.map(|(_, ended)| ended)),
+            Some(report) = self.reports.1.recv() => self.hear_report(report),
+            () = self.news.arrived() => {}
+            () = async { shared.clock.sleep_until(wake_at.unwrap_or_default()).await }, if wake_at.is_some() => {}
+            slot = shared.slot(self.state.tenant_id), if self.starved && self.slot.is_none() => self.slot = slot,
+            () = shared.stop.cancelled(), if !stopped => {}
+            () = shared.abandon.cancelled() => self.abandon().await,
+        }
+        // Reports were sent before the call that made them ended.
+        while let Ok(report) = self.reports.1.try_recv() {
+            self.hear_report(report);
+        }
+        while let Some(ended) = self.calls.try_join_next() {
+            self.hear(ended);
+        }
+    }
+
+    /// The grace is over: drops the calls; the next worker finds their intents in the journal.
+    async fn abandon(&mut self) {
+        self.calls.shutdown().await;
+        self.in_flight.clear();
+    }
+
+    fn hear_report(&mut self, (step, attempt, progress): Report) {
+        self.heard.push(Command::Report { step, attempt, progress });
+    }
+
+    fn hear(&mut self, ended: Result<Ended, tokio::task::JoinError>) {
+        let Ended { step, attempt, end } = match ended {
+            Ok(ended) => ended,
+            Err(fault) => {
+                tracing::error!(%fault, run = %self.state.run_id, "a tool panicked");
+                return self.hear_panic();
+            }
+        };
+        let tool = self.state.step(&step).map(|step| step.uses.clone()).unwrap_or_default();
+        metrics::counter!("fermata_steps_total", "tool" => tool, "outcome" => end.word()).increment(1);
+        self.in_flight.remove(&step);
+        let jitter = rand::random();
+        self.heard.push(match end {
+            End::Done { output, cost } => Command::Complete { step, attempt, output, cost },
+            End::Wait(wait) => Command::Wait { step, attempt, wait },
+            End::Failed(error) => Command::Fail { step, attempt, error, jitter },
+            // Left as it is in the journal: a call without an outcome, which the scheduler knows how to treat.
+            End::Unknown => return,
+        });
+    }
+
+    /// Which call it was is not told, so those that are missing among the living are it.
+    fn hear_panic(&mut self) {
+        if self.calls.is_empty() {
+            for (step, flight) in std::mem::take(&mut self.in_flight) {
+                let error = Failure::new("tool_panicked", "the tool failed in a way it should not");
+                self.heard.push(Command::Fail { step, attempt: flight.attempt, error, jitter: 0.0 });
+            }
+        }
+    }
+
+    /// Takes in what became of the children that steps wait for.
+    async fn hear_children(&mut self) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let ended = shared.children.ended(&self.state).await?;
+        self.heard.extend(ended);
+        Ok(())
+    }
+}

@@ -1,0 +1,164 @@
+use serde::Serialize;
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use crate::{
+    journal::{Parent, Status, Step, event_id},
+    kernel::{Actor, ApprovalId, RunId, TenantId, Timestamp, wire_time},
+};
+
+/// A run, whole.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Run {
+    /// What a list shows of it.
+    #[serde(flatten)]
+    pub summary: RunSummary,
+    /// The steps, once they stand.
+    #[schema(value_type = Option<crate::journal::Plan>)]
+    pub plan: Option<Value>,
+    /// Its input.
+    #[schema(value_type = Object)]
+    pub input: Value,
+    /// Its output, once it completed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub output: Option<Value>,
+    /// The caller's own notes.
+    #[schema(value_type = Object)]
+    pub metadata: Value,
+}
+
+/// A run, as lists show it.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RunSummary {
+    /// Its id.
+    pub run_id: RunId,
+    /// Its tenant.
+    pub tenant_id: TenantId,
+    /// Where it stands.
+    pub status: Status,
+    /// What was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub goal: Option<String>,
+    /// `name@version` of its definition.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "crm-sync@3")]
+    pub workflow: Option<String>,
+    /// Why it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<crate::journal::Failure>)]
+    pub error: Option<Value>,
+    /// The questions that stand.
+    pub pending_approvals: Vec<ApprovalId>,
+    /// What it has cost so far, in the tenant's unit.
+    pub cost: f64,
+    /// The most it may cost.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budget: Option<f64>,
+    /// The run and step that started it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Parent>,
+    /// Who started it.
+    pub created_by: Actor,
+    /// When.
+    #[serde(with = "wire_time")]
+    #[schema(value_type = String, format = DateTime)]
+    pub created_at: Timestamp,
+    /// When its last event came.
+    #[serde(with = "wire_time")]
+    #[schema(value_type = String, format = DateTime)]
+    pub updated_at: Timestamp,
+    /// When it ended.
+    #[serde(with = "wire_time::option", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub finished_at: Option<Timestamp>,
+    /// The id of its last event.
+    #[schema(example = "evt_7")]
+    pub last_event_id: String,
+    /// Where more is.
+    pub links: Links,
+}
+
+/// Where more about a run is.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Links {
+    /// The run.
+    #[serde(rename = "self")]
+    pub this: String,
+    /// Its stream.
+    pub events: String,
+    /// Its steps.
+    pub steps: String,
+}
+
+impl Links {
+    /// Of that run.
+    #[must_use]
+    pub fn of(run: RunId) -> Self {
+        let this = format!("/workflow/runs/{run}");
+        Self { events: format!("{this}/events"), steps: format!("{this}/steps"), this }
+    }
+}
+
+/// The id of an event, as a run names it; `evt_0` before the first.
+pub(super) fn last_event_id(seq: i64) -> String {
+    event_id(u64::try_from(seq).unwrap_or_default())
+}
+
+/// A step of a run, begun or not.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StepView {
+    /// Its id; `sync[2]` for an item of a `forEach`.
+    #[schema(example = "sync")]
+    pub step_id: String,
+    /// What a person reads in a timeline.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The tool.
+    pub uses: String,
+    /// `pending`, `running`, `waiting`, `retrying`, `awaiting_approval`, `completed`, `failed` or `skipped`.
+    pub status: String,
+    /// The attempt it is at; 0 before the first.
+    pub attempt: u32,
+    /// The exact arguments of the last call.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub arguments: Option<Value>,
+    /// Its output.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub output: Option<Value>,
+    /// Why the last attempt failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<crate::journal::Failure>)]
+    pub error: Option<Value>,
+    /// When its first call was made.
+    #[serde(with = "wire_time::option", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    #[serde(with = "wire_time::option", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub finished_at: Option<Timestamp>,
+}
+
+impl StepView {
+    /// A step that has not begun.
+    pub(super) fn pending(step: &Step) -> Self {
+        Self {
+            step_id: step.id.clone(),
+            name: step.name.clone(),
+            uses: step.uses.clone(),
+            status: "pending".to_owned(),
+            attempt: 0,
+            arguments: None,
+            output: None,
+            error: None,
+            started_at: None,
+            finished_at: None,
+        }
+    }
+}

@@ -1,0 +1,125 @@
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use tokio::sync::Notify;
+
+use crate::{
+    journal::{Commit, Follower},
+    kernel::{RunId, TenantId},
+};
+
+/// Brings news of commits to the turns they concern, and wakes the search for work.
+#[derive(Debug, Default)]
+pub struct Waker {
+    work: Notify,
+    turns: Mutex<HashMap<RunId, Arc<News>>>,
+}
+
+/// What a turn has not looked at yet.
+#[derive(Debug, Default)]
+pub(super) struct News {
+    /// The newest event this process committed to the run.
+    head: AtomicU64,
+    /// The newest event the turn itself knows of.
+    known: AtomicU64,
+    /// Something else happened: another process wrote, or a child ended.
+    look: AtomicBool,
+    arrived: Notify,
+}
+
+impl News {
+    /// Waits until something arrives.
+    pub(super) async fn arrived(&self) {
+        self.arrived.notified().await;
+    }
+
+    /// Whether there is news for a turn whose state stands at `seq`; asking takes it as read.
+    pub(super) fn take(&self, seq: u64) -> bool {
+        let looked = self.look.swap(false, Ordering::AcqRel);
+        looked || self.head.load(Ordering::Acquire) > seq
+    }
+
+    /// The turn knows all up to `seq`, or is about to write it.
+    pub(super) fn stand_at(&self, seq: u64) {
+        self.known.store(seq, Ordering::Release);
+    }
+
+    /// Something happened that has no number here.
+    pub(super) fn look(&self) {
+        self.look.store(true, Ordering::Release);
+        self.arrived.notify_one();
+    }
+}
+
+impl Waker {
+    /// Waits until there may be work.
+    pub(super) async fn work(&self) {
+        self.work.notified().await;
+    }
+
+    /// There may be work.
+    pub(super) fn wake(&self) {
+        self.work.notify_one();
+    }
+
+    /// The turn for `run` begins and wants its news.
+    pub(super) fn begin(&self, run: RunId) -> Arc<News> {
+        let news = Arc::new(News::default());
+        self.turns().insert(run, Arc::clone(&news));
+        news
+    }
+
+    /// The turn ended.
+    pub(super) fn end(&self, run: RunId, news: &Arc<News>) {
+        let mut turns = self.turns();
+        if turns.get(&run).is_some_and(|current| Arc::ptr_eq(current, news)) {
+            turns.remove(&run);
+        }
+    }
+
+    fn turns(&self) -> MutexGuard<'_, HashMap<RunId, Arc<News>>> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Follower for Waker {
+    fn committed(&self, commits: &[Commit]) {
+        let turns = self.turns();
+        let mut work = false;
+        for commit in commits {
+            match (turns.get(&commit.run_id), commit.frames.last()) {
+                (Some(news), Some(frame)) => {
+                    news.head.fetch_max(frame.seq, Ordering::AcqRel);
+                    if frame.seq > news.known.load(Ordering::Acquire) {
+                        news.arrived.notify_one();
+                    }
+                }
+                (Some(news), None) => news.look(),
+                (None, _) => work |= !commit.ended,
+            }
+        }
+        drop(turns);
+        if work {
+            self.wake();
+        }
+    }
+
+    fn signalled(&self, runs: &[(TenantId, RunId)]) {
+        let turns = self.turns();
+        for news in runs.iter().filter_map(|(_, run)| turns.get(run)) {
+            news.look();
+        }
+        drop(turns);
+        self.wake();
+    }
+
+    fn resync(&self) {
+        self.turns().values().for_each(|news| news.look());
+        self.wake();
+    }
+}

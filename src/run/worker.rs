@@ -1,0 +1,307 @@
+//! A process's share of the work: it enters itself, claims runs that are due, gives each a turn, and gives
+//! up its claims when it stops or is given up for dead.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use chrono::TimeDelta;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{child::Children, store, turn::Turn, waker::Waker};
+use crate::{
+    config::WorkerSettings,
+    db::{Database, SessionLock},
+    journal::{self, Journal, Lock},
+    kernel::{Clock, Error, Result, RunId, TenantId, Timestamp, WorkerId},
+    tool::Registry,
+};
+
+/// What every turn of a worker shares.
+pub(super) struct Shared {
+    pub(super) db: Database,
+    pub(super) journal: Journal,
+    pub(super) registry: Registry,
+    pub(super) children: Children,
+    pub(super) clock: Clock,
+    pub(super) waker: Arc<Waker>,
+    pub(super) items: usize,
+    settings: WorkerSettings,
+    /// Fires when the process is asked to stop.
+    pub(super) stop: CancellationToken,
+    /// Fires when steps in flight have had their grace.
+    pub(super) abandon: CancellationToken,
+    slots: Slots,
+}
+
+/// Everything a worker needs.
+#[derive(Debug)]
+pub struct WorkerParts {
+    /// The database.
+    pub db: Database,
+    /// Where outcomes go.
+    pub journal: Journal,
+    /// The tools.
+    pub registry: Registry,
+    /// How child runs are looked after.
+    pub children: Children,
+    /// Time.
+    pub clock: Clock,
+    /// Who brings the news.
+    pub waker: Arc<Waker>,
+    /// How much at once.
+    pub settings: WorkerSettings,
+    /// The most items a `forEach` may have.
+    pub items: usize,
+    /// Fires when the process is asked to stop: no new claims, no new steps.
+    pub stop: CancellationToken,
+    /// Fires when steps in flight have had their grace.
+    pub abandon: CancellationToken,
+}
+
+/// Finds work and has it done.
+pub struct Worker {
+    shared: Arc<Shared>,
+    lock: SessionLockOptions,
+}
+
+/// How the worker reaches the server for the lock that proves it alive.
+pub type SessionLockOptions = sqlx::postgres::PgConnectOptions;
+
+/// The shares of tenants in the steps this worker carries out at once.
+struct Slots {
+    all: Arc<Semaphore>,
+    per_tenant: usize,
+    tenants: Mutex<HashMap<TenantId, Arc<Semaphore>>>,
+}
+
+/// The right to carry out one step.
+#[derive(Debug)]
+pub(super) struct Slot {
+    _tenant: OwnedSemaphorePermit,
+    _all: OwnedSemaphorePermit,
+}
+
+/// One life of a worker: ends when the process stops or the database gives it up for dead.
+#[derive(Clone, Debug)]
+pub(super) struct Life {
+    pub(super) worker: WorkerId,
+    /// Fires when the claims are lost: turns drop everything and write nothing.
+    pub(super) lost: CancellationToken,
+}
+
+impl std::fmt::Debug for Worker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Worker").finish_non_exhaustive()
+    }
+}
+
+impl Worker {
+    /// A worker that has not begun.
+    #[must_use]
+    pub fn new(parts: WorkerParts, lock: SessionLockOptions) -> Self {
+        let slots = Slots {
+            all: Arc::new(Semaphore::new(parts.settings.steps)),
+            per_tenant: parts.settings.steps_per_tenant,
+            tenants: Mutex::default(),
+        };
+        let WorkerParts { db, journal, registry, children, clock, waker, settings, items, stop, abandon } = parts;
+        let shared = Shared { db, journal, registry, children, clock, waker, items, settings, stop, abandon, slots };
+        Self { shared: Arc::new(shared), lock }
+    }
+
+    /// Works until it is told to stop and every turn has ended.
+    pub async fn run(self) {
+        while !self.shared.stop.is_cancelled() {
+            if let Err(error) = self.live().await {
+                tracing::warn!(?error, "the worker lost its footing and starts over");
+            }
+            tokio::select! {
+                () = self.shared.stop.cancelled() => {}
+                () = tokio::time::sleep(Duration::from_millis(200)) => {}
+            }
+        }
+    }
+
+    /// One life: from entering the table of workers to leaving it, or to being given up for dead.
+    async fn live(&self) -> Result<()> {
+        let shared = &self.shared;
+        let now = shared.clock.now();
+        let life = Life { worker: WorkerId::new(now), lost: CancellationToken::new() };
+        let lock_key = i64::from_be_bytes(life.worker.uuid().as_u64_pair().1.to_be_bytes());
+        let taken = SessionLock::take(self.lock.clone(), lock_key).await?;
+        let lock = taken.ok_or_else(|| Error::unavailable("another session holds this worker's lock"))?;
+        let lock_lost = lock.lost();
+        store::beat(&shared.db, life.worker, lock_key, now + self.lease(), true).await?;
+        tracing::info!(worker = %life.worker, "working");
+        let turns = TaskTracker::new();
+        let outcome = tokio::select! {
+            outcome = self.keep_alive(&life, lock_key) => outcome,
+            () = lock_lost.cancelled() => Ok(()),
+            outcome = self.claim_and_turn(&life, &turns) => outcome,
+        };
+        let stopping = shared.stop.is_cancelled() && outcome.is_ok();
+        if !stopping {
+            life.lost.cancel();
+        }
+        turns.close();
+        let ended = async {
+            tokio::select! {
+                () = turns.wait() => true,
+                _ = self.keep_alive(&life, lock_key), if stopping => false,
+            }
+        };
+        if !ended.await {
+            life.lost.cancel();
+        }
+        if stopping {
+            store::leave(&shared.db, life.worker).await?;
+        }
+        lock.release().await;
+        outcome
+    }
+
+    fn lease(&self) -> TimeDelta {
+        TimeDelta::from_std(self.shared.settings.lease.0).unwrap_or(TimeDelta::seconds(15))
+    }
+
+    /// Says at a third of the lease that it lives; returns when it is not believed any more.
+    async fn keep_alive(&self, life: &Life, lock_key: i64) -> Result<()> {
+        let shared = &self.shared;
+        let mut believed_until = shared.clock.now() + self.lease();
+        loop {
+            tokio::time::sleep(shared.settings.lease.0 / 3).await;
+            let until = shared.clock.now() + self.lease();
+            match store::beat(&shared.db, life.worker, lock_key, until, false).await {
+                Ok(true) => believed_until = until,
+                Ok(false) => return Ok(()),
+                Err(error) if shared.clock.now() >= believed_until => return Err(error),
+                Err(error) => tracing::warn!(?error, "no sign of life could be given"),
+            }
+        }
+    }
+
+    /// Claims what is due whenever there may be something, until told to stop.
+    async fn claim_and_turn(&self, life: &Life, turns: &TaskTracker) -> Result<()> {
+        let shared = &self.shared;
+        let mut failures = 0_u32;
+        let mut swept_at = None;
+        loop {
+            if shared.stop.is_cancelled() {
+                return Ok(());
+            }
+            let now = shared.clock.now();
+            // Once a poll, and not on every wake-up, the dead are looked for.
+            let sweep = swept_at.is_none_or(|at| now - at >= self.poll());
+            if sweep {
+                swept_at = Some(now);
+            }
+            let next = match self.claim(life, turns, sweep).await {
+                Ok(next) => {
+                    failures = 0;
+                    next
+                }
+                Err(error) if failures < 10 => {
+                    failures += 1;
+                    tracing::warn!(?error, "no work could be claimed");
+                    Some(now + TimeDelta::milliseconds(100 * i64::from(failures)))
+                }
+                Err(error) => return Err(error),
+            };
+            let until = next.map_or(now + self.poll(), |due| due.min(now + self.poll()));
+            tokio::select! {
+                () = shared.waker.work(), if failures == 0 => {}
+                () = shared.clock.sleep_until(until) => {}
+                () = tokio::time::sleep(shared.settings.poll.0) => {}
+                () = shared.stop.cancelled() => {}
+            }
+        }
+    }
+
+    fn poll(&self) -> TimeDelta {
+        TimeDelta::from_std(self.shared.settings.poll.0).unwrap_or(TimeDelta::seconds(1))
+    }
+
+    /// Claims once and starts the turns; returns when the next unclaimed run is due.
+    async fn claim(&self, life: &Life, turns: &TaskTracker, sweep: bool) -> Result<Option<Timestamp>> {
+        let shared = &self.shared;
+        let now = shared.clock.now();
+        if sweep && store::release_dead(&shared.db, now).await? > 0 {
+            tracing::info!("took over the runs of a worker that is gone");
+        }
+        loop {
+            let room = shared.settings.runs.saturating_sub(turns.len()).min(64);
+            if room == 0 {
+                return Ok(None);
+            }
+            let claimed = store::claim(&shared.db, life.worker, room, shared.settings.runs_per_tenant, now).await?;
+            metrics::counter!("fermata_runs_claimed_total").increment(u64::try_from(claimed.len()).unwrap_or_default());
+            if claimed.is_empty() {
+                return store::next_due(&shared.db).await;
+            }
+            if let Err(error) = self.begin_turns(life, turns, &claimed).await {
+                store::give_back(&shared.db, life.worker, &claimed, now + TimeDelta::seconds(1)).await?;
+                return Err(error);
+            }
+            if claimed.len() < room {
+                return store::next_due(&shared.db).await;
+            }
+        }
+    }
+
+    /// Loads what was claimed, all at once, and lets each run have its turn.
+    async fn begin_turns(&self, life: &Life, turns: &TaskTracker, claimed: &[(TenantId, RunId)]) -> Result<()> {
+        let mut tenants: Vec<_> = claimed.iter().map(|(tenant, _)| *tenant).collect();
+        tenants.sort_unstable();
+        tenants.dedup();
+        // The news is subscribed to before the state is read, so nothing falls between.
+        let news: HashMap<_, _> = claimed.iter().map(|(_, run)| (*run, self.shared.waker.begin(*run))).collect();
+        let mut tx = self.shared.db.tenants(&tenants).await?;
+        let loaded = journal::load(&mut tx, claimed, Lock::Free).await?;
+        drop(tx);
+        for run in loaded {
+            if let Some(news) = news.get(&run.state.run_id) {
+                let turn = Turn::new(Arc::clone(&self.shared), life.clone(), run, Arc::clone(news));
+                let shared = Arc::clone(&self.shared);
+                turns.spawn(async move {
+                    turn.run().await;
+                    // There is room for another run.
+                    shared.waker.wake();
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// The right to carry out a step for `tenant`, if there is one to be had now.
+    pub(super) fn try_slot(&self, tenant: TenantId) -> Option<Slot> {
+        let share = self.slots.share(tenant);
+        let tenant = share.try_acquire_owned().ok()?;
+        let all = Arc::clone(&self.slots.all).try_acquire_owned().ok()?;
+        Some(Slot { _tenant: tenant, _all: all })
+    }
+
+    /// Waits for it. The tenant's own share comes first, so that a crowd of one tenant never stands in
+    /// line for the common one.
+    pub(super) async fn slot(&self, tenant: TenantId) -> Option<Slot> {
+        let tenant = self.slots.share(tenant).acquire_owned().await.ok()?;
+        let all = Arc::clone(&self.slots.all).acquire_owned().await.ok()?;
+        Some(Slot { _tenant: tenant, _all: all })
+    }
+}
+
+impl Slots {
+    fn share(&self, tenant: TenantId) -> Arc<Semaphore> {
+        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        // Tenants at rest are forgotten, so the map is bounded by those at work.
+        if tenants.len() > 1024 {
+            tenants.retain(|_, share| Arc::strong_count(share) > 1 || share.available_permits() < self.per_tenant);
+        }
+        Arc::clone(tenants.entry(tenant).or_insert_with(|| Arc::new(Semaphore::new(self.per_tenant))))
+    }
+}
