@@ -7,7 +7,7 @@ mod engine;
 mod scan;
 mod value;
 
-use std::{collections::BTreeSet, fmt};
+use std::fmt;
 
 use serde_json::Value;
 
@@ -121,30 +121,6 @@ pub fn check(text: &str) -> Result<Names, TemplateError> {
 /// As [`check`], or when it is not one single expression.
 pub fn check_condition(source: &str) -> Result<Names, TemplateError> {
     compile::condition(source).map(|compiled| compiled.names.clone())
-}
-
-/// The steps whose outcome `value`, a step's `with` or a run's `output`, mentions. What does not parse
-/// mentions none.
-#[must_use]
-pub fn references(value: &Value) -> BTreeSet<String> {
-    let mut steps = BTreeSet::new();
-    collect(value, &mut steps);
-    steps
-}
-
-fn collect(value: &Value, steps: &mut BTreeSet<String>) {
-    match value {
-        Value::String(text) => steps.extend(check(text).unwrap_or_default().steps),
-        Value::Array(items) => items.iter().for_each(|item| collect(item, steps)),
-        Value::Object(fields) => fields.values().for_each(|value| collect(value, steps)),
-        Value::Null | Value::Bool(_) | Value::Number(_) => {}
-    }
-}
-
-/// The steps a condition mentions.
-#[must_use]
-pub fn condition_references(source: &str) -> BTreeSet<String> {
-    check_condition(source).unwrap_or_default().steps
 }
 
 #[cfg(test)]

@@ -101,8 +101,7 @@ fn names_are_found_in_every_spelling() -> Result<(), TemplateError> {
     assert!(names.roots.is_empty(), "{names:?}");
     assert!(check("{{ steps[input.which].output }}")?.any_step);
     assert!(check("{{ range(3) | list }} {{ inputs.x }}")?.roots.contains("inputs"));
-    assert_eq!(references(&json!({"a": ["{{ steps.x.output }}", "steps.y"]})), ["x".to_owned()].into());
-    assert_eq!(condition_references("steps.z.status == 'failed'"), ["z".to_owned()].into());
+    assert!(check_condition("steps.z.status == 'failed'")?.steps.contains("z"));
     Ok(())
 }
 

@@ -1,3 +1,5 @@
+mod served;
+
 use std::{
     fs,
     path::Path,

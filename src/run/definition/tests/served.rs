@@ -1,0 +1,206 @@
+//! The routes, over a real database.
+
+use std::{path::PathBuf, time::Duration};
+
+use axum::{
+    Router,
+    body::Body,
+    http::{Request, StatusCode, header},
+};
+use futures_util::future::join_all;
+use http_body_util::BodyExt;
+use secrecy::ExposeSecret;
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+
+use super::tools;
+use crate::{
+    auth::{Grant, Minter, Role, Verifier},
+    config::{AuthSettings, HttpSettings, Span},
+    db::{
+        Database,
+        cluster::{Cluster, DataDir, Durability},
+        migrate,
+    },
+    http::Front,
+    kernel::{Clock, TenantId},
+    run::definition::{find, routes},
+};
+
+struct World {
+    cluster: Cluster,
+    path: PathBuf,
+    database: Database,
+    clock: Clock,
+    router: Router,
+    minter: Minter,
+}
+
+impl World {
+    async fn start() -> Self {
+        let path = std::env::temp_dir().join(format!("fermata-definitions-{}", std::process::id()));
+        let (clock, _) = Clock::adjustable();
+        let cluster = Cluster::start(DataDir::claim(&path, &clock).unwrap(), Durability::None).await.unwrap();
+        migrate(cluster.admin_options()).await.unwrap();
+        let database = Database::connect(cluster.app_options(), 8, Duration::from_secs(20)).await.unwrap();
+        let auth = AuthSettings { secret: Some("k7Qm1Zp0xV9sLr4TgYb2Nc8WdHf6JuEa".into()), ..AuthSettings::default() };
+        let (verifier, minter) = (Verifier::new(&auth).unwrap(), Minter::new(&auth).unwrap());
+        let stop = CancellationToken::new();
+        let front = Front::new(verifier, database.clone(), clock.clone(), HttpSettings::default(), stop);
+        let (router, _) = routes(front, tools().clone()).split_for_parts();
+        Self { cluster, path, database, clock, router, minter }
+    }
+
+    async fn stop(self) {
+        self.database.close().await;
+        self.cluster.stop().await.unwrap();
+        std::fs::remove_dir_all(&self.path).unwrap();
+    }
+
+    async fn tenant(&self, name: &str) -> TenantId {
+        let id = TenantId::new(self.clock.now());
+        let mut tx = self.database.tenant(id).await.unwrap();
+        sqlx::query("insert into tenants (tenant_id, name, created_at) values ($1, $2, $3)")
+            .bind(id.uuid())
+            .bind(name)
+            .bind(self.clock.now())
+            .execute(tx.conn())
+            .await
+            .unwrap();
+        tx.commit().await.unwrap();
+        id
+    }
+
+    async fn send(
+        &self,
+        tenant: TenantId,
+        role: Role,
+        request: axum::http::request::Builder,
+        body: &str,
+    ) -> (u16, Value) {
+        let ttl = Span(Duration::from_secs(600));
+        let grant =
+            Grant { tenant_id: tenant, subject: "user_1".parse().unwrap(), roles: vec![role], scope: None, ttl };
+        let (token, _) = self.minter.mint(&grant, self.clock.now()).unwrap();
+        let request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.expose_secret()));
+        let response = self.router.clone().oneshot(request.body(Body::from(body.to_owned())).unwrap()).await.unwrap();
+        let status = response.status().as_u16();
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        (status, serde_json::from_slice(&bytes).unwrap_or_default())
+    }
+
+    async fn put(&self, tenant: TenantId, name: &str, source: &str) -> (u16, Value) {
+        let request = Request::put(format!("/workflow/definitions/{name}"));
+        let request = request.header(header::CONTENT_TYPE, "application/yaml; charset=utf-8");
+        self.send(tenant, Role::Operator, request, source).await
+    }
+
+    async fn get(&self, tenant: TenantId, path: &str) -> (u16, Value) {
+        self.send(tenant, Role::Viewer, Request::get(format!("/workflow/definitions{path}")), "").await
+    }
+}
+
+fn source(name: &str, value: usize) -> String {
+    format!("name: {name}\nsteps: [{{ id: a, uses: debug.echo, with: {{ value: {value} }} }}]\n")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn versions_are_kept_counted_and_walled_in() {
+    let world = World::start().await;
+    let (ours, theirs) = (world.tenant("ours").await, world.tenant("theirs").await);
+
+    a_put_makes_the_next_version(&world, ours).await;
+    what_is_wrong_changes_nothing(&world, ours).await;
+    puts_at_once_do_not_collide(&world, ours).await;
+    lists_go_on_where_they_stopped(&world, ours).await;
+
+    for path in ["/hello", "/hello?version=1", "/hello/versions"] {
+        assert_eq!(world.get(theirs, path).await.0, 404, "{path}");
+    }
+    assert_eq!(world.get(theirs, "").await.1["items"], Value::Array(Vec::new()));
+    assert_eq!(world.put(theirs, "hello", &source("hello", 1)).await.1["version"], 1);
+    world.stop().await;
+}
+
+async fn a_put_makes_the_next_version(world: &World, tenant: TenantId) {
+    let (status, first) = world.put(tenant, "hello", &source("hello", 1)).await;
+    assert_eq!((status, &first["version"]), (201, &Value::from(1)), "{first}");
+    let (status, again) = world.put(tenant, "hello", &source("hello", 1)).await;
+    assert_eq!((status, &again), (200, &first));
+    let (status, second) = world.put(tenant, "hello", &source("hello", 2)).await;
+    assert_eq!((status, &second["version"]), (201, &Value::from(2)));
+    let (status, third) = world.put(tenant, "hello", &source("hello", 1)).await;
+    assert_eq!((status, &third["version"]), (201, &Value::from(3)), "only the newest counts as the same");
+
+    assert_eq!(world.get(tenant, "/hello").await, (200, third));
+    assert_eq!(world.get(tenant, "/hello?version=1").await, (200, first.clone()));
+    assert_eq!(first["source"], source("hello", 1));
+    assert_eq!((&first["mediaType"], &first["createdBy"]), (&Value::from("application/yaml"), &Value::from("user_1")));
+
+    let mut tx = world.database.tenant(tenant).await.unwrap();
+    assert_eq!(find(&mut tx, "hello").await.unwrap().map(|found| found.version), Some(3));
+    let second = find(&mut tx, "hello@2").await.unwrap().unwrap();
+    assert_eq!(second.definition.steps[0].with["value"], 2);
+    for unknown in ["hello@9", "hello@x", "hello@", "@1", "nobody", "hello\0", "hello@99999999999"] {
+        assert!(find(&mut tx, unknown).await.unwrap().is_none(), "{unknown:?}");
+    }
+    let audited: Vec<(String, String, i32)> = sqlx::query_as(
+        "select actor, target, (detail ->> 'version')::integer from audit_log where action = 'workflow.put' order by 3",
+    )
+    .fetch_all(tx.conn())
+    .await
+    .unwrap();
+    assert_eq!(audited, [1, 2, 3].map(|version| ("user_1".to_owned(), "hello".to_owned(), version)));
+}
+
+async fn what_is_wrong_changes_nothing(world: &World, tenant: TenantId) {
+    let (status, problem) = world.put(tenant, "other", &source("hello", 5)).await;
+    assert_eq!((status, &problem["errors"][0]["path"]), (422, &Value::from("name")), "{problem}");
+    let put = || Request::put("/workflow/definitions/hello");
+    let json = || put().header(header::CONTENT_TYPE, "application/json");
+    assert_eq!(world.send(tenant, Role::Operator, put(), "x").await.0, StatusCode::UNSUPPORTED_MEDIA_TYPE);
+    assert_eq!(world.send(tenant, Role::Operator, json(), "{").await.0, 422);
+    assert_eq!(world.send(tenant, Role::Viewer, json(), "{}").await.0, 403);
+    for path in ["/nobody", "/nobody/versions", "/he%00llo", "/he%00llo/versions", "/hello?version=0"] {
+        assert_eq!(world.get(tenant, path).await.0, 404, "{path}");
+    }
+    assert_eq!(world.get(tenant, "/hello?version=x").await.0, 400);
+    assert_eq!(world.get(tenant, "/hello").await.1["version"], 3);
+}
+
+async fn puts_at_once_do_not_collide(world: &World, tenant: TenantId) {
+    let sources = (0..24).map(|n| source("busy", n)).collect::<Vec<_>>();
+    let puts = join_all(sources.iter().map(|source| world.put(tenant, "busy", source))).await;
+    let mut versions =
+        puts.iter().map(|(status, body)| (*status, body["version"].as_i64().unwrap())).collect::<Vec<_>>();
+    versions.sort_unstable();
+    assert_eq!(versions, (1..=24).map(|version| (201, version)).collect::<Vec<_>>());
+}
+
+async fn lists_go_on_where_they_stopped(world: &World, tenant: TenantId) {
+    for name in ["c", "b", "a"] {
+        assert_eq!(world.put(tenant, name, &source(name, 0)).await.0, 201);
+    }
+    let names = |page: &Value| {
+        page["items"].as_array().unwrap().iter().map(|i| i["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let (mut seen, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let (status, page) = world.get(tenant, &format!("?limit=2{cursor}")).await;
+        assert_eq!(status, 200, "{page}");
+        seen.extend(names(&page));
+        // A new version of what was seen does not show it again.
+        world.put(tenant, "a", &source("a", seen.len())).await;
+        let Some(next) = page["nextCursor"].as_str() else { break };
+        cursor = format!("&cursor={next}");
+    }
+    assert_eq!(seen, ["a", "b", "c", "busy", "hello"]);
+
+    let (_, first) = world.get(tenant, "/hello/versions?limit=2").await;
+    let next = first["nextCursor"].as_str().unwrap();
+    let (_, second) = world.get(tenant, &format!("/hello/versions?limit=2&cursor={next}")).await;
+    let items = [&first, &second].into_iter().flat_map(|page| page["items"].as_array().unwrap());
+    assert_eq!(items.map(|item| item["version"].as_i64().unwrap()).collect::<Vec<_>>(), [3, 2, 1]);
+    assert_eq!(second["nextCursor"], Value::Null);
+}
