@@ -5,10 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{
-    Body, Event, Frame, Parent, Phase, RunState, StepCompleted, StepKey,
-    event::{Completed, encode},
-};
+use super::{Body, Completed, Event, Frame, Parent, Phase, RunState, StepCompleted, StepKey, event::encode};
 use crate::kernel::{ApprovalId, Error, Result, RunId, TenantId, Timestamp, WorkerId};
 
 /// Outputs up to this many bytes travel in their event; larger ones stay in the table.

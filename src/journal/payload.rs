@@ -1,0 +1,366 @@
+//! What each event says. Field for field this is the wire: the doc comments become the OpenAPI document.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use super::plan::{Plan, StepKey};
+use crate::kernel::{Actor, ApprovalId, RunId, Timestamp, wire_time};
+
+/// Payload of `idle`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Idle {
+    /// What was asked for, where a goal was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub goal: Option<String>,
+    /// `name@version` of the definition, where one was named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workflow: Option<String>,
+    /// Who started it.
+    pub created_by: Actor,
+    /// The run and step that started it, for a child run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Parent>,
+}
+
+/// The step that started a child run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Parent {
+    /// The parent run.
+    pub run_id: RunId,
+    /// Its step.
+    #[schema(value_type = String)]
+    pub step_id: StepKey,
+}
+
+/// Payload of `planning`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Planning {}
+
+/// Payload of `plan.ready`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PlanReady {
+    /// The steps to come.
+    #[schema(value_type = Plan)]
+    pub plan: Arc<Plan>,
+}
+
+/// Payload of `executing`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Executing {
+    /// Who let it go.
+    pub by: Actor,
+    /// The steps that run again, after a retry.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub retried: Vec<StepKey>,
+}
+
+/// Payload of `step.expanded`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StepExpanded {
+    /// How many items there are; item i is the step `id[i]`.
+    pub items: u32,
+}
+
+/// What repeating a tool's call does to the world.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Effect {
+    /// Nothing: it only reads or computes.
+    Pure,
+    /// The same as doing it once, given the same idempotency key.
+    Repeatable,
+    /// Something again: it is never repeated without a person's word.
+    Once,
+}
+
+/// Payload of `step.started`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StepStarted {
+    /// The tool.
+    pub tool: String,
+    /// Its version.
+    pub tool_version: String,
+    /// What a repetition would do.
+    pub effect: Effect,
+    /// The exact arguments of the call.
+    #[schema(value_type = Object)]
+    pub arguments: Arc<Value>,
+    /// The same attempt is made again, with the same idempotency key, because its outcome is unknown.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub repeated: bool,
+}
+
+/// What a waiting step waits for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all_fields = "camelCase", untagged)]
+pub enum Wait {
+    /// An instant.
+    Until {
+        /// When the step is done.
+        #[serde(with = "wire_time")]
+        #[schema(value_type = String, format = DateTime)]
+        until: Timestamp,
+    },
+    /// The end of a child run.
+    Child {
+        /// The child.
+        child_run_id: RunId,
+    },
+}
+
+/// Payload of `step.waiting`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StepWaiting {
+    /// What for: `until` or `childRunId`.
+    #[serde(flatten)]
+    pub wait: Wait,
+}
+
+/// Payload of `tool.progress`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ToolProgress {
+    /// A line for a person.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// From 0 to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fraction: Option<f64>,
+    /// Anything the tool wants to say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub data: Option<Value>,
+}
+
+/// Payload of `step.completed`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StepCompleted {
+    /// The output; absent when it is too large for an event, then `GET …/steps` has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub output: Option<Arc<Value>>,
+    /// The output's size, where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_bytes: Option<u64>,
+    /// From the call to its outcome.
+    pub duration_ms: u64,
+    /// What it cost, in the tenant's unit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<f64>,
+}
+
+/// Why a step or run failed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Failure {
+    /// A stable word: `timeout`, `http_status`, `denied` …
+    pub code: String,
+    /// A sentence for a person.
+    pub message: String,
+    /// Whether the tool says that trying again may help.
+    #[serde(default)]
+    pub retryable: bool,
+    /// The step, in a run's failure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub step_id: Option<StepKey>,
+    /// More for a program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub detail: Option<Value>,
+}
+
+impl Failure {
+    /// A failure that trying again does not mend.
+    pub fn new(code: &str, message: impl Into<String>) -> Self {
+        Self { code: code.to_owned(), message: message.into(), retryable: false, step_id: None, detail: None }
+    }
+}
+
+/// Payload of `step.retrying`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StepRetrying {
+    /// Why this attempt failed.
+    pub error: Failure,
+    /// When the next one begins.
+    #[schema(value_type = String, format = DateTime)]
+    #[serde(with = "wire_time")]
+    pub retry_at: Timestamp,
+}
+
+/// Payload of `step.failed`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StepFailed {
+    /// Why.
+    pub error: Failure,
+    /// The run goes on all the same (`onError: continue`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub continued: bool,
+}
+
+/// Why a step does not run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SkipReason {
+    /// Its `if` is false.
+    Condition,
+    /// A step it needs was skipped.
+    Upstream,
+    /// It was denied and `onDenied` is `skip`.
+    Denied,
+    /// Its outcome is unknown and a person took it as done.
+    TakenAsDone,
+}
+
+/// Payload of `step.skipped`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StepSkipped {
+    /// Why.
+    pub reason: SkipReason,
+}
+
+/// What an approver is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Question {
+    /// May it act?
+    Consent,
+    /// It may have acted already: act again (`approved`), or take it as done (`denied`)?
+    Repeat,
+}
+
+/// Payload of `awaiting_approval`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AwaitingApproval {
+    /// What to decide on.
+    pub approval_id: ApprovalId,
+    /// What is asked.
+    pub question: Question,
+    /// The tool.
+    pub action: String,
+    /// Its version.
+    pub tool_version: String,
+    /// The exact arguments.
+    #[schema(value_type = Object)]
+    pub arguments: Arc<Value>,
+    /// `sha256:` over tool, version, canonical arguments, run, step, attempt and tenant.
+    pub digest: String,
+    /// Why consent is asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// What it is expected to cost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost_estimate: Option<f64>,
+    /// What it would touch.
+    pub scope: Vec<String>,
+    /// Rights it would use.
+    pub requires: Vec<String>,
+    /// Whether the run's creator may decide.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub self_approval: bool,
+    /// When it counts as denied.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "wire_time::option")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub expires_at: Option<Timestamp>,
+}
+
+/// Payload of `approved`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Approved {
+    /// Which hold.
+    pub approval_id: ApprovalId,
+    /// Who decided.
+    pub by: Actor,
+    /// Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The call consent was given for.
+    pub digest: String,
+    /// The arguments the approver set in place of the held ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub arguments: Option<Arc<Value>>,
+}
+
+/// Payload of `denied`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Denied {
+    /// Which hold.
+    pub approval_id: ApprovalId,
+    /// Who decided.
+    pub by: Actor,
+    /// Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// Payload of `approval.expired`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ApprovalExpired {
+    /// Which hold.
+    pub approval_id: ApprovalId,
+}
+
+/// Payload of `approval.cancelled`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ApprovalCancelled {
+    /// Which hold.
+    pub approval_id: ApprovalId,
+}
+
+/// Payload of `run.cancelling`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RunCancelling {
+    /// Who.
+    pub by: Actor,
+    /// Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// Payload of `completed`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Completed {
+    /// The output; absent when there is none or it is too large for an event, then the run has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub output: Option<Arc<Value>>,
+    /// The output's size, where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_bytes: Option<u64>,
+}
+
+/// Payload of `failed`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Failed {
+    /// Why.
+    pub error: Failure,
+}
+
+/// Payload of `cancelled`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Cancelled {
+    /// Who.
+    pub by: Actor,
+    /// Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}

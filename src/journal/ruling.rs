@@ -1,0 +1,121 @@
+//! The part of [`decide`](super::decide) that is about holds: asking, answering, and running out of time.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::{
+    ApprovalExpired, Approved, AwaitingApproval, Denied, Effect, Event, Failure, Hold, Intent, OnDenied, Question,
+    Refusal, Ruling, RunState, SkipReason, Stage, StepFailed, StepKey, StepSkipped,
+    decide::{advancing, beginnable},
+};
+use crate::kernel::{Actor, ApprovalId, Timestamp};
+
+pub(super) fn hold(
+    state: &RunState,
+    key: &StepKey,
+    intent: Intent,
+    approval_id: ApprovalId,
+    question: Question,
+    now: Timestamp,
+) -> Result<Vec<Event>, Refusal> {
+    advancing(state)?;
+    beginnable(state, key)?;
+    match (question, state.stage(key)) {
+        (Question::Consent, None) => {}
+        (Question::Consent, Some(Stage::Retrying { at })) if *at <= now => {}
+        // Consent that no longer matches the call is worth nothing: ask again.
+        (Question::Consent, Some(Stage::Cleared { digest, .. })) if *digest != intent.digest => {}
+        (Question::Repeat, Some(Stage::Running { effect: Effect::Once, .. })) => {}
+        _ => return Err(Refusal::Stale),
+    }
+    let terms = state.terms(key);
+    let consent = terms.filter(|_| question == Question::Consent);
+    let lifetime = consent.and_then(|terms| terms.expires).and_then(|span| chrono::TimeDelta::from_std(span.0).ok());
+    let asked = AwaitingApproval {
+        approval_id,
+        question,
+        action: intent.tool,
+        tool_version: intent.tool_version,
+        arguments: intent.arguments,
+        digest: intent.digest,
+        reason: match question {
+            Question::Consent => consent.and_then(|terms| terms.reason.clone()),
+            Question::Repeat => {
+                Some("It may have been done already: approve to do it again, deny to take it as done".into())
+            }
+        },
+        cost_estimate: terms.and_then(|terms| terms.cost),
+        scope: terms.map(|terms| terms.scope.clone()).unwrap_or_default(),
+        requires: terms.map(|terms| terms.requires.clone()).unwrap_or_default(),
+        // A step that never asked for consent belongs to whoever started the run.
+        self_approval: terms.is_none_or(|terms| terms.self_approval),
+        expires_at: lifetime.and_then(|lifetime| now.checked_add_signed(lifetime)),
+    };
+    Ok(vec![Event::step(key, state.next_attempt(key), asked)])
+}
+
+/// The hold, if it still stands; else what it came to.
+fn standing(state: &RunState, approval_id: ApprovalId) -> Result<&Hold, Refusal> {
+    let hold = state.holds.get(&approval_id).ok_or(Refusal::UnknownHold)?;
+    match &hold.ruling {
+        None => Ok(hold),
+        Some(ruling) => Err(Refusal::Ruled(ruling.clone())),
+    }
+}
+
+pub(super) fn rule(
+    state: &RunState,
+    approval_id: ApprovalId,
+    approve: bool,
+    by: Actor,
+    reason: Option<String>,
+    instead: Option<(Arc<Value>, String)>,
+    now: Timestamp,
+) -> Result<Vec<Event>, Refusal> {
+    let hold = state.holds.get(&approval_id).ok_or(Refusal::UnknownHold)?;
+    if by == state.created_by && !hold.asked.self_approval {
+        return Err(Refusal::OwnRun);
+    }
+    let wanted = instead.as_ref().map_or(&hold.asked.digest, |(_, digest)| digest);
+    match &hold.ruling {
+        None => {}
+        Some(Ruling::Approved { digest, .. }) if approve && digest == wanted => return Err(Refusal::AlreadySo),
+        Some(Ruling::Denied { .. }) if !approve => return Err(Refusal::AlreadySo),
+        Some(ruling) => return Err(Refusal::Ruled(ruling.clone())),
+    }
+    if hold.asked.expires_at.is_some_and(|deadline| deadline <= now) {
+        return Err(Refusal::Ruled(Ruling::Expired));
+    }
+    if approve {
+        let digest = wanted.clone();
+        let arguments = instead.map(|(arguments, _)| arguments);
+        Ok(vec![Event::step(&hold.step, hold.attempt, Approved { approval_id, by, reason, digest, arguments })])
+    } else {
+        let denied = Event::step(&hold.step, hold.attempt, Denied { approval_id, by, reason });
+        Ok(vec![denied, refused(state, hold, "denied", "the call was denied")])
+    }
+}
+
+pub(super) fn expire(state: &RunState, approval_id: ApprovalId, now: Timestamp) -> Result<Vec<Event>, Refusal> {
+    let hold = standing(state, approval_id)?;
+    if hold.asked.expires_at.is_none_or(|deadline| deadline > now) {
+        return Err(Refusal::TooEarly);
+    }
+    let expired = Event::step(&hold.step, hold.attempt, ApprovalExpired { approval_id });
+    Ok(vec![expired, refused(state, hold, "expired", "nobody decided in time")])
+}
+
+/// What becomes of a step that may not act.
+fn refused(state: &RunState, hold: &Hold, code: &str, message: &str) -> Event {
+    let on_denied = state.step(&hold.step).and_then(|step| step.on_denied).unwrap_or(state.on_denied);
+    let skip = |reason| Event::step(&hold.step, hold.attempt, StepSkipped { reason });
+    match (hold.asked.question, on_denied) {
+        (Question::Repeat, _) => skip(SkipReason::TakenAsDone),
+        (Question::Consent, OnDenied::Skip) => skip(SkipReason::Denied),
+        (Question::Consent, OnDenied::Fail) => {
+            let error = Failure::new(code, message);
+            Event::step(&hold.step, hold.attempt, StepFailed { error, continued: false })
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! What follows from a run's state: its status, what may begin, what it waits for.
+
+use super::{ApprovalTerms, Failure, Hold, Phase, Question, RunState, Stage, Status, Step, StepKey, StepState, Wait};
+use crate::kernel::ApprovalId;
+
+impl RunState {
+    /// Where it stands.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        match self.phase {
+            Phase::Idle => Status::Idle,
+            Phase::Planning => Status::Planning,
+            Phase::Completed => Status::Completed,
+            Phase::Failed(_) => Status::Failed,
+            Phase::Cancelled => Status::Cancelled,
+            Phase::Executing if self.open_holds().next().is_some() && !self.can_proceed() => Status::AwaitingApproval,
+            Phase::Executing => Status::Executing,
+        }
+    }
+
+    /// The questions that stand.
+    pub fn open_holds(&self) -> impl Iterator<Item = (ApprovalId, &Hold)> {
+        self.holds.iter().filter(|(_, hold)| hold.ruling.is_none()).map(|(id, hold)| (*id, hold))
+    }
+
+    /// The stage of a step that has begun.
+    #[must_use]
+    pub fn stage(&self, key: &StepKey) -> Option<&Stage> {
+        self.steps.get(key).map(|step| &step.stage)
+    }
+
+    /// The step of the plan that `key` belongs to.
+    #[must_use]
+    pub fn step(&self, key: &StepKey) -> Option<&Step> {
+        self.plan.as_deref().and_then(|plan| plan.step(&key.id))
+    }
+
+    /// What an approver of this step is shown, where it asks for consent.
+    #[must_use]
+    pub fn terms(&self, key: &StepKey) -> Option<&ApprovalTerms> {
+        self.step(key).and_then(|step| step.approval.as_ref())
+    }
+
+    /// The attempt a call made now would be.
+    #[must_use]
+    pub fn next_attempt(&self, key: &StepKey) -> u32 {
+        self.steps.get(key).map_or(1, |step| match step.stage {
+            Stage::Retrying { .. } => step.attempt + 1,
+            _ => step.attempt,
+        })
+    }
+
+    /// Whether every step it needs has ended.
+    #[must_use]
+    pub fn needs_ended(&self, step: &Step) -> bool {
+        step.needs.iter().all(|id| self.stage(&StepKey::whole(id)).is_some_and(Stage::is_ended))
+    }
+
+    /// The failure that dooms the run, if there is one.
+    #[must_use]
+    pub fn doom(&self) -> Option<(&StepKey, &Failure)> {
+        self.steps.iter().find_map(|(key, step)| match &step.stage {
+            Stage::Failed { error, continued: false } => Some((key, error)),
+            _ => None,
+        })
+    }
+
+    /// Whether new steps may begin.
+    #[must_use]
+    pub fn is_advancing(&self) -> bool {
+        self.phase == Phase::Executing && self.cancelling.is_none() && self.doom().is_none()
+    }
+
+    /// Whether a call is out whose outcome the run has to hear before it may end.
+    #[must_use]
+    pub fn in_flight(&self) -> bool {
+        self.steps
+            .values()
+            .any(|step| matches!(step.stage, Stage::Running { .. } | Stage::Waiting { wait: Wait::Child { .. }, .. }))
+    }
+
+    /// Whether every step of the plan has ended.
+    #[must_use]
+    pub fn all_ended(&self) -> bool {
+        self.plan.as_deref().is_some_and(|plan| {
+            plan.steps.iter().all(|step| self.stage(&StepKey::whole(&step.id)).is_some_and(Stage::is_ended))
+        })
+    }
+
+    fn can_proceed(&self) -> bool {
+        let moving = self.steps.iter().any(|(key, step)| match step.stage {
+            Stage::Running { .. } | Stage::Waiting { .. } | Stage::Retrying { .. } | Stage::Cleared { .. } => true,
+            Stage::Expanded { items } => self.expansion_moves(key, items),
+            _ => false,
+        });
+        let doomed = !self.is_advancing();
+        let startable = || {
+            self.plan.as_deref().is_some_and(|plan| {
+                plan.steps
+                    .iter()
+                    .any(|step| !self.steps.contains_key(&StepKey::whole(&step.id)) && self.needs_ended(step))
+            })
+        };
+        moving || doomed || startable() || self.all_ended()
+    }
+
+    /// Whether a `forEach` step can begin another item, or is done with all of them.
+    fn expansion_moves(&self, key: &StepKey, items: u32) -> bool {
+        let limit = self.step(key).map_or(1, Step::concurrency_limit);
+        let (begun, open) = self
+            .items(&key.id)
+            .fold((0, 0), |(begun, open), (_, step)| (begun + 1, open + u32::from(!step.stage.is_ended())));
+        if begun < items { open < limit } else { open == 0 }
+    }
+
+    /// The items of a `forEach` step that have begun, in order.
+    pub fn items(&self, id: &str) -> impl Iterator<Item = (&StepKey, &StepState)> {
+        self.steps.range(StepKey::item(id, 0)..=StepKey::item(id, u32::MAX))
+    }
+
+    /// The hold of that id, if it asks about this step's present attempt.
+    #[must_use]
+    pub fn hold_of(&self, step: &StepKey) -> Option<(ApprovalId, &Hold)> {
+        match self.stage(step) {
+            Some(Stage::Held { approval_id }) => self.holds.get(approval_id).map(|hold| (*approval_id, hold)),
+            _ => None,
+        }
+    }
+
+    /// Whether the hold asks about an unknown outcome.
+    #[must_use]
+    pub fn is_repeat(&self, approval_id: ApprovalId) -> bool {
+        self.holds.get(&approval_id).is_some_and(|hold| hold.asked.question == Question::Repeat)
+    }
+}
