@@ -6,169 +6,13 @@ use std::{sync::Arc, time::Duration};
 use serde_json::Value;
 
 use super::{
-    ApprovalCancelled, Cancelled, Completed, Effect, Event, Executing, Failed, Failure, Idle, Intent, OnError, Parent,
-    Phase, Plan, PlanReady, Planning, Question, Ruling, RunCancelling, RunState, SkipReason, Stage, Status,
-    StepCompleted, StepExpanded, StepFailed, StepKey, StepRetrying, StepSkipped, StepStarted, StepWaiting,
-    ToolProgress, Wait,
+    ApprovalCancelled, Cancelled, Command, Completed, Effect, Event, Executing, Failed, Failure, Idle, Intent, OnError,
+    Parent, Phase, PlanReady, Planning, Refusal, RunCancelling, RunState, Stage, StepCompleted, StepExpanded,
+    StepFailed, StepKey, StepRetrying, StepSkipped, StepStarted, StepWaiting, Wait,
+    command::{advancing, beginnable},
     ruling::{expire, hold, rule},
 };
-use crate::kernel::{Actor, ApprovalId, Timestamp};
-
-/// Something that is to happen to a run.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Command {
-    /// Accept it.
-    Open {
-        /// What was asked for.
-        goal: Option<String>,
-        /// `name@version`.
-        workflow: Option<String>,
-        /// The run and step that start it.
-        parent: Option<Parent>,
-    },
-    /// Give it its steps.
-    Plan(Arc<Plan>),
-    /// Carry the plan out.
-    Execute {
-        /// Who says so.
-        by: Actor,
-    },
-    /// Spread a `forEach` step over its items.
-    Expand {
-        /// The step.
-        step: StepKey,
-        /// How many items.
-        items: u32,
-    },
-    /// End a `forEach` step whose items have all ended.
-    Gather {
-        /// The step.
-        step: StepKey,
-    },
-    /// Make a call; or make it again, when it may be repeated and its outcome is unknown.
-    Start {
-        /// The step.
-        step: StepKey,
-        /// The exact call.
-        intent: Intent,
-    },
-    /// Ask first.
-    Hold {
-        /// The step.
-        step: StepKey,
-        /// The exact call.
-        intent: Intent,
-        /// The id of the question.
-        approval_id: ApprovalId,
-        /// What is asked.
-        question: Question,
-    },
-    /// A call came back: the step waits.
-    Wait {
-        /// The step.
-        step: StepKey,
-        /// The attempt that came back.
-        attempt: u32,
-        /// What for.
-        wait: Wait,
-    },
-    /// A call, or a wait, came to its end.
-    Complete {
-        /// The step.
-        step: StepKey,
-        /// The attempt that came back.
-        attempt: u32,
-        /// Its output.
-        output: Arc<Value>,
-        /// What it cost.
-        cost: Option<f64>,
-    },
-    /// A call failed, or could not be made.
-    Fail {
-        /// The step.
-        step: StepKey,
-        /// The attempt that failed.
-        attempt: u32,
-        /// Why.
-        error: Failure,
-        /// A random number from 0 to 1, for the backoff.
-        jitter: f64,
-    },
-    /// A step will not run.
-    Skip {
-        /// The step.
-        step: StepKey,
-        /// Why.
-        reason: SkipReason,
-    },
-    /// A tool reports how far it is.
-    Report {
-        /// The step.
-        step: StepKey,
-        /// The attempt that reports.
-        attempt: u32,
-        /// What it says.
-        progress: ToolProgress,
-    },
-    /// Somebody decides on a hold.
-    Decide {
-        /// Which.
-        approval_id: ApprovalId,
-        /// Yes or no.
-        approve: bool,
-        /// Who, from the verified token.
-        by: Actor,
-        /// Why.
-        reason: Option<String>,
-        /// Arguments in place of the held ones, with the digest of that call.
-        instead: Option<(Arc<Value>, String)>,
-    },
-    /// A hold's time is up.
-    Expire {
-        /// Which.
-        approval_id: ApprovalId,
-    },
-    /// Stop.
-    Cancel {
-        /// Who says so.
-        by: Actor,
-        /// Why.
-        reason: Option<String>,
-    },
-    /// Go on from the failed steps.
-    Retry {
-        /// Who says so.
-        by: Actor,
-    },
-    /// Nothing is left to do: end with the output, or with the reason why there is none.
-    Finish {
-        /// The rendered output.
-        output: Result<Option<Arc<Value>>, Failure>,
-    },
-}
-
-/// Why a command changes nothing.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Refusal {
-    /// The run's status does not allow it.
-    Status(Status),
-    /// The plan has no such step, or it is not at this attempt or stage: the news is stale.
-    Stale,
-    /// The step asks for consent and has none for exactly this call.
-    NeedsConsent,
-    /// It may have acted already and must not be repeated unasked.
-    MayHaveActed,
-    /// It is too early for this.
-    TooEarly,
-    /// There is no such hold.
-    UnknownHold,
-    /// Whoever started the run may not decide on it.
-    OwnRun,
-    /// The very same was done before; nothing to do.
-    AlreadySo,
-    /// It was decided otherwise.
-    Ruled(Ruling),
-}
+use crate::kernel::{Actor, Timestamp};
 
 /// What follows from `command` at `now`.
 ///
@@ -229,10 +73,6 @@ fn open(
     Ok(vec![Event::run(Idle { goal, workflow, created_by, parent }), Event::run(Planning {})])
 }
 
-pub(super) fn advancing(state: &RunState) -> Result<(), Refusal> {
-    if state.is_advancing() { Ok(()) } else { Err(Refusal::Status(state.status())) }
-}
-
 /// The stage of a step whose call or wait is under way at that attempt.
 fn under_way<'a>(state: &'a RunState, step: &StepKey, attempt: u32) -> Result<&'a Stage, Refusal> {
     match state.steps.get(step) {
@@ -242,19 +82,6 @@ fn under_way<'a>(state: &'a RunState, step: &StepKey, attempt: u32) -> Result<&'
         },
         _ => Err(Refusal::Stale),
     }
-}
-
-/// Whether the step may begin at all: it is in the plan, in the right form, and what it needs has ended.
-pub(super) fn beginnable(state: &RunState, key: &StepKey) -> Result<(), Refusal> {
-    let step = state.step(key).ok_or(Refusal::Stale)?;
-    let in_form = match (key.item, &step.for_each) {
-        (None, None) => true,
-        (Some(item), Some(_)) => {
-            matches!(state.stage(&StepKey::whole(&key.id)), Some(Stage::Expanded { items }) if item < *items)
-        }
-        _ => false,
-    };
-    if in_form && state.needs_ended(step) { Ok(()) } else { Err(Refusal::Stale) }
 }
 
 fn expand(state: &RunState, key: &StepKey, items: u32) -> Result<Vec<Event>, Refusal> {

@@ -2,6 +2,7 @@
 //! append that is the only writer of `runs`, `run_events` and `run_steps`.
 
 mod append;
+mod command;
 mod decide;
 mod event;
 mod follow;
@@ -15,7 +16,8 @@ mod store;
 mod write;
 
 pub use append::{Append, Claim};
-pub use decide::{Command, Refusal, decide};
+pub use command::{Command, Refusal};
+pub use decide::decide;
 pub use event::*;
 pub use follow::{Commit, Follower, Frame};
 pub use load::{Loaded, Lock, RunHead, is_terminal, load};

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{
     ApprovalExpired, Approved, AwaitingApproval, Denied, Effect, Event, Failure, Hold, Intent, OnDenied, Question,
     Refusal, Ruling, RunState, SkipReason, Stage, StepFailed, StepKey, StepSkipped,
-    decide::{advancing, beginnable},
+    command::{advancing, beginnable},
 };
 use crate::kernel::{Actor, ApprovalId, Timestamp};
 

@@ -9,6 +9,7 @@ mod perform;
 mod routes;
 pub mod scheduler;
 mod service;
+mod shared;
 mod store;
 pub mod template;
 mod turn;

@@ -15,9 +15,9 @@ use tokio_util::sync::CancellationToken;
 use super::{
     call::{self, End, Ended},
     scheduler::{self, Move},
+    shared::{Life, Shared, Slot},
     store,
     waker::News,
-    worker::{Life, Shared, Slot},
 };
 use crate::{
     journal::{

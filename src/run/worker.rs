@@ -1,17 +1,18 @@
 //! A process's share of the work: it enters itself, claims runs that are due, gives each a turn, and gives
 //! up its claims when it stops or is given up for dead.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use chrono::TimeDelta;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{child::Children, store, turn::Turn, waker::Waker};
+use super::{
+    child::Children,
+    shared::{Life, Shared, Slots},
+    store,
+    turn::Turn,
+    waker::Waker,
+};
 use crate::{
     config::WorkerSettings,
     db::{Database, SessionLock},
@@ -19,23 +20,6 @@ use crate::{
     kernel::{Clock, Error, Result, RunId, TenantId, Timestamp, WorkerId},
     tool::Registry,
 };
-
-/// What every turn of a worker shares.
-pub(super) struct Shared {
-    pub(super) db: Database,
-    pub(super) journal: Journal,
-    pub(super) registry: Registry,
-    pub(super) children: Children,
-    pub(super) clock: Clock,
-    pub(super) waker: Arc<Waker>,
-    pub(super) items: usize,
-    settings: WorkerSettings,
-    /// Fires when the process is asked to stop.
-    pub(super) stop: CancellationToken,
-    /// Fires when steps in flight have had their grace.
-    pub(super) abandon: CancellationToken,
-    slots: Slots,
-}
 
 /// Everything a worker needs.
 #[derive(Debug)]
@@ -71,28 +55,6 @@ pub struct Worker {
 /// How the worker reaches the server for the lock that proves it alive.
 pub type SessionLockOptions = sqlx::postgres::PgConnectOptions;
 
-/// The shares of tenants in the steps this worker carries out at once.
-struct Slots {
-    all: Arc<Semaphore>,
-    per_tenant: usize,
-    tenants: Mutex<HashMap<TenantId, Arc<Semaphore>>>,
-}
-
-/// The right to carry out one step.
-#[derive(Debug)]
-pub(super) struct Slot {
-    _tenant: OwnedSemaphorePermit,
-    _all: OwnedSemaphorePermit,
-}
-
-/// One life of a worker: ends when the process stops or the database gives it up for dead.
-#[derive(Clone, Debug)]
-pub(super) struct Life {
-    pub(super) worker: WorkerId,
-    /// Fires when the claims are lost: turns drop everything and write nothing.
-    pub(super) lost: CancellationToken,
-}
-
 impl std::fmt::Debug for Worker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Worker").finish_non_exhaustive()
@@ -103,11 +65,7 @@ impl Worker {
     /// A worker that has not begun.
     #[must_use]
     pub fn new(parts: WorkerParts, lock: SessionLockOptions) -> Self {
-        let slots = Slots {
-            all: Arc::new(Semaphore::new(parts.settings.steps)),
-            per_tenant: parts.settings.steps_per_tenant,
-            tenants: Mutex::default(),
-        };
+        let slots = Slots::new(&parts.settings);
         let WorkerParts { db, journal, registry, children, clock, waker, settings, items, stop, abandon } = parts;
         let shared = Shared { db, journal, registry, children, clock, waker, items, settings, stop, abandon, slots };
         Self { shared: Arc::new(shared), lock }
@@ -274,34 +232,5 @@ impl Worker {
             }
         }
         Ok(())
-    }
-}
-
-impl Shared {
-    /// The right to carry out a step for `tenant`, if there is one to be had now.
-    pub(super) fn try_slot(&self, tenant: TenantId) -> Option<Slot> {
-        let share = self.slots.share(tenant);
-        let tenant = share.try_acquire_owned().ok()?;
-        let all = Arc::clone(&self.slots.all).try_acquire_owned().ok()?;
-        Some(Slot { _tenant: tenant, _all: all })
-    }
-
-    /// Waits for it. The tenant's own share comes first, so that a crowd of one tenant never stands in
-    /// line for the common one.
-    pub(super) async fn slot(&self, tenant: TenantId) -> Option<Slot> {
-        let tenant = self.slots.share(tenant).acquire_owned().await.ok()?;
-        let all = Arc::clone(&self.slots.all).acquire_owned().await.ok()?;
-        Some(Slot { _tenant: tenant, _all: all })
-    }
-}
-
-impl Slots {
-    fn share(&self, tenant: TenantId) -> Arc<Semaphore> {
-        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
-        // Tenants at rest are forgotten, so the map is bounded by those at work.
-        if tenants.len() > 1024 {
-            tenants.retain(|_, share| Arc::strong_count(share) > 1 || share.available_permits() < self.per_tenant);
-        }
-        Arc::clone(tenants.entry(tenant).or_insert_with(|| Arc::new(Semaphore::new(self.per_tenant))))
     }
 }
