@@ -24,7 +24,7 @@ use crate::{
         self, Append, AppendError, Claim, Command, Event, Failure, Loaded, Lock, Refusal, RunHead, RunState, StepKey,
         ToolProgress,
     },
-    kernel::{Result, RunId, Timestamp},
+    kernel::{Result, RunId, TenantId, Timestamp},
     tool::Call,
 };
 
@@ -53,6 +53,10 @@ pub(super) struct Turn {
     events: Vec<Event>,
     /// What is to be called once its intent is journaled.
     pub(super) launches: Vec<Launch>,
+    /// The state holds what the journal may not have taken: it has to be read again before it is used.
+    unsure: bool,
+    /// A child may have ended.
+    look: bool,
     /// The right to carry out a step, waited for and not used yet.
     pub(super) slot: Option<Slot>,
     /// A step is ready and there is no slot for it.
@@ -100,6 +104,8 @@ impl Turn {
             heard: Vec::new(),
             events: Vec::new(),
             launches: Vec::new(),
+            unsure: false,
+            look: true,
             slot: None,
             starved: false,
             told_children: HashSet::new(),
@@ -107,13 +113,17 @@ impl Turn {
         }
     }
 
+    /// Whose turn it is.
+    pub(super) fn run_key(&self) -> (TenantId, RunId) {
+        (self.state.tenant_id, self.state.run_id)
+    }
+
     /// Carries the run as far as it goes now.
     pub(super) async fn run(mut self) {
         let (shared, news, run_id) = (Arc::clone(&self.shared), Arc::clone(&self.news), self.state.run_id);
         let lost = self.life.lost.clone();
         let turn = async {
-            let mut next = self.hear_children().await.map_or(Next::Again, |()| Next::Again);
-            let mut failures = 0;
+            let (mut next, mut failures) = (Next::Again, 0);
             while next != Next::Over {
                 if next == Next::Wait {
                     self.wait().await;
@@ -127,7 +137,7 @@ impl Turn {
                         failures += 1;
                         tracing::warn!(?error, run = %run_id, "a turn could not be recorded; trying again");
                         tokio::time::sleep(Duration::from_millis(50) * 2_u32.pow(failures.min(5))).await;
-                        self.reload().await.unwrap_or(Next::Again)
+                        Next::Again
                     }
                 };
             }
@@ -141,11 +151,13 @@ impl Turn {
 
     /// Decides everything that can be decided now, commits it, and then makes the calls.
     async fn pass(&mut self) -> Result<Next> {
-        if self.news.take(self.state.seq) {
-            let next = self.reload().await?;
-            if next == Next::Over {
-                return Ok(next);
+        if self.news.take(self.state.seq) || self.unsure {
+            if self.reload().await? == Next::Over {
+                return Ok(Next::Over);
             }
+            self.look = true;
+        }
+        if self.look {
             self.hear_children().await?;
         }
         let now = self.shared.clock.now();
@@ -180,10 +192,11 @@ impl Turn {
         }
         let events = std::mem::take(&mut self.events);
         self.news.stand_at(self.state.seq);
+        self.unsure = true;
         let append = Append::new(&self.state, events, self.head.parent.as_ref(), claim, now)?;
         match self.shared.journal.append(append).await {
-            Ok(()) => {}
-            Err(AppendError::Conflict) => return self.reload().await,
+            Ok(()) => self.unsure = false,
+            Err(AppendError::Conflict) => return Ok(Next::Again),
             Err(AppendError::Failed(error)) => return Err(error),
         }
         self.heard.clear();
@@ -211,6 +224,7 @@ impl Turn {
         match loaded.into_iter().next() {
             Some(loaded) => {
                 self.state = loaded.state;
+                self.unsure = false;
                 self.news.stand_at(self.state.seq);
                 Ok(Next::Again)
             }
@@ -242,7 +256,7 @@ impl Turn {
             let mut moves = scheduler::moves(&self.state, &in_flight, now);
             moves.retain(|one| !futile.contains(one));
             if moves.is_empty() {
-                return;
+                break;
             }
             for one in moves {
                 let before = self.state.seq;
@@ -252,6 +266,8 @@ impl Turn {
                 }
             }
         }
+        // A slot nobody took goes to somebody else.
+        self.slot = None;
     }
 
     /// Notes that a call goes out with the next commit.
@@ -360,6 +376,7 @@ impl Turn {
         let shared = Arc::clone(&self.shared);
         let ended = shared.children.ended(&self.state).await?;
         self.heard.extend(ended);
+        self.look = false;
         Ok(())
     }
 }

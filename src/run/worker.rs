@@ -1,9 +1,10 @@
 //! A process's share of the work: it enters itself, claims runs that are due, gives each a turn, and gives
 //! up its claims when it stops or is given up for dead.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use chrono::TimeDelta;
+use futures_util::FutureExt;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -223,14 +224,24 @@ impl Worker {
         for run in loaded {
             if let Some(news) = news.get(&run.state.run_id) {
                 let turn = Turn::new(Arc::clone(&self.shared), life.clone(), run, Arc::clone(news));
-                let shared = Arc::clone(&self.shared);
-                turns.spawn(async move {
-                    turn.run().await;
-                    // There is room for another run.
-                    shared.waker.wake();
-                });
+                turns.spawn(have_turn(Arc::clone(&self.shared), life.worker, turn));
             }
         }
         Ok(())
     }
+}
+
+/// Lets a run have its turn. One that breaks the turn is put aside for a while, so that it is neither lost
+/// nor tried without end.
+async fn have_turn(shared: Arc<Shared>, worker: WorkerId, turn: Turn) {
+    let run = turn.run_key();
+    if AssertUnwindSafe(turn.run()).catch_unwind().await.is_err() {
+        tracing::error!(run = %run.1, "a turn panicked; the run is put aside for a minute");
+        let later = shared.clock.now() + TimeDelta::minutes(1);
+        if let Err(error) = store::give_back(&shared.db, worker, &[run], later).await {
+            tracing::error!(?error, run = %run.1, "the run could not be given back");
+        }
+    }
+    // There is room for another run.
+    shared.waker.wake();
 }
