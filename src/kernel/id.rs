@@ -1,7 +1,7 @@
 //! Typed ids: a UUIDv7 in the database, a TypeID (`run_01h…`) on the wire. Every prefix the product
 //! uses is listed here and nowhere else.
 
-use std::{cmp::Ordering, fmt, hash, marker::PhantomData, str::FromStr};
+use std::{borrow::Cow, cmp::Ordering, fmt, hash, marker::PhantomData, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use type_safe_id::{DynamicType, TypeSafeId};
@@ -128,7 +128,13 @@ impl<K: Kind> PartialSchema for Id<K> {
     }
 }
 
-impl<K: Kind> ToSchema for Id<K> {}
+impl<K: Kind> ToSchema for Id<K> {
+    // Each kind by a name of its own (`RunId`): by default all would be the same `Id`.
+    fn name() -> Cow<'static, str> {
+        let (first, rest) = K::NOUN.split_at(1);
+        format!("{}{rest}Id", first.to_ascii_uppercase()).into()
+    }
+}
 
 impl<K: Kind> Copy for Id<K> {}
 impl<K: Kind> Clone for Id<K> {
@@ -168,5 +174,11 @@ mod tests {
         assert_eq!(run.to_string().parse::<RunId>().ok(), Some(run));
         assert!(run.to_string().parse::<TenantId>().is_err());
         assert!("run_".parse::<RunId>().is_err());
+    }
+
+    #[test]
+    fn each_kind_has_its_own_schema() {
+        assert_eq!(RunId::name(), "RunId");
+        assert_eq!(ApprovalId::name(), "ApprovalId");
     }
 }
