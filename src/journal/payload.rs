@@ -137,7 +137,7 @@ pub struct ToolProgress {
     pub fraction: Option<f64>,
     /// Anything the tool wants to say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<Value>)]
     pub data: Option<Value>,
 }
 
@@ -147,7 +147,7 @@ pub struct ToolProgress {
 pub struct StepCompleted {
     /// The output; absent when it is too large for an event, then `GET …/steps` has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<Value>)]
     pub output: Option<Arc<Value>>,
     /// The output's size, where it is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -176,7 +176,7 @@ pub struct Failure {
     pub step_id: Option<StepKey>,
     /// More for a program.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<Value>)]
     pub detail: Option<Value>,
 }
 
@@ -341,7 +341,7 @@ pub struct RunCancelling {
 pub struct Completed {
     /// The output; absent when there is none or it is too large for an event, then the run has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<Value>)]
     pub output: Option<Arc<Value>>,
     /// The output's size, where it is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -22,7 +22,7 @@ pub struct Run {
     pub input: Value,
     /// Its output, once it completed.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<Value>)]
     pub output: Option<Value>,
     /// The caller's own notes.
     #[schema(value_type = Object)]
@@ -129,7 +129,7 @@ pub struct StepView {
     pub arguments: Option<Value>,
     /// Its output.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<Value>)]
     pub output: Option<Value>,
     /// Why the last attempt failed.
     #[serde(skip_serializing_if = "Option::is_none")]
