@@ -1,0 +1,7 @@
+//! Fermata as its users see it: the real server on a real PostgreSQL, driven over HTTP.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod smoke;
+#[expect(dead_code, unused_imports, reason = "the tests that use the rest are on their way")]
+mod world;

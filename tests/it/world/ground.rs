@@ -1,0 +1,98 @@
+//! One PostgreSQL for each process of tests, with a database for each world.
+
+use std::{
+    io::Write,
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use fermata::{
+    db::{
+        self,
+        cluster::{Cluster, DataDir, Durability},
+    },
+    kernel::Clock,
+};
+use sqlx::postgres::PgConnectOptions;
+use tokio::runtime::{Builder, Runtime};
+
+/// Waits for the end of the tests' process, however that comes about, then ends the server and removes
+/// everything. Each line it reads before is one more folder to remove.
+const CARETAKER: &str = r#"
+    while read -r line; do more=$line; done
+    pid=$(head -n 1 "$1/pg/postmaster.pid") && kill -QUIT "$pid"
+    tries=0
+    while [ -e "$1/pg/postmaster.pid" ] && [ $((tries += 1)) -lt 500 ]; do sleep 0.02; done
+    elsewhere=$(readlink "$1/pg") && rm -rf "$(dirname "$elsewhere")"
+    rm -rf "$1" $more
+"#;
+
+/// The server and what keeps it running.
+pub struct Ground {
+    cluster: Cluster,
+    made: AtomicU32,
+    _keeper: Runtime,
+    _caretaker: Child,
+}
+
+/// The logins of a fresh, migrated database.
+pub struct Logins {
+    /// The one that migrates.
+    pub owner: PgConnectOptions,
+    /// The server's.
+    pub app: PgConnectOptions,
+    /// PostgreSQL's own.
+    pub superuser: PgConnectOptions,
+}
+
+impl Ground {
+    /// The process's own, started when it is first wanted.
+    pub async fn get() -> &'static Self {
+        static GROUND: OnceLock<Ground> = OnceLock::new();
+        tokio::task::spawn_blocking(|| GROUND.get_or_init(Self::start)).await.unwrap()
+    }
+
+    fn start() -> Self {
+        // Its tasks outlive the runtime of the test that comes first.
+        let keeper = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let path =
+            std::env::temp_dir().join(format!("fermata-it-{}-{:08x}", std::process::id(), rand::random::<u32>()));
+        let caretaker = hire(&path);
+        let cluster = keeper.block_on(async {
+            let dir = DataDir::claim(&path, &Clock::system()).unwrap();
+            let cluster = Cluster::start(dir, Durability::None).await.unwrap();
+            db::migrate(cluster.admin_options()).await.unwrap();
+            cluster
+        });
+        // Where the path is too long for a socket, it is in a folder of its own.
+        writeln!(caretaker.stdin.as_ref().unwrap(), "{}", cluster.socket_dir().display()).unwrap();
+        Self { cluster, made: AtomicU32::new(0), _keeper: keeper, _caretaker: caretaker }
+    }
+
+    /// A database that nobody else uses, migrated.
+    pub async fn database(&self) -> Logins {
+        let name = format!("world_{}", self.made.fetch_add(1, Ordering::Relaxed));
+        self.cluster.create_database(&name, "fermata").await.unwrap();
+        let on = |login: PgConnectOptions| login.database(&name);
+        let (owner, app) = (on(self.cluster.admin_options()), on(self.cluster.app_options()));
+        Logins { superuser: owner.clone().username("postgres"), owner, app }
+    }
+}
+
+fn hire(path: &Path) -> Child {
+    use std::os::unix::process::CommandExt;
+    Command::new("/bin/sh")
+        .args(["-c", CARETAKER, "caretaker"])
+        .arg(path)
+        // An interrupt at the terminal is for the tests.
+        .process_group(0)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
+}

@@ -1,0 +1,33 @@
+//! What every test stands on: a server of its own on a database of its own ([`World`]), callers with roles
+//! ([`Client`]), runs that are followed through their streams ([`Run`]), and the services that steps call
+//! ([`Upstream`]).
+//!
+//! A test never sleeps: it waits for an event of a run, for a request at an upstream, or moves the clock.
+
+mod client;
+mod contract;
+mod follow;
+mod ground;
+mod place;
+mod run;
+mod upstream;
+
+pub use client::{Answer, Client, Request};
+pub use contract::document;
+pub use follow::{Event, Follow};
+pub use place::{Server, World};
+pub use run::Run;
+pub use upstream::{Reply, Upstream};
+
+use std::time::Duration;
+
+/// The longest anything may take before a test is failed; nothing waits for it.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What `wait` brings, or a failure that says what was missed.
+pub async fn within<T>(what: impl std::fmt::Display, wait: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(PATIENCE, wait).await {
+        Ok(value) => value,
+        Err(_) => panic!("not within {PATIENCE:?}: {what}"),
+    }
+}

@@ -1,0 +1,207 @@
+use std::{sync::Arc, time::Duration};
+
+use chrono::TimeDelta;
+use fermata::{
+    app::{App, Outside, Role},
+    auth::{self, Grant, Minter},
+    config::{Settings, Span},
+    db::Database,
+    identity::{TenantSettings, Tenants},
+    kernel::{Clock, TenantId, Timestamp},
+};
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::{ConnectOptions, PgConnection};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, SemaphorePermit, watch},
+};
+
+use super::{
+    client::Client,
+    ground::{Ground, Logins},
+};
+
+/// Tokens of every world are signed with it.
+pub const SECRET: &str = "a secret for tests and nothing but tests";
+
+/// Worlds at once: each has up to twelve connections (two servers of four, and their listeners and locks),
+/// and the cluster has a hundred.
+static ROOM: Semaphore = Semaphore::const_new(7);
+
+/// A running server on a database of its own, with two tenants: the callers' own, and that of a stranger.
+pub struct World {
+    server: Server,
+    settings: Settings,
+    logins: Arc<Logins>,
+    clock: Clock,
+    offset: watch::Sender<TimeDelta>,
+    home: TenantId,
+    abroad: TenantId,
+    _room: SemaphorePermit<'static>,
+}
+
+/// One process, as far as anybody can tell: its own pool, hub, worker and address.
+pub struct Server {
+    app: App,
+    /// Where it answers, without a final slash.
+    pub url: String,
+}
+
+impl Server {
+    async fn start(settings: &Settings, logins: &Logins, clock: &Clock, role: Role) -> Self {
+        let outside = Outside {
+            settings: settings.clone(),
+            clock: clock.clone(),
+            database: logins.app.clone(),
+            direct: logins.app.clone(),
+            role,
+        };
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let app = App::start(outside, listener).await.unwrap();
+        Self { url: format!("http://{}", app.address()), app }
+    }
+
+    /// Stops it as a signal would: what is in flight may finish.
+    pub async fn stop(self) {
+        self.app.stop().await;
+    }
+}
+
+impl World {
+    /// With the settings of `fermata dev`.
+    pub async fn new() -> Self {
+        Self::with(|_| ()).await
+    }
+
+    /// With settings that `change` has seen.
+    pub async fn with(change: impl FnOnce(&mut Settings)) -> Self {
+        let mut settings = Settings::default();
+        settings.auth.secret = Some(SecretString::from(SECRET));
+        settings.tools.debug = true;
+        settings.tools.loopback = true;
+        settings.database.pool_size = 4;
+        // The machine may be busy with everybody else's tests.
+        settings.database.acquire_timeout = Span::seconds(30);
+        change(&mut settings);
+        // The command line installs one in `main`; a second time is no harm.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let room = ROOM.acquire().await.unwrap();
+        let logins = Ground::get().await.database().await;
+        let (clock, offset) = Clock::adjustable();
+        let server = Server::start(&settings, &logins, &clock, Role::All).await;
+        let tenants = Tenants::new(server.app.database().clone(), clock.clone());
+        let home = tenants.create("home", TenantSettings::default()).await.unwrap().tenant_id;
+        let abroad = tenants.create("abroad", TenantSettings::default()).await.unwrap().tenant_id;
+        Self { server, settings, logins: Arc::new(logins), clock, offset, home, abroad, _room: room }
+    }
+
+    /// The role `owner`, as `user_owner`.
+    pub fn owner(&self) -> Client {
+        self.caller(auth::Role::Owner)
+    }
+
+    /// The role `admin`, as `user_admin`.
+    pub fn admin(&self) -> Client {
+        self.caller(auth::Role::Admin)
+    }
+
+    /// The role `operator`, as `user_operator`.
+    pub fn operator(&self) -> Client {
+        self.caller(auth::Role::Operator)
+    }
+
+    /// The role `approver`, as `user_approver`.
+    pub fn approver(&self) -> Client {
+        self.caller(auth::Role::Approver)
+    }
+
+    /// The role `viewer`, as `user_viewer`.
+    pub fn viewer(&self) -> Client {
+        self.caller(auth::Role::Viewer)
+    }
+
+    /// Operator and approver of another tenant.
+    pub fn stranger(&self) -> Client {
+        let roles = vec![auth::Role::Operator, auth::Role::Approver];
+        self.bearer(&self.grant(self.abroad, "user_stranger", roles, None))
+    }
+
+    /// A service with these scopes and no more.
+    pub fn service(&self, scope: &str) -> Client {
+        self.bearer(&self.grant(self.home, "svc_test", vec![auth::Role::Service], Some(scope)))
+    }
+
+    /// Somebody without a token.
+    pub fn nobody(&self) -> Client {
+        Client::new(&self.server.url, None)
+    }
+
+    /// The bearer of a token that says this.
+    pub fn bearer(&self, grant: &Grant) -> Client {
+        let minter = Minter::new(&self.settings.auth).unwrap();
+        let (token, _) = minter.mint(grant, self.clock.now()).unwrap();
+        Client::new(&self.server.url, Some(token.expose_secret().to_owned()))
+    }
+
+    /// A token of thirty days.
+    pub fn grant(&self, tenant_id: TenantId, subject: &str, roles: Vec<auth::Role>, scope: Option<&str>) -> Grant {
+        let ttl = Span::seconds(30 * 24 * 3600);
+        Grant { tenant_id, subject: subject.parse().unwrap(), roles, scope: scope.map(str::to_owned), ttl }
+    }
+
+    fn caller(&self, role: auth::Role) -> Client {
+        self.bearer(&self.grant(self.home, &format!("user_{}", role.name()), vec![role], None))
+    }
+
+    /// The callers' tenant.
+    pub fn home(&self) -> TenantId {
+        self.home
+    }
+
+    /// The stranger's tenant.
+    pub fn abroad(&self) -> TenantId {
+        self.abroad
+    }
+
+    /// Now, in this world.
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// Lets this much time pass at once, for every server of this world.
+    pub fn advance(&self, by: Duration) {
+        let by = TimeDelta::from_std(by).unwrap();
+        self.offset.send_modify(|offset| *offset += by);
+    }
+
+    /// Where the first server answers, without a final slash.
+    pub fn url(&self) -> &str {
+        &self.server.url
+    }
+
+    /// One more server over the same database; [`Client::at`] speaks to it.
+    pub async fn server(&self, role: Role) -> Server {
+        Server::start(&self.settings, &self.logins, &self.clock, role).await
+    }
+
+    /// The server's own way to the database.
+    pub fn database(&self) -> &Database {
+        self.server.app.database()
+    }
+
+    /// A connection that no policy binds.
+    pub async fn superuser(&self) -> PgConnection {
+        self.logins.superuser.connect().await.unwrap()
+    }
+
+    /// The logins of its database.
+    pub fn logins(&self) -> &Logins {
+        &self.logins
+    }
+
+    /// Stops the first server as a signal would, and proves that it ends. A test that does not care just
+    /// ends: its runtime goes, and everything with it.
+    pub async fn stop(self) {
+        self.server.stop().await;
+    }
+}
