@@ -26,16 +26,16 @@ pub struct Model {
     /// The definition's version.
     pub workflow_version: Option<i32>,
     /// The plan as it stood at `plan.ready`.
-    #[sea_orm(column_type = "JsonBinary", nullable)]
+    #[sea_orm(column_type = "Json", nullable)]
     pub plan: Option<Json>,
     /// Its input.
-    #[sea_orm(column_type = "JsonBinary")]
+    #[sea_orm(column_type = "Json")]
     pub input: Json,
     /// What it came to.
-    #[sea_orm(column_type = "JsonBinary", nullable)]
+    #[sea_orm(column_type = "Json", nullable)]
     pub output: Option<Json>,
     /// Why it failed.
-    #[sea_orm(column_type = "JsonBinary", nullable)]
+    #[sea_orm(column_type = "Json", nullable)]
     pub error: Option<Json>,
     /// The approvals it waits for.
     pub pending_approvals: Vec<Uuid>,
@@ -47,7 +47,7 @@ pub struct Model {
     #[sea_orm(column_type = "Text")]
     pub on_denied: String,
     /// The caller's own notes.
-    #[sea_orm(column_type = "JsonBinary")]
+    #[sea_orm(column_type = "Json")]
     pub metadata: Json,
     /// Who started it.
     #[sea_orm(column_type = "Text")]

@@ -9,15 +9,15 @@ create table runs (
   goal              text,
   workflow_name     text,
   workflow_version  integer,
-  plan              jsonb,
-  input             jsonb not null,
-  output            jsonb,
-  error             jsonb,
+  plan              json,
+  input             json not null,
+  output            json,
+  error             json,
   pending_approvals uuid[] not null default '{}',
   cost              double precision not null default 0,
   budget            double precision,
   on_denied         text not null default 'fail',
-  metadata          jsonb not null default '{}',
+  metadata          json not null default '{}',
   created_by        text not null,
   parent_run_id     uuid,
   parent_step_id    text,
@@ -30,6 +30,7 @@ create table runs (
 ) with (fillfactor = 70);
 comment on table runs is 'One row a run: its head. The events are the truth; this row is what lists and locks need.';
 comment on column runs.last_seq is 'The sequence number of the last event; an append must name it.';
+comment on column runs.output is 'json, not jsonb, like input and error: what tools say may hold U+0000, which jsonb refuses.';
 comment on column runs.plan is 'The plan as it stood at plan.ready.';
 create index runs_live on runs (tenant_id, status)
   where status in ('idle', 'planning', 'executing', 'awaiting_approval');

@@ -17,8 +17,8 @@ pub(super) async fn move_heads(conn: &mut PgConnection, appends: &[&Append]) -> 
     let pending = |a: &&Append| a.head.pending.iter().map(|id| id.uuid().to_string()).collect::<Vec<_>>().join(",");
     let rows = sqlx::query(
         "update runs r
-         set status = a.status, last_seq = a.last_seq, cost = a.cost, error = a.error::jsonb,
-             plan = coalesce(a.plan::jsonb, r.plan), output = coalesce(a.output::jsonb, r.output),
+         set status = a.status, last_seq = a.last_seq, cost = a.cost, error = a.error::json,
+             plan = coalesce(a.plan::json, r.plan), output = coalesce(a.output::json, r.output),
              pending_approvals = coalesce(string_to_array(nullif(a.pending, ''), ',')::uuid[], '{}'),
              updated_at = a.at, finished_at = case when a.ended then a.at end
          from unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[], $5::text[], $6::float8[], $7::text[],
