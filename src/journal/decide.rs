@@ -184,7 +184,12 @@ fn fail(
             let expandable = key.item.is_none() && step.for_each.is_some() && state.needs_ended(step);
             if expandable { Ok(()) } else { Err(refusal) }
         })?;
-        let unmade = matches!(state.stage(key), None | Some(Stage::Retrying { .. } | Stage::Cleared { .. }));
+        let unmade = match state.stage(key) {
+            None | Some(Stage::Retrying { .. } | Stage::Cleared { .. }) => true,
+            // Its items' outputs are too much together.
+            Some(Stage::Expanded { .. }) => gather(state, key).is_ok(),
+            Some(_) => false,
+        };
         if !unmade || attempt != state.next_attempt(key) {
             return Err(Refusal::Stale);
         }

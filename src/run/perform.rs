@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use chrono::TimeDelta;
 use serde_json::Value;
 
 use super::{
@@ -11,7 +12,7 @@ use super::{
 };
 use crate::{
     approval::{self, Verdict},
-    journal::{Command, Effect, Failure, Intent, Question, Refusal, SkipReason, Stage, Step, StepKey},
+    journal::{self, Body, Command, Effect, Failure, Intent, Question, Refusal, SkipReason, Stage, Step, StepKey},
     kernel::{ApprovalId, Timestamp},
     tool::ToolError,
 };
@@ -23,7 +24,7 @@ impl Turn {
             Move::Expand(key) => self.expand(key, now),
             Move::Begin(key) => self.begin(key, now),
             Move::SkipWithUpstream(key) => self.skip(key, SkipReason::Upstream, now),
-            Move::Gather(key) => self.decide(Command::Gather { step: key.clone() }, now),
+            Move::Gather(key) => self.gather(key, now),
             Move::EndWait(key, attempt, until) => self.end_wait(key, *attempt, *until, now),
             Move::Recover(key, attempt) => self.recover(key, *attempt, now),
             Move::CancelChild(key, child) => {
@@ -32,6 +33,7 @@ impl Turn {
                     if let Err(error) = shared.children.cancel(&self.state, *child).await {
                         tracing::warn!(?error, step = %key, %child, "a child could not be cancelled");
                         self.told_children.remove(child);
+                        self.again_at = now.checked_add_signed(TimeDelta::seconds(1));
                     }
                 }
                 Ok(())
@@ -88,8 +90,26 @@ impl Turn {
         }
     }
 
+    /// The outputs of the items become that of the step, unless they are too much together.
+    fn gather(&mut self, key: &StepKey, now: Timestamp) -> Result<(), Refusal> {
+        let events = journal::decide(&self.state, Command::Gather { step: key.clone() }, now)?;
+        let mut outputs = events.iter().filter_map(|event| match &event.body {
+            Body::StepCompleted(completed) => completed.output.as_deref(),
+            _ => None,
+        });
+        let checked = outputs.try_for_each(|output| self.shared.registry.check_output(output));
+        match checked {
+            Ok(()) => self.decide(Command::Gather { step: key.clone() }, now),
+            Err(error) => self.fail_unmade(key, into_failure(error), now),
+        }
+    }
+
     fn begin(&mut self, key: &StepKey, now: Timestamp) -> Result<(), Refusal> {
         let Some(step) = self.state.step(key).cloned() else { return Err(Refusal::Stale) };
+        if self.starved && step.approval.is_none() {
+            // It could not act now, whatever came of its templates.
+            return Ok(());
+        }
         if key.item.is_none() && self.state.stage(key).is_none() && !self.wanted(&step, key, now)? {
             return Ok(());
         }

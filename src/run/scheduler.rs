@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// One thing to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Move {
     /// A hold's time is up.
     Expire(ApprovalId),

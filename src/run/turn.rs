@@ -21,8 +21,8 @@ use super::{
 };
 use crate::{
     journal::{
-        self, Append, AppendError, Claim, Command, Event, Failure, Loaded, Lock, Refusal, RunHead, RunState, StepKey,
-        ToolProgress,
+        self, Append, AppendError, Claim, Command, Effect, Event, Failure, Loaded, Lock, Refusal, RunHead, RunState,
+        Stage, StepKey, ToolProgress, Wait,
     },
     kernel::{Result, RunId, TenantId, Timestamp},
     tool::Call,
@@ -62,6 +62,8 @@ pub(super) struct Turn {
     /// A step is ready and there is no slot for it.
     pub(super) starved: bool,
     pub(super) told_children: HashSet<RunId>,
+    /// When something is tried again that no event will announce.
+    pub(super) again_at: Option<Timestamp>,
     /// The evaluated lists of `forEach` steps.
     pub(super) lists: HashMap<String, Arc<Vec<Value>>>,
 }
@@ -109,6 +111,7 @@ impl Turn {
             slot: None,
             starved: false,
             told_children: HashSet::new(),
+            again_at: None,
             lists: HashMap::new(),
         }
     }
@@ -152,17 +155,21 @@ impl Turn {
     /// Decides everything that can be decided now, commits it, and then makes the calls.
     async fn pass(&mut self) -> Result<Next> {
         if self.news.take(self.state.seq) || self.unsure {
+            // The news is taken: should the load fail, nothing else would ask for it again.
+            self.unsure = true;
             if self.reload().await? == Next::Over {
                 return Ok(Next::Over);
             }
             self.look = true;
         }
-        if self.look {
-            self.hear_children().await?;
-        }
         let now = self.shared.clock.now();
         for command in self.heard.clone() {
             self.decide_heard(command, now);
+        }
+        if self.look {
+            for command in self.hear_children().await? {
+                self.decide_heard(command, now);
+            }
         }
         let stopping = self.shared.stop.is_cancelled();
         if !stopping {
@@ -170,7 +177,7 @@ impl Turn {
         }
         self.tell_calls();
         let resting = self.in_flight.is_empty() && (stopping || !self.starved);
-        let wake_at = scheduler::wake_at(&self.state);
+        let wake_at = self.wake_at();
         let more = self.events.len() >= EVENTS;
         let claim = if resting && !more && (stopping || wake_at.is_none_or(|at| at - now > PATIENCE)) {
             let due_at = if stopping { Some(now) } else { wake_at };
@@ -249,8 +256,8 @@ impl Turn {
     }
 
     async fn make_moves(&mut self, now: Timestamp) {
-        let mut futile: Vec<Move> = Vec::new();
-        self.starved = false;
+        let mut futile: HashSet<Move> = HashSet::new();
+        (self.starved, self.again_at) = (false, None);
         while self.events.len() < EVENTS {
             let in_flight = self.in_flight.keys().cloned().collect();
             let mut moves = scheduler::moves(&self.state, &in_flight, now);
@@ -262,7 +269,7 @@ impl Turn {
                 let before = self.state.seq;
                 self.perform(&one, now).await;
                 if self.state.seq == before {
-                    futile.push(one);
+                    futile.insert(one);
                 }
             }
         }
@@ -300,6 +307,10 @@ impl Turn {
         });
     }
 
+    fn wake_at(&self) -> Option<Timestamp> {
+        scheduler::wake_at(&self.state).into_iter().chain(self.again_at).min()
+    }
+
     /// Tells the calls in flight that the run is being cancelled.
     fn tell_calls(&self) {
         if self.state.cancelling.is_some() {
@@ -310,10 +321,11 @@ impl Turn {
     /// Waits for the next thing that matters, and takes in whatever else is there by then.
     async fn wait(&mut self) {
         let shared = Arc::clone(&self.shared);
-        let wake_at = scheduler::wake_at(&self.state);
+        let wake_at = self.wake_at();
         let stopped = shared.stop.is_cancelled();
+        let mut over = Vec::new();
         tokio::select! {
-            Some(ended) = self.calls.join_next_with_id() => self.hear(ended.map(|(_, ended)| ended)),
+            Some(ended) = self.calls.join_next() => over.push(ended),
             Some(report) = self.reports.1.recv() => self.hear_report(report),
             () = self.news.arrived() => {}
             () = async { shared.clock.sleep_until(wake_at.unwrap_or_default()).await }, if wake_at.is_some() => {}
@@ -321,11 +333,12 @@ impl Turn {
             () = shared.stop.cancelled(), if !stopped => {}
             () = shared.abandon.cancelled() => self.abandon().await,
         }
-        // Reports were sent before the call that made them ended.
+        over.extend(std::iter::from_fn(|| self.calls.try_join_next()));
+        // Whatever these calls reported was sent before they ended, and is heard before their ends.
         while let Ok(report) = self.reports.1.try_recv() {
             self.hear_report(report);
         }
-        while let Some(ended) = self.calls.try_join_next() {
+        for ended in over {
             self.hear(ended);
         }
     }
@@ -354,7 +367,10 @@ impl Turn {
         let jitter = rand::random();
         self.heard.push(match end {
             End::Done { output, cost } => Command::Complete { step, attempt, output, cost },
-            End::Wait(wait) => Command::Wait { step, attempt, wait },
+            End::Wait(wait) => {
+                self.look |= matches!(wait, Wait::Child { .. });
+                Command::Wait { step, attempt, wait }
+            }
             End::Failed(error) => Command::Fail { step, attempt, error, jitter },
             // Left as it is in the journal: a call without an outcome, which the scheduler knows how to treat.
             End::Unknown => return,
@@ -365,18 +381,22 @@ impl Turn {
     fn hear_panic(&mut self) {
         if self.calls.is_empty() {
             for (step, flight) in std::mem::take(&mut self.in_flight) {
+                if matches!(self.state.stage(&step), Some(Stage::Running { effect: Effect::Once, .. })) {
+                    // It may have acted: the scheduler makes a question of it.
+                    continue;
+                }
                 let error = Failure::new("tool_panicked", "the tool failed in a way it should not");
                 self.heard.push(Command::Fail { step, attempt: flight.attempt, error, jitter: 0.0 });
             }
         }
     }
 
-    /// Takes in what became of the children that steps wait for.
-    async fn hear_children(&mut self) -> Result<()> {
+    /// What became of the children that steps wait for: one may have ended before the wait was known here.
+    async fn hear_children(&mut self) -> Result<Vec<Command>> {
         let shared = Arc::clone(&self.shared);
         let ended = shared.children.ended(&self.state).await?;
-        self.heard.extend(ended);
+        self.heard.extend(ended.clone());
         self.look = false;
-        Ok(())
+        Ok(ended)
     }
 }
