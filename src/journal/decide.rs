@@ -164,6 +164,8 @@ fn complete(
         _ => return Err(Refusal::Stale),
     };
     let duration_ms = u64::try_from((now - since).num_milliseconds()).unwrap_or_default();
+    // What does not say its cost cost what was expected.
+    let cost = cost.or_else(|| state.terms(key).and_then(|terms| terms.cost));
     let completed = StepCompleted { output: Some(output), output_bytes: None, duration_ms, cost };
     Ok(vec![Event::step(key, attempt, completed)])
 }

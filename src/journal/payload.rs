@@ -154,7 +154,7 @@ pub struct StepCompleted {
     pub output_bytes: Option<u64>,
     /// From the call to its outcome.
     pub duration_ms: u64,
-    /// What it cost, in the tenant's unit.
+    /// What it cost, in the tenant's unit: the tool's word, else what the step's approval expected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost: Option<f64>,
 }

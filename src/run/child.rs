@@ -51,12 +51,12 @@ impl Children {
         let mut tx = self.db.tenant(parent.tenant_id).await?;
         let ended = store::ended(&mut tx, parent.tenant_id, &ids).await?;
         let commands = waiting.into_iter().filter_map(|(key, attempt, child)| {
-            let (_, status, output) = ended.iter().find(|(id, _, _)| *id == child)?;
+            let (_, status, output, cost) = ended.iter().find(|(id, ..)| *id == child)?;
             let step = key.clone();
             Some(match status {
                 Status::Completed => {
                     let output = json!({ "runId": child, "status": status, "output": output });
-                    Command::Complete { step, attempt, output: Arc::new(output), cost: None }
+                    Command::Complete { step, attempt, output: Arc::new(output), cost: Some(*cost) }
                 }
                 other => {
                     let message = format!("the child run {child} was {}", other.name());

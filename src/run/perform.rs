@@ -12,7 +12,10 @@ use super::{
 };
 use crate::{
     approval::{self, Verdict},
-    journal::{self, Body, Command, Effect, Failure, Intent, Question, Refusal, SkipReason, Stage, Step, StepKey},
+    journal::{
+        self, ApprovalTerms, Body, Command, Effect, Failure, Intent, Question, Refusal, SkipReason, Stage, Step,
+        StepKey,
+    },
     kernel::{ApprovalId, Timestamp},
     tool::ToolError,
 };
@@ -130,7 +133,7 @@ impl Turn {
         match approval::verdict(&self.state, key, &intent) {
             Verdict::Hold => self.hold(key, intent, Question::Consent, now),
             Verdict::Forbid(reason) => self.fail_unmade(key, Failure::new("forbidden", reason), now),
-            Verdict::Allow if self.over_budget(step) => {
+            Verdict::Allow if self.over_budget(step, key) => {
                 let message = "the step would cost more than is left of the run's budget";
                 self.fail_unmade(key, Failure::new("budget_exceeded", message), now)
             }
@@ -174,9 +177,15 @@ impl Turn {
         }
     }
 
-    fn over_budget(&self, step: &Step) -> bool {
-        let cost = step.approval.as_ref().and_then(|terms| terms.cost).unwrap_or_default();
-        self.head.budget.is_some_and(|budget| self.state.cost + cost > budget)
+    fn over_budget(&self, step: &Step, key: &StepKey) -> bool {
+        let Some(budget) = self.head.budget else { return false };
+        let expected = |terms: Option<&ApprovalTerms>| terms.and_then(|terms| terms.cost).unwrap_or_default();
+        // Calls that are out have not said yet what they cost.
+        let out = self.state.steps.iter().filter(|(other, step)| {
+            *other != key && matches!(step.stage, Stage::Running { .. } | Stage::Waiting { .. })
+        });
+        let reserved: f64 = out.map(|(other, _)| expected(self.state.terms(other))).sum();
+        self.state.cost + reserved + expected(step.approval.as_ref()) > budget
     }
 
     /// The exact call, with the digest that consent is bound to.

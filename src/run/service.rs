@@ -142,6 +142,9 @@ impl Runs {
         if request.goal.as_ref().is_some_and(|goal| goal.is_empty() || goal.chars().count() > GOAL) {
             return Err(Error::invalid("goal", format!("`goal` has 1 to {GOAL} characters")));
         }
+        if request.goal.as_ref().is_some_and(|goal| goal.contains('\0')) {
+            return Err(Error::invalid("goal", "`goal` cannot hold the character U+0000"));
+        }
         if request.budget.is_some_and(|budget| !budget.is_finite() || budget < 0.0) {
             return Err(Error::invalid("budget", "`budget` is a number from 0"));
         }

@@ -227,14 +227,14 @@ pub(super) async fn live_runs(tx: &mut TenantTx, tenant: TenantId, most: u64) ->
     u64::try_from(row.try_get::<i64, _>(0)?).map_err(Error::internal)
 }
 
-/// Those of the runs that have ended: id, status, output.
+/// Those of the runs that have ended: id, status, output, cost.
 pub(super) async fn ended(
     tx: &mut TenantTx,
     tenant: TenantId,
     runs: &[RunId],
-) -> Result<Vec<(RunId, Status, Option<Value>)>> {
+) -> Result<Vec<(RunId, Status, Option<Value>, f64)>> {
     let rows = sqlx::query(
-        "select run_id, status, output from runs
+        "select run_id, status, output, cost from runs
          where tenant_id = $1 and run_id = any ($2) and status in ('completed', 'failed', 'cancelled')",
     )
     .bind(tenant.uuid())
@@ -246,7 +246,7 @@ pub(super) async fn ended(
             let status: &str = row.try_get(1)?;
             let status =
                 Status::named(status).ok_or_else(|| Error::internal(format!("no status is called {status}")))?;
-            Ok((RunId::from_uuid(row.try_get(0)?), status, row.try_get(2)?))
+            Ok((RunId::from_uuid(row.try_get(0)?), status, row.try_get(2)?, row.try_get(3)?))
         })
         .collect()
 }
