@@ -22,6 +22,11 @@ use crate::{
 /// How many mistakes in the arguments one message names.
 const NAMED_MISTAKES: usize = 8;
 
+/// The longest message of a failure, in characters.
+const MESSAGE: usize = 2000;
+/// The largest detail of a failure, in bytes of JSON.
+const DETAIL: usize = 64 * 1024;
+
 /// What the built-in tools ask of the modules around them.
 #[derive(Clone)]
 pub struct Ports {
@@ -170,9 +175,9 @@ impl Registry {
     /// Calls the tool and holds its output to the cap.
     ///
     /// # Errors
-    /// The tool's own, `unknown_tool`, `output_too_large`, `output_too_deep`.
+    /// The tool's own, cut to what an event carries, `unknown_tool`, `output_too_large`, `output_too_deep`.
     pub async fn call(&self, name: &str, call: Call) -> Result<Outcome, ToolError> {
-        let outcome = self.tool(name)?.call(call).await?;
+        let outcome = self.tool(name)?.call(call).await.map_err(brief)?;
         if let Outcome::Done { output, .. } = &outcome {
             self.check_output(output)?;
         }
@@ -186,6 +191,22 @@ impl Registry {
     pub fn check_output(&self, output: &Value) -> Result<(), ToolError> {
         size::check("output", output, self.limits.output)
     }
+}
+
+/// A failure that fits its event, whatever the tool put in it.
+fn brief(mut error: ToolError) -> ToolError {
+    let (ToolError::Failed(failure) | ToolError::Unknown(failure)) = &mut error;
+    if let Some((end, _)) = failure.message.char_indices().nth(MESSAGE) {
+        failure.message.truncate(end);
+        failure.message.push('…');
+    }
+    if let Some(detail) = &failure.detail
+        && size::check("detail", detail, DETAIL).is_err()
+    {
+        failure.detail =
+            Some(json!({ "omitted": format!("it takes more than {DETAIL} bytes of JSON, or nests too deep") }));
+    }
+    error
 }
 
 impl Arguments for Registry {
@@ -311,6 +332,16 @@ mod tests {
         let registry = builtin(&ToolSettings::default(), &limits).unwrap();
         let result = registry.call("data.transform", call(json!({"value": "0123456789"}))).await;
         assert_eq!(failure(result.map(drop)).unwrap().0, "output_too_large");
+    }
+
+    #[test]
+    fn a_failure_fits_its_event() {
+        let error = ToolError::failed("much", "é".repeat(5000)).with(json!("x".repeat(DETAIL)));
+        let ToolError::Failed(failure) = brief(error) else { panic!("still a failure") };
+        assert_eq!(failure.message.chars().count(), MESSAGE + 1);
+        assert!(failure.detail.unwrap().to_string().len() < 200);
+        let small = ToolError::failed("little", "é".repeat(MESSAGE)).with(json!({"status": 500}));
+        assert_eq!(brief(small.clone()), small);
     }
 
     #[test]

@@ -17,6 +17,8 @@ use crate::{
     tool::Registry,
 };
 
+/// What an event says besides its payload, in bytes.
+const ENVELOPE: usize = 1024;
 /// The longest time-out, back-off or deadline: ten years, in seconds.
 const MAX_SECONDS: u64 = 10 * 366 * 86_400;
 
@@ -105,7 +107,13 @@ impl<'s> Check<'s> {
     fn finish(mut self, drafts: Vec<Draft>) -> Result<Definition> {
         if self.mistakes.is_empty() {
             let steps = drafts.into_iter().filter_map(|draft| draft.step).collect();
-            return assemble(&self.source.value, steps);
+            let definition = assemble(&self.source.value, steps)?;
+            let most = self.tools.limits().event.saturating_sub(ENVELOPE);
+            if serde_json::to_vec(&definition.plan()).map_err(Error::internal)?.len() <= most {
+                return Ok(definition);
+            }
+            // `plan.ready` carries it whole.
+            self.add("", format!("the steps and the output take more than {most} bytes of JSON together"));
         }
         self.mistakes.sort_by(|a, b| (a.line, a.column, &a.path).cmp(&(b.line, b.column, &b.path)));
         self.mistakes.dedup();

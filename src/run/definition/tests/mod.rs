@@ -147,6 +147,17 @@ fn yaml_means_what_version_1_2_says() {
 }
 
 #[test]
+fn a_plan_fits_the_event_that_carries_it() {
+    let plan = |bytes: usize| {
+        let step = |id: &str| json!({"id": id, "uses": "debug.echo", "with": {"value": "x".repeat(bytes / 2)}});
+        check_plan(&json!([step("a"), step("b")]), tools())
+    };
+    assert!(plan(200 * 1024).is_ok());
+    let error = plan(256 * 1024).expect_err("too large");
+    assert!(mistakes(&error)[0].message.contains("bytes of JSON"), "{error}");
+}
+
+#[test]
 fn inline_plans_take_the_same_checks() {
     let step = json!({"id": "a", "uses": "debug.echo", "with": {"value": "{{ input.x }}"}, "if": false});
     let plan = check_plan(&json!([step]), tools()).expect("a plan");
