@@ -28,7 +28,7 @@ pub(super) fn router(rooms: &Rooms, role: Role) -> Result<(Router, OpenApi)> {
         .merge(vitals)
         .split_for_parts();
     let events = openapi::Events { payloads: journal::payload_schemas(), parts: journal::payload_parts() };
-    let document = openapi::complete(document, events);
+    let document = openapi::complete(document, events)?;
     let router = Router::new().merge(api.clone()).nest("/v1", api).merge(docs(&document)?);
     Ok((router, document))
 }

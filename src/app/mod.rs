@@ -154,6 +154,8 @@ impl Rooms {
         stop: &CancellationToken,
         service: &TaskTracker,
     ) -> Result<Self> {
+        // Before the rooms, which get hold of their metrics as they are made.
+        let metrics = telemetry::metrics().map_err(unusable)?;
         let verifier = Verifier::new(&settings.auth).map_err(unusable)?;
         let front = Front::new(verifier, db.clone(), clock.clone(), settings.http.clone(), stop.clone());
         let (hub, signals) = (Hub::new(db.clone(), &settings.streams), Signals::new());
@@ -171,7 +173,7 @@ impl Rooms {
         Ok(Self {
             approvals: Approvals::new(journal.clone(), Arc::new(registry.clone())),
             streams: Streams::new(hub.clone(), front.clone(), &settings.streams, &settings.auth),
-            metrics: telemetry::metrics().map_err(unusable)?,
+            metrics,
             database: db.clone(),
             clock: clock.clone(),
             stop: stop.clone(),

@@ -196,7 +196,7 @@ fn already(ruling: &Ruling) -> Error {
         Ruling::Cancelled => ("cancelled", None),
     };
     let detail = by.map_or_else(|| format!("it is {status}"), |by| format!("it was {status} by {by}"));
-    let error = Error::new(Problem::AlreadyDecided, detail).with("status", status);
+    let error = Error::new(Problem::AlreadyDecided, detail).with("decision", status);
     match by {
         Some(by) => error.with("decidedBy", by.to_string()),
         None => error,

@@ -172,7 +172,7 @@ pub struct LimitSettings {
     pub event: usize,
     /// The output of a step or a run. Default 1 MiB.
     pub output: usize,
-    /// The arguments of one call. Default 192 KiB: an approval's event carries them.
+    /// The arguments of one call; an approval's event carries them. Default 192 KiB.
     pub arguments: usize,
     /// The input of a run. Default 512 KiB.
     pub input: usize,

@@ -22,7 +22,6 @@ use crate::{
 /// # Errors
 /// When `http.cors_origins` holds something that is no origin.
 pub fn dress(router: Router, clock: Clock, settings: &HttpSettings) -> Result<Router, String> {
-    frame::describe();
     let frame = Frame::new(clock, settings.request_timeout.0);
     let router = router.layer(CatchPanicLayer::custom(panicked));
     let router = match cors(&settings.cors_origins)? {

@@ -7,7 +7,7 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use metrics::{describe_gauge, describe_histogram, gauge, histogram};
+use metrics::{gauge, histogram};
 use tracing::{Instrument, Span, field};
 
 use super::{
@@ -19,11 +19,6 @@ use crate::kernel::{Clock, Error, Problem};
 
 const LATENCY: &str = "fermata_http_request_duration_seconds";
 const IN_FLIGHT: &str = "fermata_http_requests_in_flight";
-
-pub(super) fn describe() {
-    describe_histogram!(LATENCY, metrics::Unit::Seconds, "Time to answer a request, or to open a stream, by route");
-    describe_gauge!(IN_FLIGHT, "Requests being answered");
-}
 
 /// What is done around every request.
 #[derive(Clone, Debug)]

@@ -84,12 +84,13 @@ struct Ready {
     #[schema(example = "ready")]
     status: &'static str,
     /// What was asked.
-    #[schema(example = json!(["database", "worker"]))]
+    #[schema(example = json!(["database", "schema"]))]
     checks: Vec<&'static str>,
 }
 
 /// Whether the process is alive
-#[utoipa::path(get, path = "/health", tag = "operations", responses((status = 200, body = Health)))]
+#[utoipa::path(get, path = "/health", tag = "operations",
+    responses((status = 200, description = "It is", body = Health)))]
 async fn health() -> Json<Health> {
     Json(Health { status: "ok", version: env!("CARGO_PKG_VERSION") })
 }
@@ -97,7 +98,8 @@ async fn health() -> Json<Health> {
 /// Whether the server can do its work
 ///
 /// A 503 lists in `failing` what is away, or says that the server is stopping.
-#[utoipa::path(get, path = "/health/ready", tag = "operations", responses((status = 200, body = Ready)))]
+#[utoipa::path(get, path = "/health/ready", tag = "operations",
+    responses((status = 200, description = "It can", body = Ready)))]
 async fn ready(State(vitals): State<Vitals>) -> Result<Json<Ready>> {
     if vitals.stopping.is_cancelled() {
         return Err(Error::new(Problem::Unavailable, "the server is stopping"));
@@ -115,7 +117,7 @@ async fn ready(State(vitals): State<Vitals>) -> Result<Json<Ready>> {
 /// Measurements in Prometheus' text form
 #[utoipa::path(
     get, path = "/metrics", tag = "operations",
-    responses((status = 200, body = String, content_type = "text/plain; version=0.0.4"))
+    responses((status = 200, description = "Every metric", body = String, content_type = "text/plain; version=0.0.4"))
 )]
 async fn measurements(State(vitals): State<Vitals>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], vitals.metrics.render())

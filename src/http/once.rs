@@ -7,6 +7,14 @@ use axum::{
 use chrono::TimeDelta;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
+use utoipa::{
+    IntoParams,
+    openapi::{
+        ObjectBuilder, Required,
+        path::{Parameter, ParameterBuilder, ParameterIn},
+        schema::Type,
+    },
+};
 
 use super::{
     Arrival, Ctx, Permit,
@@ -128,6 +136,16 @@ impl<S: Send + Sync> FromRequestParts<S> for Once {
         let target = parts.uri.path_and_query().map_or_else(|| parts.uri.path(), |target| target.as_str());
         let target = unversioned(target).to_owned();
         Ok(Self { key: key(parts)?, route, target, arrival: Arrival::of(parts) })
+    }
+}
+
+impl IntoParams for Once {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let text = "Makes the request happen once, whatever is lost on the way: the same key with the same request gets \
+                    the first answer again for 24 hours.";
+        let schema = ObjectBuilder::new().schema_type(Type::String).min_length(Some(1)).max_length(Some(255));
+        let header = ParameterBuilder::new().name("Idempotency-Key").parameter_in(ParameterIn::Header);
+        vec![header.required(Required::False).description(Some(text)).schema(Some(schema)).build()]
     }
 }
 

@@ -1,5 +1,6 @@
 //! The OpenAPI document: what it says of the whole, and what it adds to every operation. An operation
-//! declares its permission once, as `security(("bearer" = ["runs:read"]))`; the rest follows from it.
+//! declares its permission once, as `security(("bearer" = ["runs:read"]))`, and the problems of its own, as
+//! `extensions(("x-problems" = json!(["conflict"])))`; the rest follows.
 
 use std::collections::BTreeMap;
 
@@ -7,15 +8,20 @@ use serde_json::Value;
 use utoipa::openapi::{
     ContentBuilder, HeaderBuilder, Info, License, ObjectBuilder, OpenApi, Ref, RefOr, Response, ResponseBuilder,
     Schema, ServerBuilder,
+    example::ExampleBuilder,
     extensions::Extensions,
+    header::Header,
     path::{Operation, PathItem},
-    schema::{AdditionalProperties, AllOfBuilder, OneOfBuilder, SchemaFormat, Type},
+    schema::{AdditionalProperties, AllOfBuilder, ArrayItems, OneOfBuilder, SchemaFormat, Type},
     security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
     tag::TagBuilder,
 };
 
 use super::problem::MEDIA_TYPE;
-use crate::kernel::Problem;
+use crate::kernel::{Error, Problem, Result};
+
+/// Where an operation names the problems of its own; taken out again.
+const PROBLEMS: &str = "x-problems";
 
 const TAGS: [(&str, &str); 5] = [
     ("agent", "Plan, execute, approve"),
@@ -36,7 +42,9 @@ pub fn base() -> OpenApi {
     );
     info.license = Some(License::new("MIT"));
     let mut document = OpenApi::new(info, utoipa::openapi::Paths::new());
-    document.servers = Some(vec![ServerBuilder::new().url("/").build()]);
+    // Relative to where the document is served, so that they hold behind a proxy's prefix too.
+    let server = |url: &str, text: &str| ServerBuilder::new().url(url).description(Some(text)).build();
+    document.servers = Some(vec![server("./", "As written"), server("./v1", "The same, by version")]);
     document.tags = Some(
         TAGS.into_iter().map(|(name, text)| TagBuilder::new().name(name).description(Some(text)).build()).collect(),
     );
@@ -55,20 +63,36 @@ pub struct Events {
 
 /// Completes an assembled document: the bearer scheme, the problem, the events' payloads, and for every
 /// operation its permission, its problems and the headers of its responses.
-#[must_use]
-pub fn complete(mut document: OpenApi, events: Events) -> OpenApi {
+///
+/// # Errors
+/// When an operation declares a problem that there is not.
+pub fn complete(mut document: OpenApi, events: Events) -> Result<OpenApi> {
     let components = document.components.get_or_insert_default();
     components.security_schemes.insert("bearer".to_owned(), RefOr::T(bearer()));
     components.schemas.insert("Problem".to_owned(), problem_schema());
+    components.headers.extend(headers().map(|(name, header)| (name.to_owned(), RefOr::T(header))));
     for problem in Problem::ALL {
-        components.responses.insert(problem.slug().to_owned(), RefOr::T(problem_response(*problem)));
+        components.responses.insert(problem.slug().to_owned(), RefOr::T(problem_response(&[*problem])));
     }
     describe_events(&mut components.schemas, events);
+    refer_from_pages(&mut components.schemas);
     for (path, item) in &mut document.paths.paths {
         let named = path.contains('{');
-        operations(item).for_each(|operation| finish(operation, named));
+        operations(item).try_for_each(|operation| finish(operation, named))?;
     }
-    document
+    Ok(document)
+}
+
+/// A page refers to its rows' schema rather than repeat it.
+fn refer_from_pages(schemas: &mut BTreeMap<String, RefOr<Schema>>) {
+    let known: Vec<String> = schemas.keys().cloned().collect();
+    for (name, schema) in schemas.iter_mut() {
+        let row = name.strip_prefix("Page_").filter(|row| known.iter().any(|name| name == row));
+        let RefOr::T(Schema::Object(page)) = schema else { continue };
+        if let (Some(row), Some(RefOr::T(Schema::Array(items)))) = (row, page.properties.get_mut("items")) {
+            items.items = ArrayItems::RefOrSchema(Box::new(Ref::from_schema_name(row).into()));
+        }
+    }
 }
 
 /// Says which payload each event has: an event is the envelope with one of these pairs in it.
@@ -98,9 +122,16 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
     [&mut item.get, &mut item.put, &mut item.post, &mut item.delete].into_iter().flatten()
 }
 
-fn finish(operation: &mut Operation, named: bool) {
+fn finish(operation: &mut Operation, named: bool) -> Result<()> {
     let permissions = permissions(operation);
     let secured = permissions.is_some();
+    for (status, problems) in problems(operation, secured, named)? {
+        let answer = match problems.as_slice() {
+            [one] => RefOr::Ref(Ref::new(format!("#/components/responses/{}", one.slug()))),
+            several => RefOr::T(problem_response(several)),
+        };
+        operation.responses.responses.entry(status.to_string()).or_insert(answer);
+    }
     if let Some(permissions) = permissions.filter(|p| !p.is_empty()) {
         let listed = permissions.iter().map(|p| format!("`{p}`")).collect::<Vec<_>>().join(", ");
         let text = operation.description.take().map(|text| format!("{text}\n\n")).unwrap_or_default();
@@ -108,29 +139,41 @@ fn finish(operation: &mut Operation, named: bool) {
         let extensions = operation.extensions.get_or_insert_default();
         extensions.merge(Extensions::from_iter([("x-permissions", Value::from(permissions))]));
     }
-    let body = operation.request_body.is_some();
-    for (problem, applies) in [
-        (Problem::Malformed, true),
-        (Problem::Unauthenticated, secured),
-        (Problem::Forbidden, secured),
-        (Problem::NotFound, named),
-        (Problem::RequestTimeout, body),
-        (Problem::TooLarge, body),
-        (Problem::UnsupportedMediaType, body),
-        (Problem::Invalid, body),
-        (Problem::Internal, true),
-        (Problem::Unavailable, true),
-    ] {
-        if applies {
-            let reference = RefOr::Ref(Ref::new(format!("#/components/responses/{}", problem.slug())));
-            operation.responses.responses.entry(problem.status().to_string()).or_insert(reference);
-        }
-    }
     for response in operation.responses.responses.values_mut() {
         if let RefOr::T(response) = response {
             response.headers.extend(tracking());
         }
     }
+    Ok(())
+}
+
+/// What can go wrong with it, by status: what it declares, and what follows from what it takes.
+fn problems(operation: &mut Operation, secured: bool, named: bool) -> Result<BTreeMap<u16, Vec<Problem>>> {
+    let declared = operation.extensions.as_mut().and_then(|extensions| extensions.remove(PROBLEMS));
+    let declared: Vec<String> =
+        declared.map(serde_json::from_value).transpose().map_err(Error::internal)?.unwrap_or_default();
+    if let Some(slug) = declared.iter().find(|slug| Problem::ALL.iter().all(|problem| problem.slug() != *slug)) {
+        return Err(Error::internal(format!("{PROBLEMS} names `{slug}`, which is no problem")));
+    }
+    let takes =
+        |name: &str| operation.parameters.iter().flatten().any(|one| matches!(one, RefOr::T(one) if one.name == name));
+    let (body, once) = (operation.request_body.is_some(), takes("Idempotency-Key"));
+    let applies = |problem: &Problem| match problem {
+        Problem::Malformed => secured || body || operation.parameters.is_some(),
+        Problem::MalformedCursor => takes("cursor") || takes("lastEventId"),
+        Problem::Unauthenticated | Problem::Forbidden => secured,
+        Problem::NotFound => named,
+        Problem::RequestTimeout | Problem::TooLarge | Problem::UnsupportedMediaType => body,
+        Problem::Invalid => body || takes("limit"),
+        Problem::IdempotencyInFlight | Problem::IdempotencyMismatch => once,
+        Problem::Internal | Problem::Unavailable => true,
+        _ => false,
+    };
+    let mut problems = BTreeMap::<u16, Vec<Problem>>::new();
+    for problem in Problem::ALL.iter().filter(|one| declared.iter().any(|slug| slug == one.slug()) || applies(one)) {
+        problems.entry(problem.status()).or_default().push(*problem);
+    }
+    Ok(problems)
 }
 
 /// What the operation's bearer must be allowed, or nothing where it takes no bearer.
@@ -146,15 +189,25 @@ fn bearer() -> SecurityScheme {
     SecurityScheme::Http(scheme.build())
 }
 
-fn tracking() -> [(String, RefOr<utoipa::openapi::header::Header>); 2] {
-    let text = |name: &str, text: &str| {
-        let schema = ObjectBuilder::new().schema_type(Type::String);
-        (name.to_owned(), RefOr::T(HeaderBuilder::new().schema(Some(schema)).description(Some(text)).build()))
+/// The headers that responses refer to.
+fn headers() -> [(&'static str, Header); 4] {
+    let header = |kind: Type, text: &str| {
+        HeaderBuilder::new().schema(Some(ObjectBuilder::new().schema_type(kind))).description(Some(text)).build()
     };
     [
-        text("X-Request-Id", "What this request is called in logs, problems and the audit log."),
-        text("traceparent", "Where this request stands in its trace (W3C Trace Context)."),
+        ("X-Request-Id", header(Type::String, "What this request is called in logs, problems and the audit log.")),
+        ("traceparent", header(Type::String, "Where this request stands in its trace (W3C Trace Context).")),
+        ("Retry-After", header(Type::Integer, "Seconds to wait before the next try.")),
+        ("WWW-Authenticate", header(Type::String, "What a token would need (RFC 6750).")),
     ]
+}
+
+fn header(name: &str) -> (String, RefOr<Header>) {
+    (name.to_owned(), RefOr::Ref(Ref::new(format!("#/components/headers/{name}"))))
+}
+
+fn tracking() -> [(String, RefOr<Header>); 2] {
+    ["X-Request-Id", "traceparent"].map(header)
 }
 
 fn problem_schema() -> RefOr<Schema> {
@@ -178,17 +231,31 @@ fn problem_schema() -> RefOr<Schema> {
         .into()
 }
 
-fn problem_response(problem: Problem) -> Response {
-    let example = serde_json::json!({
-        "type": format!("{}{}", super::problem::PAGES, problem.slug()),
-        "title": problem.title(),
-        "status": problem.status(),
-        "detail": "what happened this time",
-        "instance": "urn:fermata:request:req_01kamdz5y0f1tb3vvsrhpf2c4h",
-    });
-    let schema = Ref::from_schema_name("Problem");
-    let content = ContentBuilder::new().schema(Some(schema)).example(Some(example)).build();
-    ResponseBuilder::new().description(problem.title()).content(MEDIA_TYPE, content).build()
+/// The answer that is one of these problems, which share a status.
+fn problem_response(problems: &[Problem]) -> Response {
+    let mut content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem")));
+    for problem in problems {
+        let example = serde_json::json!({
+            "type": format!("{}{}", super::problem::PAGES, problem.slug()),
+            "title": problem.title(),
+            "status": problem.status(),
+            "detail": "what happened this time",
+            "instance": "urn:fermata:request:req_01kamdz5y0f1tb3vvsrhpf2c4h",
+        });
+        let example = ExampleBuilder::new().summary(problem.title()).value(Some(example)).build();
+        content = content.examples_from_iter([(problem.slug(), RefOr::T(example))]);
+    }
+    let said = problems.iter().map(|problem| format!("`{}`: {}", problem.slug(), problem.title()));
+    let mut response = ResponseBuilder::new()
+        .description(said.collect::<Vec<_>>().join("; "))
+        .content(MEDIA_TYPE, content.build())
+        .build();
+    response.headers.extend(tracking());
+    let wait = |problem: &Problem| matches!(problem.status(), 429 | 503) || *problem == Problem::IdempotencyInFlight;
+    let challenge = |problem: &Problem| matches!(problem.status(), 401 | 403);
+    response.headers.extend(problems.iter().any(wait).then(|| header("Retry-After")));
+    response.headers.extend(problems.iter().any(challenge).then(|| header("WWW-Authenticate")));
+    response
 }
 
 #[cfg(test)]
@@ -200,7 +267,8 @@ mod tests {
 
     #[utoipa::path(
         post, path = "/runs/{id}", request_body = String, security(("bearer" = ["runs:write"])),
-        responses((status = 200, body = String), (status = 404, description = "mine"))
+        responses((status = 200, body = String), (status = 404, description = "mine")),
+        extensions(("x-problems" = json!(["conflict", "stale-digest"])))
     )]
     async fn act() {}
 
@@ -215,7 +283,8 @@ mod tests {
         components.schemas.insert("Event".to_owned(), journal::Envelope::schema());
         let mut parts = journal::payload_parts();
         journal::Envelope::schemas(&mut parts);
-        serde_json::to_value(complete(assembled, Events { payloads: journal::payload_schemas(), parts })).expect("json")
+        let events = Events { payloads: journal::payload_schemas(), parts };
+        serde_json::to_value(complete(assembled, events).expect("complete")).expect("json")
     }
 
     #[test]
@@ -229,6 +298,9 @@ mod tests {
             assert!(responses[status]["$ref"].is_string(), "{status}");
         }
         assert_eq!(responses["404"]["description"], "mine");
+        let examples = responses["409"]["content"]["application/problem+json"]["examples"].as_object().expect("both");
+        assert_eq!(examples.keys().collect::<Vec<_>>(), ["conflict", "stale-digest"]);
+        assert!(operation.get("x-problems").is_none());
         assert!(responses["200"]["headers"]["X-Request-Id"].is_object());
         assert!(document["paths"]["/health"]["get"]["responses"].get("401").is_none());
     }

@@ -5,6 +5,14 @@ use axum::{
     http::{HeaderMap, HeaderName, HeaderValue, request::Parts},
     response::{IntoResponse, Response},
 };
+use utoipa::{
+    IntoParams,
+    openapi::{
+        ObjectBuilder, Required,
+        path::{Parameter, ParameterBuilder, ParameterIn},
+        schema::Type,
+    },
+};
 
 /// `Prefer: wait=N` (RFC 7240), N from 1 to 60 seconds; anything else is no preference.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,6 +53,15 @@ impl<S: Send + Sync> FromRequestParts<S> for Prefer {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
         Ok(Self::read(&parts.headers))
+    }
+}
+
+impl IntoParams for Prefer {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let text = "`wait=N` (1 to 60): answer once the run has ended or needs a decision, or after N seconds.";
+        let schema = ObjectBuilder::new().schema_type(Type::String).examples([serde_json::json!("wait=10")]);
+        let header = ParameterBuilder::new().name("Prefer").parameter_in(ParameterIn::Header);
+        vec![header.required(Required::False).description(Some(text)).schema(Some(schema)).build()]
     }
 }
 

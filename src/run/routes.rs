@@ -201,6 +201,8 @@ pub struct RunsQuery {
 /// `Prefer: wait=N` answers once it has ended or needs a decision, or after N seconds.
 #[utoipa::path(post, path = "/agent/plan", operation_id = "planRun", tag = "agent", security(("bearer" = ["runs:write"])),
     request_body(content = PlanBody, example = json!({"workflow": "crm-sync", "input": {"account": "acme"}, "execute": true})),
+    params(Once, Prefer),
+    extensions(("x-problems" = json!(["not-found", "no-planner", "invalid-definition", "too-many-runs"]))),
     responses((status = 202, description = "The run", body = Run)))]
 async fn plan(
     State(state): State<RunRoutes>,
@@ -218,6 +220,8 @@ async fn plan(
 /// Either a planned run by its id, or what `POST /agent/plan` takes, at once.
 #[utoipa::path(post, path = "/agent/execute", operation_id = "executeRun", tag = "agent", security(("bearer" = ["runs:write"])),
     request_body(content = ExecuteBody, example = json!({"runId": "run_01kahx3c5qf8k9z4v7t2m6w8np"})),
+    params(Once, Prefer),
+    extensions(("x-problems" = json!(["not-found", "conflict", "no-planner", "invalid-definition", "too-many-runs"]))),
     responses((status = 202, description = "The run", body = Run)))]
 async fn execute(
     State(state): State<RunRoutes>,
@@ -276,7 +280,8 @@ async fn steps(
 ///
 /// Steps in flight are told, and their outcome is still recorded before the run is `cancelled`.
 #[utoipa::path(post, path = "/workflow/runs/{id}/cancel", operation_id = "cancelRun", tag = "runs", security(("bearer" = ["runs:write"])),
-    params(("id" = RunId, Path, description = "The run")), request_body(content = Option<CancelBody>),
+    params(("id" = RunId, Path, description = "The run"), Once, Prefer), extensions(("x-problems" = json!(["conflict"]))),
+    request_body(content = Option<CancelBody>, example = json!({"reason": "ordered twice"})),
     responses((status = 202, description = "The run", body = Run)))]
 async fn cancel(
     State(state): State<RunRoutes>,
@@ -299,7 +304,7 @@ async fn cancel(
 ///
 /// The steps that failed run again; what completed stays.
 #[utoipa::path(post, path = "/workflow/runs/{id}/retry", operation_id = "retryRun", tag = "runs", security(("bearer" = ["runs:write"])),
-    params(("id" = RunId, Path, description = "The run")),
+    params(("id" = RunId, Path, description = "The run"), Once, Prefer), extensions(("x-problems" = json!(["conflict"]))),
     responses((status = 202, description = "The run", body = Run)))]
 async fn retry(
     State(state): State<RunRoutes>,

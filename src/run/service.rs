@@ -296,7 +296,7 @@ impl From<Refusal> for Error {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::Status(status) => {
-                Self::conflict(format!("the run is {}", status.name())).with("status", status.name())
+                Self::conflict(format!("the run is {}", status.name())).with("runStatus", status.name())
             }
             other => Self::conflict(format!("the run does not allow this now ({other:?})")),
         }

@@ -57,6 +57,7 @@ pub(super) struct TenantEvents {
     #[param(example = "awaiting_approval,failed")]
     pub types: Option<String>,
     /// Where to begin without a cursor: `now` (the default) or `start`, the first event there is.
+    #[param(inline)]
     pub from: Option<From>,
     /// The `id` of the last event seen, for clients that cannot send `Last-Event-ID`; the header wins.
     pub last_event_id: Option<String>,
@@ -85,14 +86,12 @@ pub(super) enum From {
         ("Last-Event-ID" = Option<String>, Header, description = "The last event seen: only later ones are sent")),
     responses(
         (status = 200, description = "The events", content(
-            (String = "text/event-stream", example = "retry: 1000\n\nid: evt_1\nevent: idle\ndata: {}\n\n"),
+            (String = "text/event-stream", example = json!("retry: 1000\n\nid: evt_1\nevent: idle\ndata: {\"eventId\":\"evt_1\",\"step\":\"idle\", …}\n\n")),
             (Page<Envelope> = "application/json"),
         )),
         (status = 204, description = "The run has ended and the client has seen its last event: do not come back"),
-        (status = 406, description = "not-acceptable: neither an event stream nor JSON is wanted"),
-        (status = 409, description = "cursor-beyond-head: there is no such event yet"),
-        (status = 429, description = "too-many-streams"),
     ),
+    extensions(("x-problems" = json!(["not-acceptable", "cursor-beyond-head", "too-many-streams"]))),
     security(("bearer" = ["runs:read"]), ()),
 )]
 async fn run_events(
@@ -126,11 +125,8 @@ async fn run_events(
         ("Last-Event-ID" = Option<String>, Header, description = "The last event seen: only later ones are sent")),
     responses(
         (status = 200, description = "The events", body = String, content_type = "text/event-stream"),
-        (status = 406, description = "not-acceptable: no event stream is wanted"),
-        (status = 409, description = "cursor-beyond-head: the cursor lies in the future"),
-        (status = 422, description = "invalid-input: `types` names an event that there is not"),
-        (status = 429, description = "too-many-streams"),
     ),
+    extensions(("x-problems" = json!(["not-acceptable", "cursor-beyond-head", "invalid-input", "too-many-streams"]))),
     security(("bearer" = ["runs:read"]), ()),
 )]
 async fn tenant_events(

@@ -4,4 +4,4 @@ mod logs;
 mod metrics;
 
 pub use logs::{LogFormat, init};
-pub use metrics::{Metrics, metrics};
+pub use metrics::{CATALOGUE, Kind, Metrics, metrics};

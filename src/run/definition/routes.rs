@@ -66,8 +66,8 @@ struct VersionQuery {
     responses(
         (status = 200, description = "The newest version was the same already", body = StoredDefinition),
         (status = 201, description = "A new version", body = StoredDefinition, headers(("Location" = String, description = "The new version"))),
-        (status = 422, description = "invalid-definition: `errors` lists `{message, path, line, column}`"),
     ),
+    extensions(("x-problems" = json!(["invalid-definition"]))),
     security(("bearer" = ["workflows:write"])),
 )]
 async fn put_definition(
