@@ -2,6 +2,10 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod house;
+mod openapi;
 mod smoke;
+mod walk;
+mod wall;
 #[expect(dead_code, unused_imports, reason = "the tests that use the rest are on their way")]
 mod world;
