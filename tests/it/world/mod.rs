@@ -18,7 +18,7 @@ pub use client::{Answer, Client, Request};
 pub use contract::{document, faults};
 pub use follow::{Event, Follow};
 pub use operations::Operation;
-pub use place::{Server, World};
+pub use place::{SECRET, Server, World};
 pub use redact::Redactor;
 pub use run::Run;
 pub use upstream::{Reply, Upstream};
