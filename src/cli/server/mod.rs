@@ -99,6 +99,11 @@ fn addresses(settings: &Settings) -> Result<(PgConnectOptions, PgConnectOptions)
     Ok((database, direct))
 }
 
+/// What went wrong, for whoever runs the server: the cause itself, which a caller of the API is not told.
+fn told(error: &crate::kernel::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.detail().to_owned(), ToString::to_string)
+}
+
 /// A length of time on the command line.
 fn span(text: &str) -> Result<Span> {
     text.parse()

@@ -1,6 +1,6 @@
 use tokio::{net::TcpListener, signal::unix};
 
-use super::{Result, Serve, addresses};
+use super::{Result, Serve, addresses, told};
 use crate::{
     app::{App, Outside},
     config::Settings,
@@ -17,7 +17,7 @@ pub(super) async fn serve(serve: Serve) -> Result<()> {
     refuse_what_is_unsafe(&settings).await?;
     let listener = listen(&settings).await?;
     let outside = Outside { settings, clock: Clock::system(), database, direct, role: serve.role };
-    let app = App::start(outside, listener).await.map_err(|error| format!("{error:?}"))?;
+    let app = App::start(outside, listener).await.map_err(|error| told(&error))?;
     tracing::info!(address = %app.address(), role = ?serve.role, "serving");
     told_to_stop().await?;
     tracing::info!("stopping");
@@ -28,7 +28,7 @@ pub(super) async fn serve(serve: Serve) -> Result<()> {
 /// A login that could get round row-level security, or a schema of another version, is no ground to serve on.
 async fn refuse_what_is_unsafe(settings: &Settings) -> Result<()> {
     let (database, _) = addresses(settings)?;
-    let fault = |error: crate::kernel::Error| format!("the database cannot be used: {error:?}");
+    let fault = |error: crate::kernel::Error| format!("the database cannot be used: {}", told(&error));
     let db = Database::connect(database, 1, settings.database.acquire_timeout.0).await.map_err(fault)?;
     let mut findings = guard::login(&db).await.map_err(fault)?;
     findings.extend(guard::version(&db).await.map_err(fault)?);
