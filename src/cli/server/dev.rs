@@ -132,8 +132,8 @@ async fn serve(
         server::told_to_stop().await
     };
     let outcome = ready.await;
-    eprintln!("{}", style("stopping: requests and steps in flight may finish").dim());
-    app.stop().await;
+    eprintln!("{}", style("stopping: requests and steps in flight may finish; once more to stop at once").dim());
+    server::stop(app).await;
     outcome
 }
 

@@ -21,7 +21,7 @@ pub(super) async fn serve(serve: Serve) -> Result<()> {
     tracing::info!(address = %app.address(), role = ?serve.role, "serving");
     told_to_stop().await?;
     tracing::info!("stopping");
-    app.stop().await;
+    stop(app).await;
     Ok(())
 }
 
@@ -45,6 +45,21 @@ async fn refuse_what_is_unsafe(settings: &Settings) -> Result<()> {
 pub(super) async fn listen(settings: &Settings) -> Result<TcpListener> {
     let address = settings.http.listen;
     TcpListener::bind(address).await.map_err(|error| format!("cannot listen on {address}: {error}"))
+}
+
+/// Stops; whoever asks once more does not want to wait for steps in flight.
+pub(super) async fn stop(app: App) {
+    let hurry = app.hurry();
+    let asked_again = async {
+        if told_to_stop().await.is_ok() {
+            hurry.cancel();
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = app.stop() => {}
+        () = asked_again => {}
+    }
 }
 
 /// Returns at SIGINT or SIGTERM.
