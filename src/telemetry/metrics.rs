@@ -15,7 +15,7 @@ pub enum Kind {
 }
 
 /// Every metric there is and what it says; `docs/operations.md` lists the same.
-pub const CATALOGUE: [(Kind, &str, &str); 19] = [
+pub const CATALOGUE: &[(Kind, &str, &str)] = &[
     (
         Kind::Histogram,
         "fermata_http_request_duration_seconds",
@@ -101,7 +101,7 @@ fn install() -> Result<Metrics, metrics_exporter_prometheus::BuildError> {
         .set_buckets(&SIZES)?
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
         .install_recorder()?;
-    for (kind, name, text) in CATALOGUE {
+    for &(kind, name, text) in CATALOGUE {
         match kind {
             Kind::Counter => describe_counter!(name, text),
             Kind::Gauge => describe_gauge!(name, text),

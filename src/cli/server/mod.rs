@@ -84,8 +84,10 @@ pub(super) async fn run(command: Command) -> ExitCode {
 fn address(url: Option<&secrecy::SecretString>, variable: &str) -> Result<PgConnectOptions> {
     use secrecy::ExposeSecret;
     let url = url.ok_or_else(|| format!("{variable} is not set: give it as postgres://USER:PASSWORD@HOST/DATABASE"))?;
+    // A pooler refuses start-up parameters it does not know, and this one changes nothing since PostgreSQL 12.
     url.expose_secret()
         .parse()
+        .map(|options: PgConnectOptions| options.extra_float_digits(None))
         .map_err(|_| format!("{variable} is no database address: write postgres://USER:PASSWORD@HOST/DATABASE"))
 }
 
