@@ -1,7 +1,8 @@
 //! One call of a tool: its time-out, its cancellation, and what became of it.
 
-use std::{sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
+use futures_util::FutureExt;
 use serde_json::Value;
 
 use crate::{
@@ -55,7 +56,7 @@ pub(super) async fn make(registry: Registry, clock: Clock, tool: String, timeout
     let effect = registry.tool(&tool).map_or(Effect::Once, |tool| tool.effect(&call.arguments));
     let cancel = call.cancel.clone();
     let deadline = call.now + chrono::TimeDelta::from_std(timeout).unwrap_or(chrono::TimeDelta::MAX);
-    let mut acting = std::pin::pin!(registry.call(&tool, call));
+    let mut acting = std::pin::pin!(act(&registry, &tool, call));
     let result = tokio::select! {
         result = &mut acting => result,
         () = clock.sleep_until(deadline) => {
@@ -81,6 +82,12 @@ pub(super) async fn make(registry: Registry, clock: Clock, tool: String, timeout
         Err(ToolError::Failed(failure) | ToolError::Unknown(failure)) => End::Failed(failure),
     };
     Ended { step, attempt, end }
+}
+
+/// The call itself. A tool that panics has come to an unknown end, as one that lost its connection has.
+async fn act(registry: &Registry, tool: &str, call: Call) -> Result<Outcome, ToolError> {
+    let outcome = AssertUnwindSafe(registry.call(tool, call)).catch_unwind().await;
+    outcome.unwrap_or_else(|_| Err(ToolError::unknown("tool_panicked", "the tool failed in a way it should not")))
 }
 
 fn late(timeout: Duration) -> String {

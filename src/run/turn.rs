@@ -21,8 +21,8 @@ use super::{
 };
 use crate::{
     journal::{
-        self, Append, AppendError, Claim, Command, Effect, Event, Failure, Loaded, Lock, Refusal, RunHead, RunState,
-        Stage, StepKey, ToolProgress, Wait,
+        self, Append, AppendError, Claim, Command, Event, Loaded, Lock, Refusal, RunHead, RunState, StepKey,
+        ToolProgress, Wait,
     },
     kernel::{Result, RunId, TenantId, Timestamp},
     tool::Call,
@@ -45,7 +45,8 @@ pub(super) struct Turn {
     pub(super) state: RunState,
     news: Arc<News>,
     calls: JoinSet<Ended>,
-    in_flight: HashMap<StepKey, Flight>,
+    /// The calls that are out, or about to be, and how to call them off.
+    in_flight: HashMap<StepKey, CancellationToken>,
     reports: (mpsc::Sender<Report>, mpsc::Receiver<Report>),
     /// What was heard and is not journaled yet: decided again when the journal refuses.
     heard: Vec<Command>,
@@ -57,6 +58,8 @@ pub(super) struct Turn {
     unsure: bool,
     /// A child may have ended.
     look: bool,
+    /// What was due by then has been tried.
+    passed_at: Timestamp,
     /// The right to carry out a step, waited for and not used yet.
     pub(super) slot: Option<Slot>,
     /// A step is ready and there is no slot for it.
@@ -66,12 +69,6 @@ pub(super) struct Turn {
     pub(super) again_at: Option<Timestamp>,
     /// The evaluated lists of `forEach` steps.
     pub(super) lists: HashMap<String, Arc<Vec<Value>>>,
-}
-
-/// A call that is out, or about to be.
-struct Flight {
-    attempt: u32,
-    cancel: CancellationToken,
 }
 
 /// A call that is to be made once its intent is journaled.
@@ -108,6 +105,7 @@ impl Turn {
             launches: Vec::new(),
             unsure: false,
             look: true,
+            passed_at: Timestamp::MIN_UTC,
             slot: None,
             starved: false,
             told_children: HashSet::new(),
@@ -163,6 +161,7 @@ impl Turn {
             self.look = true;
         }
         let now = self.shared.clock.now();
+        self.passed_at = now;
         for command in self.heard.clone() {
             self.decide_heard(command, now);
         }
@@ -279,13 +278,12 @@ impl Turn {
 
     /// Notes that a call goes out with the next commit.
     pub(super) fn prepare(&mut self, launch: Launch) {
-        let flight = Flight { attempt: launch.attempt, cancel: CancellationToken::new() };
-        self.in_flight.insert(launch.step.clone(), flight);
+        self.in_flight.insert(launch.step.clone(), CancellationToken::new());
         self.launches.push(launch);
     }
 
     fn launch(&mut self, launch: Launch, now: Timestamp) {
-        let Some(flight) = self.in_flight.get(&launch.step) else { return };
+        let Some(cancel) = self.in_flight.get(&launch.step) else { return };
         let call = Call {
             tenant_id: self.state.tenant_id,
             run_id: self.state.run_id,
@@ -296,7 +294,7 @@ impl Turn {
             idempotency_key: format!("{}/{}", self.state.run_id, launch.step),
             now,
             progress: crate::tool::Progress::new(self.reports.0.clone(), launch.step, launch.attempt),
-            cancel: flight.cancel.clone(),
+            cancel: cancel.clone(),
         };
         let (registry, clock, slot) = (self.shared.registry.clone(), self.shared.clock.clone(), launch.slot);
         let (tool, timeout) = (launch.tool, launch.timeout);
@@ -314,14 +312,15 @@ impl Turn {
     /// Tells the calls in flight that the run is being cancelled.
     fn tell_calls(&self) {
         if self.state.cancelling.is_some() {
-            self.in_flight.values().for_each(|flight| flight.cancel.cancel());
+            self.in_flight.values().for_each(CancellationToken::cancel);
         }
     }
 
     /// Waits for the next thing that matters, and takes in whatever else is there by then.
     async fn wait(&mut self) {
         let shared = Arc::clone(&self.shared);
-        let wake_at = self.wake_at();
+        // What is due already waits for something else: for a slot, most of the time.
+        let wake_at = self.wake_at().filter(|at| *at > self.passed_at);
         let stopped = shared.stop.is_cancelled();
         let mut over = Vec::new();
         tokio::select! {
@@ -356,10 +355,8 @@ impl Turn {
     fn hear(&mut self, ended: Result<Ended, tokio::task::JoinError>) {
         let Ended { step, attempt, end } = match ended {
             Ok(ended) => ended,
-            Err(fault) => {
-                tracing::error!(%fault, run = %self.state.run_id, "a tool panicked");
-                return self.hear_panic();
-            }
+            // Called off by this turn, which knows.
+            Err(fault) => return tracing::debug!(%fault, run = %self.state.run_id, "a call was dropped"),
         };
         let tool = self.state.step(&step).map(|step| step.uses.clone()).unwrap_or_default();
         metrics::counter!("fermata_steps_total", "tool" => tool, "outcome" => end.word()).increment(1);
@@ -375,20 +372,6 @@ impl Turn {
             // Left as it is in the journal: a call without an outcome, which the scheduler knows how to treat.
             End::Unknown => return,
         });
-    }
-
-    /// Which call it was is not told, so those that are missing among the living are it.
-    fn hear_panic(&mut self) {
-        if self.calls.is_empty() {
-            for (step, flight) in std::mem::take(&mut self.in_flight) {
-                if matches!(self.state.stage(&step), Some(Stage::Running { effect: Effect::Once, .. })) {
-                    // It may have acted: the scheduler makes a question of it.
-                    continue;
-                }
-                let error = Failure::new("tool_panicked", "the tool failed in a way it should not");
-                self.heard.push(Command::Fail { step, attempt: flight.attempt, error, jitter: 0.0 });
-            }
-        }
     }
 
     /// What became of the children that steps wait for: one may have ended before the wait was known here.
