@@ -96,14 +96,19 @@ pub struct Retry {
     pub max_backoff: Option<Span>,
 }
 
+/// No attempt is put off for longer, whatever a plan says.
+const LONGEST_DELAY: Duration = Duration::from_secs(365 * 24 * 3600);
+
 impl Retry {
     /// The delay after `failures` failures; `jitter` is a random number from 0 to 1 (full jitter).
     #[must_use]
     pub fn delay(&self, failures: u32, jitter: f64) -> Duration {
         let base = self.backoff.map_or(Duration::from_secs(1), |span| span.0);
         let most = self.max_backoff.map_or(Duration::from_secs(300), |span| span.0);
-        let bound = base.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1))).min(most);
-        bound.mul_f64(jitter.clamp(0.0, 1.0))
+        let bound = base.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1))).min(most).min(LONGEST_DELAY);
+        let jitter = if jitter.is_nan() { 0.0 } else { jitter.clamp(0.0, 1.0) };
+        // Rounding must not pass the bound.
+        bound.mul_f64(jitter).min(bound)
     }
 }
 
@@ -258,4 +263,49 @@ pub fn is_step_id(text: &str) -> bool {
     chars.next().is_some_and(|c| c.is_ascii_lowercase())
         && text.len() <= 63
         && chars.all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-')
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn millis(millis: u64) -> Option<Span> {
+        Some(Span(Duration::from_millis(millis)))
+    }
+
+    #[test]
+    fn the_bound_of_a_delay_doubles_up_to_the_most() {
+        let retry = Retry { attempts: 9, backoff: millis(100), max_backoff: millis(500) };
+        let bounds: Vec<_> = (1..6).map(|failures| retry.delay(failures, 1.0).as_millis()).collect();
+        assert_eq!(bounds, [100, 200, 400, 500, 500]);
+        let usual = Retry { attempts: 9, backoff: None, max_backoff: None };
+        assert_eq!(usual.delay(1, 1.0), Duration::from_secs(1));
+        assert_eq!(usual.delay(u32::MAX, 1.0), Duration::from_secs(300));
+    }
+
+    #[test]
+    fn jitter_is_full() {
+        let retry = Retry { attempts: 9, backoff: millis(100), max_backoff: None };
+        assert_eq!(retry.delay(2, 0.0), Duration::ZERO);
+        assert_eq!(retry.delay(2, 0.5), Duration::from_millis(100));
+    }
+
+    proptest! {
+        #[test]
+        fn a_delay_is_within_its_bound(
+            failures in any::<u32>(), jitter in proptest::num::f64::ANY, backoff in any::<u64>(), most in any::<u64>(),
+        ) {
+            let (backoff, most) = (millis(backoff), millis(most));
+            let retry = Retry { attempts: 1, backoff, max_backoff: most };
+            prop_assert!(retry.delay(failures, jitter) <= most.unwrap().0);
+        }
+
+        #[test]
+        fn a_step_key_reads_back(id in "[a-z][a-z0-9_-]{0,62}", item in proptest::option::of(any::<u32>())) {
+            let key = StepKey { id, item };
+            prop_assert_eq!(key.to_string().parse::<StepKey>().ok(), Some(key));
+        }
+    }
 }
