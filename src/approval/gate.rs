@@ -29,12 +29,17 @@ pub fn verdict(state: &RunState, step: &StepKey, intent: &Intent) -> Verdict {
     if !state.is_advancing() {
         return Verdict::Forbid("the run is ending".to_owned());
     }
+    let asks = state.terms(step).is_some();
     match state.stage(step) {
         Some(Stage::Cleared { digest, .. }) if *digest == intent.digest => Verdict::Allow,
         // A repetition of a call that passed the gate before the process that made it died.
-        Some(Stage::Running { arguments, .. }) if *arguments == intent.arguments => Verdict::Allow,
+        Some(Stage::Running { tool_version, arguments, .. })
+            if *arguments == intent.arguments && (*tool_version == intent.tool_version || !asks) =>
+        {
+            Verdict::Allow
+        }
         Some(Stage::Cleared { .. } | Stage::Running { .. }) => Verdict::Hold,
-        _ if state.terms(step).is_some() => Verdict::Hold,
+        _ if asks => Verdict::Hold,
         _ => Verdict::Allow,
     }
 }
@@ -66,4 +71,54 @@ pub fn digest(
         write!(text, "{byte:02x}").map_err(Error::internal)?;
     }
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::DateTime;
+
+    use super::*;
+    use crate::{
+        journal::OnDenied,
+        kernel::{Actor, Id},
+    };
+
+    fn a_run() -> RunState {
+        let now = DateTime::UNIX_EPOCH;
+        RunState::new(Id::new(now), Id::new(now), Actor::System, OnDenied::Fail)
+    }
+
+    #[test]
+    fn a_digest_is_over_every_part_of_the_call() {
+        let run = a_run();
+        let (step, arguments) = (StepKey::item("sync", 1), json!({ "a": 1 }));
+        let digest_of = |run: &RunState, step: &StepKey, attempt, tool, arguments: &Value| {
+            digest(run, step, attempt, tool, arguments).unwrap()
+        };
+        let this = digest_of(&run, &step, 1, ("crm.sync", "1"), &arguments);
+        assert_eq!(this.len(), "sha256:".len() + 64);
+        let other_run = RunState { run_id: a_run().run_id, ..run.clone() };
+        let other_tenant = RunState { tenant_id: a_run().tenant_id, ..run.clone() };
+        let others = [
+            digest_of(&other_run, &step, 1, ("crm.sync", "1"), &arguments),
+            digest_of(&other_tenant, &step, 1, ("crm.sync", "1"), &arguments),
+            digest_of(&run, &StepKey::item("sync", 2), 1, ("crm.sync", "1"), &arguments),
+            digest_of(&run, &StepKey::whole("sync"), 1, ("crm.sync", "1"), &arguments),
+            digest_of(&run, &step, 2, ("crm.sync", "1"), &arguments),
+            digest_of(&run, &step, 1, ("crm.sink", "1"), &arguments),
+            digest_of(&run, &step, 1, ("crm.sync", "2"), &arguments),
+            digest_of(&run, &step, 1, ("crm.sync", "1"), &json!({ "a": "1" })),
+            digest_of(&run, &step, 1, ("crm.sync", "1"), &json!({ "a": 1, "b": null })),
+        ];
+        let distinct: std::collections::HashSet<_> = others.iter().chain([&this]).collect();
+        assert_eq!(distinct.len(), others.len() + 1);
+    }
+
+    #[test]
+    fn a_digest_is_of_the_meaning_and_not_of_the_spelling() {
+        let (run, step) = (a_run(), StepKey::whole("sync"));
+        let of = |text: &str| digest(&run, &step, 1, ("t", "1"), &serde_json::from_str(text).unwrap()).unwrap();
+        assert_eq!(of(r#"{"a":1,"b":[1.50,"\u00e9"]}"#), of(r#"{ "b": [1.5, "é"], "a": 1.0 }"#));
+        assert_ne!(of(r#"{"b":[1,2]}"#), of(r#"{"b":[2,1]}"#));
+    }
 }

@@ -73,8 +73,7 @@ impl Database {
         loop {
             match self.pool.begin_with(AssertSqlSafe(statement.clone())).await {
                 Err(error) if is_cut(&error) && tries > 0 => tries -= 1,
-                // Nothing was asked yet, so whatever it is, it is not the caller's or this program's fault.
-                begun => return begun.map_err(Error::unavailable),
+                begun => return begun.map_err(database_error),
             }
         }
     }

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use chrono::SubsecRound;
 use serde_json::Value;
 
 use super::{
     Failure, Intent, Parent, Plan, Question, Ruling, RunState, SkipReason, Stage, Status, StepKey, ToolProgress, Wait,
 };
-use crate::kernel::{Actor, ApprovalId};
+use crate::kernel::{Actor, ApprovalId, Timestamp};
 
 /// Something that is to happen to a run.
 #[derive(Clone, Debug, PartialEq)]
@@ -175,10 +176,25 @@ pub(super) fn beginnable(state: &RunState, key: &StepKey) -> Result<(), Refusal>
     let step = state.step(key).ok_or(Refusal::Stale)?;
     let in_form = match (key.item, &step.for_each) {
         (None, None) => true,
-        (Some(item), Some(_)) => {
-            matches!(state.stage(&StepKey::whole(&key.id)), Some(Stage::Expanded { items }) if item < *items)
-        }
+        (Some(item), Some(_)) => match state.stage(&StepKey::whole(&key.id)) {
+            Some(Stage::Expanded { items }) => {
+                item < *items && (state.stage(key).is_some() || state.next_item(step) == Some(item))
+            }
+            _ => false,
+        },
         _ => false,
     };
     if in_form && state.needs_ended(step) { Ok(()) } else { Err(Refusal::Stale) }
+}
+
+/// The same for a step as a whole, be it spread over items or not.
+pub(super) fn reachable(state: &RunState, key: &StepKey) -> Result<(), Refusal> {
+    let step = state.step(key).ok_or(Refusal::Stale)?;
+    let spread = key.item.is_none() && step.for_each.is_some();
+    if spread && state.needs_ended(step) { Ok(()) } else { beginnable(state, key) }
+}
+
+/// The instant as the journal keeps it, so that the state that was lived is the one its events give.
+pub(super) fn kept(at: Timestamp) -> Timestamp {
+    at.trunc_subsecs(3)
 }

@@ -1,7 +1,7 @@
 //! What may happen next: `(state, command, now)` → events, or a refusal. Pure; everything a run ever does
 //! goes through here, so that a simulator can drive it alone.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -9,7 +9,7 @@ use super::{
     ApprovalCancelled, Cancelled, Command, Completed, Effect, Event, Executing, Failed, Failure, Idle, Intent, OnError,
     Parent, Phase, PlanReady, Planning, Refusal, RunCancelling, RunState, Stage, StepCompleted, StepExpanded,
     StepFailed, StepKey, StepRetrying, StepSkipped, StepStarted, StepWaiting, Wait,
-    command::{advancing, beginnable},
+    command::{advancing, beginnable, kept, reachable},
     ruling::{expire, hold, rule},
 };
 use crate::kernel::{Actor, Timestamp};
@@ -34,15 +34,24 @@ pub fn decide(state: &RunState, command: Command, now: Timestamp) -> Result<Vec<
         Command::Start { step, intent } => start(state, &step, intent, now),
         Command::Hold { step, intent, approval_id, question } => hold(state, &step, intent, approval_id, question, now),
         Command::Wait { step, attempt, wait } => match under_way(state, &step, attempt)? {
-            Stage::Running { .. } => Ok(vec![Event::step(&step, attempt, StepWaiting { wait })]),
+            Stage::Running { .. } => {
+                let wait = match wait {
+                    Wait::Until { until } => Wait::Until { until: kept(until) },
+                    child @ Wait::Child { .. } => child,
+                };
+                Ok(vec![Event::step(&step, attempt, StepWaiting { wait })])
+            }
             _ => Err(Refusal::Stale),
         },
         Command::Complete { step, attempt, output, cost } => complete(state, &step, attempt, output, cost, now),
         Command::Fail { step, attempt, error, jitter } => fail(state, &step, attempt, error, jitter, now),
         Command::Skip { step, reason } => {
             advancing(state)?;
+            reachable(state, &step)?;
             match state.stage(&step) {
-                None => Ok(vec![Event::step(&step, 1, StepSkipped { reason })]),
+                None | Some(Stage::Retrying { .. }) => {
+                    Ok(vec![Event::step(&step, state.next_attempt(&step), StepSkipped { reason })])
+                }
                 Some(_) => Err(Refusal::Stale),
             }
         }
@@ -114,32 +123,33 @@ fn gather(state: &RunState, key: &StepKey) -> Result<Vec<Event>, Refusal> {
 fn start(state: &RunState, key: &StepKey, intent: Intent, now: Timestamp) -> Result<Vec<Event>, Refusal> {
     advancing(state)?;
     beginnable(state, key)?;
-    let repeated = match state.stage(key) {
+    let has_consent = match state.stage(key) {
         None => false,
         Some(Stage::Retrying { at }) if *at <= now => false,
         Some(Stage::Retrying { .. }) => return Err(Refusal::TooEarly),
-        Some(Stage::Cleared { approval_id, digest, .. }) => {
+        Some(Stage::Cleared { digest, .. }) => {
             if *digest != intent.digest {
                 return Err(Refusal::NeedsConsent);
             }
-            state.is_repeat(*approval_id)
+            true
         }
         // The intent was journaled by a process that is gone: the same call, with the consent it had.
-        Some(Stage::Running { effect, arguments, .. }) => {
+        Some(Stage::Running { tool_version, effect, arguments, .. }) => {
             if *effect == Effect::Once {
                 return Err(Refusal::MayHaveActed);
             }
             if *arguments != intent.arguments {
                 return Err(Refusal::NeedsConsent);
             }
-            true
+            *tool_version == intent.tool_version
         }
         Some(_) => return Err(Refusal::Stale),
     };
-    let cleared = matches!(state.stage(key), Some(Stage::Cleared { .. }));
-    if state.terms(key).is_some() && !cleared && !repeated {
+    if state.terms(key).is_some() && !has_consent {
         return Err(Refusal::NeedsConsent);
     }
+    let attempt = state.next_attempt(key);
+    let repeated = state.steps.get(key).is_some_and(|step| step.called == attempt);
     let started = StepStarted {
         tool: intent.tool,
         tool_version: intent.tool_version,
@@ -147,7 +157,7 @@ fn start(state: &RunState, key: &StepKey, intent: Intent, now: Timestamp) -> Res
         arguments: intent.arguments,
         repeated,
     };
-    Ok(vec![Event::step(key, state.next_attempt(key), started)])
+    Ok(vec![Event::step(key, attempt, started)])
 }
 
 fn complete(
@@ -182,10 +192,7 @@ fn fail(
     if under_way(state, key, attempt).is_err() {
         // A call that could not even be made: a template that does not render, arguments out of schema.
         advancing(state)?;
-        beginnable(state, key).or_else(|refusal| {
-            let expandable = key.item.is_none() && step.for_each.is_some() && state.needs_ended(step);
-            if expandable { Ok(()) } else { Err(refusal) }
-        })?;
+        reachable(state, key)?;
         let unmade = match state.stage(key) {
             None | Some(Stage::Retrying { .. } | Stage::Cleared { .. }) => true,
             // Its items' outputs are too much together.
@@ -200,8 +207,8 @@ fn fail(
     let again = step.retry.as_ref().filter(|retry| error.retryable && failures < retry.attempts);
     match again.filter(|_| state.is_advancing()) {
         Some(retry) => {
-            let delay = chrono::TimeDelta::from_std(retry.delay(failures, jitter).min(Duration::from_secs(31_536_000)));
-            let retry_at = now + delay.unwrap_or_default();
+            let delay = chrono::TimeDelta::from_std(retry.delay(failures, jitter));
+            let retry_at = kept(now + delay.unwrap_or_default());
             Ok(vec![Event::step(key, attempt, StepRetrying { error, retry_at })])
         }
         None => {

@@ -181,6 +181,9 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// The code of a failure that says nothing about what the call did.
+    pub const OUTCOME_UNKNOWN: &str = "outcome_unknown";
+
     /// A failure that trying again does not mend.
     pub fn new(code: &str, message: impl Into<String>) -> Self {
         Self { code: code.to_owned(), message: message.into(), retryable: false, step_id: None, detail: None }

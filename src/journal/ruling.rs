@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{
     ApprovalExpired, Approved, AwaitingApproval, Denied, Effect, Event, Failure, Hold, Intent, OnDenied, Question,
     Refusal, Ruling, RunState, SkipReason, Stage, StepFailed, StepKey, StepSkipped,
-    command::{advancing, beginnable},
+    command::{advancing, beginnable, kept},
 };
 use crate::kernel::{Actor, ApprovalId, Timestamp};
 
@@ -26,6 +26,9 @@ pub(super) fn hold(
         (Question::Consent, Some(Stage::Retrying { at })) if *at <= now => {}
         // Consent that no longer matches the call is worth nothing: ask again.
         (Question::Consent, Some(Stage::Cleared { digest, .. })) if *digest != intent.digest => {}
+        // Nor does consent to a call cover its repetition by another version of the tool.
+        (Question::Consent, Some(Stage::Running { tool_version, effect, arguments, .. }))
+            if *effect != Effect::Once && (*tool_version != intent.tool_version || *arguments != intent.arguments) => {}
         (Question::Repeat, Some(Stage::Running { effect: Effect::Once, .. })) => {}
         _ => return Err(Refusal::Stale),
     }
@@ -50,7 +53,7 @@ pub(super) fn hold(
         requires: terms.map(|terms| terms.requires.clone()).unwrap_or_default(),
         // A step that never asked for consent belongs to whoever started the run.
         self_approval: terms.is_none_or(|terms| terms.self_approval),
-        expires_at: lifetime.and_then(|lifetime| now.checked_add_signed(lifetime)),
+        expires_at: lifetime.and_then(|lifetime| now.checked_add_signed(lifetime)).map(kept),
     };
     Ok(vec![Event::step(key, state.next_attempt(key), asked)])
 }

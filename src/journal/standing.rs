@@ -1,6 +1,6 @@
 //! What follows from a run's state: its status, what may begin, what it waits for.
 
-use super::{ApprovalTerms, Failure, Hold, Phase, Question, RunState, Stage, Status, Step, StepKey, StepState, Wait};
+use super::{ApprovalTerms, Failure, Hold, Phase, RunState, Stage, Status, Step, StepKey, StepState, Wait};
 use crate::kernel::ApprovalId;
 
 impl RunState {
@@ -60,7 +60,7 @@ impl RunState {
     #[must_use]
     pub fn doom(&self) -> Option<(&StepKey, &Failure)> {
         self.steps.iter().find_map(|(key, step)| match &step.stage {
-            Stage::Failed { error, continued: false } => Some((key, error)),
+            Stage::Failed { error, continued: false, .. } => Some((key, error)),
             _ => None,
         })
     }
@@ -113,6 +113,17 @@ impl RunState {
         if begun < items { open < limit } else { open == 0 }
     }
 
+    /// The item of a `forEach` step that may begin next: they begin in order, within the step's bound.
+    #[must_use]
+    pub fn next_item(&self, step: &Step) -> Option<u32> {
+        let (mut begun, mut open) = (0, 0);
+        for (_, item) in self.items(&step.id) {
+            begun += 1;
+            open += u32::from(!item.stage.is_ended());
+        }
+        (open < step.concurrency_limit()).then_some(begun)
+    }
+
     /// The items of a `forEach` step that have begun, in order.
     pub fn items(&self, id: &str) -> impl Iterator<Item = (&StepKey, &StepState)> {
         self.steps.range(StepKey::item(id, 0)..=StepKey::item(id, u32::MAX))
@@ -125,11 +136,5 @@ impl RunState {
             Some(Stage::Held { approval_id }) => self.holds.get(approval_id).map(|hold| (*approval_id, hold)),
             _ => None,
         }
-    }
-
-    /// Whether the hold asks about an unknown outcome.
-    #[must_use]
-    pub fn is_repeat(&self, approval_id: ApprovalId) -> bool {
-        self.holds.get(&approval_id).is_some_and(|hold| hold.asked.question == Question::Repeat)
     }
 }

@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::{AwaitingApproval, Body, Effect, Event, Failure, OnDenied, Plan, RunCancelling, SkipReason, StepKey, Wait};
+use super::{
+    AwaitingApproval, Body, Effect, Event, Failure, OnDenied, Plan, Question, RunCancelling, SkipReason, StepKey, Wait,
+};
 use crate::kernel::{Actor, ApprovalId, RunId, TenantId, Timestamp};
 
 /// Where a run stands, as callers see it.
@@ -111,6 +113,8 @@ pub enum Stage {
     },
     /// Its tool's call is in flight, or was when a process died.
     Running {
+        /// The tool's version.
+        tool_version: String,
         /// What repeating it would do.
         effect: Effect,
         /// The arguments of the call.
@@ -155,6 +159,9 @@ pub enum Stage {
         error: Failure,
         /// The run goes on all the same.
         continued: bool,
+        /// A call that may have acted and is not repeated unasked, should the run be retried: the tool's
+        /// version and the arguments.
+        unknown: Option<(String, Arc<Value>)>,
     },
     /// It will not run.
     Skipped {
@@ -164,6 +171,12 @@ pub enum Stage {
 }
 
 impl Stage {
+    /// A call of a process that is gone, of which nobody knows whether it acted.
+    fn unknown(tool_version: &str, arguments: &Arc<Value>, since: Timestamp) -> Self {
+        let (tool_version, arguments) = (tool_version.to_owned(), Arc::clone(arguments));
+        Self::Running { tool_version, effect: Effect::Once, arguments, since }
+    }
+
     /// Whether nothing more will come of it.
     #[must_use]
     pub const fn is_ended(&self) -> bool {
@@ -194,6 +207,8 @@ pub struct StepState {
     pub attempt: u32,
     /// Failures since it first began or the run was last retried.
     pub failures: u32,
+    /// The attempt whose call was journaled last; 0 before the first.
+    pub called: u32,
 }
 
 /// How a hold came out.
@@ -287,7 +302,12 @@ impl RunState {
                 self.phase = Phase::Executing;
                 for key in &executing.retried {
                     if let Some(step) = self.steps.get_mut(key) {
-                        step.stage = Stage::Retrying { at: ts };
+                        step.stage = match &step.stage {
+                            Stage::Failed { unknown: Some((version, arguments)), .. } => {
+                                Stage::unknown(version, arguments, ts)
+                            }
+                            _ => Stage::Retrying { at: ts },
+                        };
                         step.failures = 0;
                     }
                 }
@@ -311,7 +331,11 @@ impl RunState {
                 self.rule(expired.approval_id, Ruling::Expired, |_| Stage::Retrying { at: ts });
             }
             Body::ApprovalCancelled(gone) => {
-                self.rule(gone.approval_id, Ruling::Cancelled, |_| Stage::Retrying { at: ts });
+                self.rule(gone.approval_id, Ruling::Cancelled, |hold| match hold.asked.question {
+                    Question::Consent => Stage::Retrying { at: ts },
+                    // Nobody answered, so it may still have acted.
+                    Question::Repeat => Stage::unknown(&hold.asked.tool_version, &hold.asked.arguments, ts),
+                });
             }
             Body::StepExpanded(_)
             | Body::StepStarted(_)
@@ -328,7 +352,7 @@ impl RunState {
     fn apply_step(&mut self, ts: Timestamp, event: &Event) {
         let (Some(key), Some(attempt)) = (&event.step, event.attempt) else { return };
         let before = self.steps.get(key);
-        let failures = before.map_or(0, |step| step.failures);
+        let (failures, mut called) = before.map_or((0, 0), |step| (step.failures, step.called));
         let since = match before.map(|step| &step.stage) {
             Some(Stage::Running { since, .. } | Stage::Waiting { since, .. }) => *since,
             _ => ts,
@@ -337,7 +361,13 @@ impl RunState {
         let stage = match &event.body {
             Body::StepExpanded(expanded) => Stage::Expanded { items: expanded.items },
             Body::StepStarted(started) => {
-                Stage::Running { effect: started.effect, arguments: Arc::clone(&started.arguments), since: ts }
+                called = attempt;
+                Stage::Running {
+                    tool_version: started.tool_version.clone(),
+                    effect: started.effect,
+                    arguments: Arc::clone(&started.arguments),
+                    since: ts,
+                }
             }
             Body::StepWaiting(waiting) => Stage::Waiting { wait: waiting.wait.clone(), since },
             Body::StepCompleted(completed) => {
@@ -350,7 +380,15 @@ impl RunState {
             }
             Body::StepFailed(step_failed) => {
                 failed = 1;
-                Stage::Failed { error: step_failed.error.clone(), continued: step_failed.continued }
+                let unknown = match before.map(|step| &step.stage) {
+                    Some(Stage::Running { tool_version, effect: Effect::Once, arguments, .. })
+                        if step_failed.error.code == Failure::OUTCOME_UNKNOWN =>
+                    {
+                        Some((tool_version.clone(), Arc::clone(arguments)))
+                    }
+                    _ => None,
+                };
+                Stage::Failed { error: step_failed.error.clone(), continued: step_failed.continued, unknown }
             }
             Body::StepSkipped(skipped) => Stage::Skipped { reason: skipped.reason },
             Body::AwaitingApproval(asked) => {
@@ -360,7 +398,7 @@ impl RunState {
             }
             _ => return,
         };
-        self.steps.insert(key.clone(), StepState { stage, attempt, failures: failures + failed });
+        self.steps.insert(key.clone(), StepState { stage, attempt, failures: failures + failed, called });
     }
 
     fn rule(&mut self, approval_id: ApprovalId, ruling: Ruling, stage: impl FnOnce(&Hold) -> Stage) {

@@ -10,6 +10,8 @@ mod routes;
 pub mod scheduler;
 mod service;
 mod shared;
+#[cfg(test)]
+mod simulator;
 mod store;
 pub mod template;
 mod turn;

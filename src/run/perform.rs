@@ -68,7 +68,7 @@ impl Turn {
 
     fn expand(&mut self, key: &StepKey, now: Timestamp) -> Result<(), Refusal> {
         let Some(step) = self.state.step(key).cloned() else { return Err(Refusal::Stale) };
-        if self.state.stage(key).is_none() && !self.wanted(&step, key, now)? {
+        if self.is_fresh(key) && !self.wanted(&step, key, now)? {
             return Ok(());
         }
         match self.list(&step) {
@@ -78,6 +78,11 @@ impl Turn {
             }
             Err(error) => self.fail_unmade(key, error, now),
         }
+    }
+
+    /// Whether the step begins now, at first or again: a condition that failed is not met by a retry.
+    fn is_fresh(&self, key: &StepKey) -> bool {
+        matches!(self.state.stage(key), None | Some(Stage::Retrying { .. }))
     }
 
     /// Whether the step's condition lets it run; if not, it is skipped or, if the condition is broken, failed.
@@ -113,7 +118,7 @@ impl Turn {
             // It could not act now, whatever came of its templates.
             return Ok(());
         }
-        if key.item.is_none() && self.state.stage(key).is_none() && !self.wanted(&step, key, now)? {
+        if key.item.is_none() && self.is_fresh(key) && !self.wanted(&step, key, now)? {
             return Ok(());
         }
         let arguments = match self.state.stage(key) {
@@ -165,7 +170,7 @@ impl Turn {
         let Some(Stage::Running { effect, arguments, .. }) = self.state.stage(key) else { return Err(Refusal::Stale) };
         let (effect, arguments) = (*effect, Arc::clone(arguments));
         let Some(step) = self.state.step(key).cloned() else { return Err(Refusal::Stale) };
-        let unknown = |message: &str| Failure::new("outcome_unknown", message);
+        let unknown = |message: &str| Failure::new(Failure::OUTCOME_UNKNOWN, message);
         if !self.state.is_advancing() {
             let error = unknown("it may have acted; the run is ending, so nobody was asked");
             return self.decide(Command::Fail { step: key.clone(), attempt, error, jitter: 0.0 }, now);
@@ -173,7 +178,11 @@ impl Turn {
         match self.intent(&step, key, arguments) {
             Ok(intent) if effect == Effect::Once => self.hold(key, intent, Question::Repeat, now),
             Ok(intent) => self.through_gate(&step, key, intent, now),
-            Err(error) => self.decide(Command::Fail { step: key.clone(), attempt, error, jitter: 0.0 }, now),
+            Err(error) => {
+                let lost = || unknown(&format!("it may have acted, and cannot be repeated: {}", error.message));
+                let error = if effect == Effect::Once { lost() } else { error };
+                self.decide(Command::Fail { step: key.clone(), attempt, error, jitter: 0.0 }, now)
+            }
         }
     }
 

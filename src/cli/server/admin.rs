@@ -1,7 +1,4 @@
-use std::{
-    io::{self, Write},
-    path::PathBuf,
-};
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use secrecy::ExposeSecret;
@@ -122,11 +119,8 @@ pub(super) fn openapi(openapi: &Openapi) -> Result<()> {
     } else {
         document.to_yaml().map_err(|error| error.to_string())?
     };
-    // Whoever reads the beginning only, as `head` does, has had enough; that is no failure.
-    match writeln!(io::stdout(), "{}", text.trim_end()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.to_string()),
-        _ => Ok(()),
-    }
+    println!("{}", text.trim_end());
+    Ok(())
 }
 
 fn explain(error: Error) -> String {

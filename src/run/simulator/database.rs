@@ -1,0 +1,67 @@
+//! The model of the database: what is committed, encoded as in the table, and the run's claim.
+
+use super::auditor::Auditor;
+use crate::{
+    journal::{self, Append, Claim, Command, Event, Refusal, RunState},
+    kernel::Timestamp,
+};
+
+/// What outlives every process.
+#[derive(Debug)]
+pub(super) struct Database {
+    blank: RunState,
+    /// The events, read back from their encoding.
+    pub(super) events: Vec<(Timestamp, Event)>,
+    /// The fold of the events.
+    pub(super) head: RunState,
+    /// Counts claims: a worker whose number is another one has lost the run.
+    pub(super) epoch: u32,
+    /// When the run wants a worker, if the clock or a command said so.
+    pub(super) due: Option<Timestamp>,
+    pub(super) auditor: Auditor,
+}
+
+impl Database {
+    pub(super) fn new(blank: RunState) -> Self {
+        let (head, events, auditor) = (blank.clone(), vec![], Auditor::default());
+        Self { blank, events, head, epoch: 0, due: None, auditor }
+    }
+
+    /// What a process that knows nothing makes of the table.
+    pub(super) fn fold(&self) -> RunState {
+        let mut state = self.blank.clone();
+        self.events.iter().for_each(|(ts, event)| state.apply(*ts, event));
+        state
+    }
+
+    /// The journal's append: all of it, or nothing where somebody else wrote. `state` is what the writer
+    /// takes the run to be afterwards.
+    pub(super) fn append(&mut self, state: &RunState, events: Vec<Event>, now: Timestamp) -> bool {
+        let append = Append::new(state, events, None, Claim::Keep, now).unwrap();
+        if append.expected != self.head.seq {
+            return false;
+        }
+        for frame in &append.frames {
+            assert_eq!(frame.seq, self.head.seq + 1, "a gap in the numbers");
+            let text = std::str::from_utf8(&frame.data).unwrap();
+            assert!(text.contains(&format!("\"evt_{}\"", frame.seq)), "{text}");
+            let (ts, event) = journal::decode(text).unwrap();
+            self.auditor.hear(&self.head, &event);
+            self.head.apply(ts, &event);
+            self.events.push((ts, event));
+        }
+        assert_eq!(&self.head, state, "the events read back give another state than the writer had");
+        self.auditor.weigh(&self.head);
+        true
+    }
+
+    /// A command of a person or a timer: load under the lock, decide, append.
+    pub(super) fn command(&mut self, command: Command, now: Timestamp) -> Result<(), Refusal> {
+        let mut state = self.head.clone();
+        let events = journal::decide(&state, command, now)?;
+        events.iter().for_each(|event| state.apply(now, event));
+        assert!(self.append(&state, events, now));
+        self.due = Some(now);
+        Ok(())
+    }
+}
