@@ -105,13 +105,24 @@ impl App {
         &self.database
     }
 
+    /// Cancelled, it ends the grace time of [`App::stop`] at once.
+    #[must_use]
+    pub fn hurry(&self) -> CancellationToken {
+        self.abandon.clone()
+    }
+
     /// Stops accepting, ends streams, lets requests and steps in flight finish within the grace time,
     /// releases what it holds, and closes the database.
     pub async fn stop(self) {
         self.stop.cancel();
         self.work.close();
-        if tokio::time::timeout(self.grace, self.work.wait()).await.is_err() {
-            tracing::warn!("steps were still in flight at the end of the grace time; the next worker takes them up");
+        let within_grace = tokio::select! {
+            () = self.work.wait() => true,
+            () = tokio::time::sleep(self.grace) => false,
+            () = self.abandon.cancelled() => false,
+        };
+        if !within_grace {
+            tracing::warn!("steps were still in flight when the grace ended; the next worker takes them up");
             self.abandon.cancel();
             if tokio::time::timeout(Duration::from_secs(5), self.work.wait()).await.is_err() {
                 tracing::error!("the worker did not let go in time");

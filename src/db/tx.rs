@@ -73,7 +73,8 @@ impl Database {
         loop {
             match self.pool.begin_with(AssertSqlSafe(statement.clone())).await {
                 Err(error) if is_cut(&error) && tries > 0 => tries -= 1,
-                begun => return begun.map_err(database_error),
+                // Nothing was asked yet, so whatever it is, it is not the caller's or this program's fault.
+                begun => return begun.map_err(Error::unavailable),
             }
         }
     }

@@ -196,6 +196,10 @@ impl Shared {
         for follower in &self.followers {
             follower.committed(commits);
         }
+        let ends = commits.iter().filter(|commit| commit.ended).filter_map(|commit| commit.frames.last());
+        for end in ends {
+            metrics::counter!("fermata_runs_ended_total", "status" => end.name).increment(1);
+        }
     }
 }
 

@@ -75,7 +75,7 @@ pub struct PlanBody {
     #[schema(value_type = Option<Plan>)]
     pub plan: Option<Value>,
     /// The input; `{}` when absent.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<Value>)]
     pub input: Option<Value>,
     /// The most it may cost, in the tenant's unit.
     #[schema(minimum = 0)]
@@ -106,7 +106,7 @@ pub struct ExecuteBody {
     #[schema(value_type = Option<Plan>)]
     pub plan: Option<Value>,
     /// The input; `{}` when absent.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<Value>)]
     pub input: Option<Value>,
     /// The most it may cost, in the tenant's unit.
     #[schema(minimum = 0)]

@@ -98,7 +98,7 @@ impl Runs {
         let Opening { tenant_id, run_id, by, parent, request_id, now } = opening;
         if store::live_runs(tx, tenant_id, self.live_runs).await? >= self.live_runs {
             let detail = format!("the tenant has {} live runs: wait for some to end", self.live_runs);
-            return Err(Error::new(Problem::TooManyRuns, detail));
+            return Err(Error::new(Problem::TooManyRuns, detail).with("limit", self.live_runs));
         }
         let resolved = resolve(tx, request.source).await?;
         if let Some(definition) = &resolved.definition {

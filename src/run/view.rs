@@ -18,7 +18,6 @@ pub struct Run {
     #[schema(value_type = Option<crate::journal::Plan>)]
     pub plan: Option<Value>,
     /// Its input.
-    #[schema(value_type = Object)]
     pub input: Value,
     /// Its output, once it completed.
     #[serde(skip_serializing_if = "Option::is_none")]

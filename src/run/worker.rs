@@ -132,7 +132,11 @@ impl Worker {
         let shared = &self.shared;
         let mut believed_until = shared.clock.now() + self.lease();
         loop {
-            tokio::time::sleep(shared.settings.lease.0 / 3).await;
+            // By either clock: one that was set forward may have ended the lease.
+            tokio::select! {
+                () = shared.clock.sleep_until(shared.clock.now() + self.lease() / 3) => {}
+                () = tokio::time::sleep(shared.settings.lease.0 / 3) => {}
+            }
             let until = shared.clock.now() + self.lease();
             match store::beat(&shared.db, life.worker, lock_key, until, false).await {
                 Ok(true) => believed_until = until,

@@ -15,7 +15,7 @@ pub enum Kind {
 }
 
 /// Every metric there is and what it says; `docs/operations.md` lists the same.
-pub const CATALOGUE: [(Kind, &str, &str); 18] = [
+pub const CATALOGUE: &[(Kind, &str, &str)] = &[
     (
         Kind::Histogram,
         "fermata_http_request_duration_seconds",
@@ -25,6 +25,7 @@ pub const CATALOGUE: [(Kind, &str, &str); 18] = [
     (Kind::Gauge, "fermata_runs", "Live runs of all tenants, by status"),
     (Kind::Gauge, "fermata_queue_age_seconds", "For how long the run that is due longest has waited for a worker"),
     (Kind::Counter, "fermata_runs_claimed_total", "Runs taken up by this worker"),
+    (Kind::Counter, "fermata_runs_ended_total", "Runs whose end this process journaled, by status"),
     (Kind::Counter, "fermata_steps_total", "Calls of tools that ended here, by tool and outcome"),
     (Kind::Histogram, "fermata_journal_batch_runs", "Runs whose events shared one commit"),
     (
@@ -100,7 +101,7 @@ fn install() -> Result<Metrics, metrics_exporter_prometheus::BuildError> {
         .set_buckets(&SIZES)?
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
         .install_recorder()?;
-    for (kind, name, text) in CATALOGUE {
+    for &(kind, name, text) in CATALOGUE {
         match kind {
             Kind::Counter => describe_counter!(name, text),
             Kind::Gauge => describe_gauge!(name, text),

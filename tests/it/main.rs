@@ -2,6 +2,16 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod definitions;
+mod house;
+mod input;
+mod once;
+mod openapi;
+mod pages;
 mod smoke;
+mod tokens;
+mod vitals;
+mod walk;
+mod wall;
 #[expect(dead_code, unused_imports, reason = "the tests that use the rest are on their way")]
 mod world;

@@ -1,4 +1,7 @@
-use std::path::PathBuf;
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+};
 
 use clap::{Args, Subcommand};
 use secrecy::ExposeSecret;
@@ -119,8 +122,11 @@ pub(super) fn openapi(openapi: &Openapi) -> Result<()> {
     } else {
         document.to_yaml().map_err(|error| error.to_string())?
     };
-    println!("{}", text.trim_end());
-    Ok(())
+    // Whoever reads the beginning only, as `head` does, has had enough; that is no failure.
+    match writeln!(io::stdout(), "{}", text.trim_end()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.to_string()),
+        _ => Ok(()),
+    }
 }
 
 fn explain(error: Error) -> String {

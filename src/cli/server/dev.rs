@@ -14,7 +14,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 use sqlx::{ConnectOptions, postgres::PgConnectOptions};
 
-use super::{Configured, Result, run as server};
+use super::{Configured, Result, run as server, told};
 use crate::{
     app::{App, Outside, Role},
     auth::{self, Grant, Minter},
@@ -119,10 +119,10 @@ async fn serve(
         direct: login,
         role: Role::All,
     };
-    let app = App::start(outside, listener).await.map_err(|error| format!("{error:?}"))?;
+    let app = App::start(outside, listener).await.map_err(|error| told(&error))?;
     let ready = async {
         let tenant = Tenants::new(app.database().clone(), clock.clone()).find_or_create("dev").await;
-        let tenant = tenant.map_err(|error| format!("{error:?}"))?;
+        let tenant = tenant.map_err(|error| told(&error))?;
         let note = note(settings, clock, tenant, app.address())?;
         let json = serde_json::to_string_pretty(&note).map_err(|error| error.to_string())?;
         write_secretly(&path.join("dev.json"), &json)?;
@@ -132,8 +132,8 @@ async fn serve(
         server::told_to_stop().await
     };
     let outcome = ready.await;
-    eprintln!("{}", style("stopping: requests and steps in flight may finish").dim());
-    app.stop().await;
+    eprintln!("{}", style("stopping: requests and steps in flight may finish; once more to stop at once").dim());
+    server::stop(app).await;
     outcome
 }
 

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::{Configured, Result, addresses};
+use super::{Configured, Result, addresses, told};
 use crate::{
     config::Settings,
     db::{Database, guard},
@@ -61,7 +61,7 @@ async fn database(settings: &Settings) -> Vec<Check> {
     let connected = match addresses(settings) {
         Ok((options, _)) => {
             let patience = settings.database.acquire_timeout.0;
-            Database::connect(options, 1, patience).await.map_err(|error| format!("{error:?}"))
+            Database::connect(options, 1, patience).await.map_err(|error| told(&error))
         }
         Err(reason) => Err(reason),
     };
@@ -69,22 +69,22 @@ async fn database(settings: &Settings) -> Vec<Check> {
         Ok(db) => db,
         Err(reason) => return vec![Check { name: "database", findings: Err(reason) }],
     };
-    let told = |found: crate::kernel::Result<Vec<guard::Finding>>| match found {
+    let read = |found: crate::kernel::Result<Vec<guard::Finding>>| match found {
         Ok(findings) => Ok(findings.iter().map(ToString::to_string).collect()),
-        Err(error) => Err(format!("{error:?}")),
+        Err(error) => Err(told(&error)),
     };
     vec![
         Check { name: "database", findings: Ok(vec![]) },
-        Check { name: "login", findings: told(guard::login(&db).await) },
-        Check { name: "schema version", findings: told(guard::version(&db).await) },
-        Check { name: "time-outs", findings: told(guard::limits(&db).await) },
-        Check { name: "row-level security", findings: told(guard::schema(&db).await) },
+        Check { name: "login", findings: read(guard::login(&db).await) },
+        Check { name: "schema version", findings: read(guard::version(&db).await) },
+        Check { name: "time-outs", findings: read(guard::limits(&db).await) },
+        Check { name: "row-level security", findings: read(guard::schema(&db).await) },
         Check { name: "clock", findings: clock(&db).await },
     ]
 }
 
 async fn clock(db: &Database) -> Result<Vec<String>> {
-    let theirs = db.clock().await.map_err(|error| format!("{error:?}"))?;
+    let theirs = db.clock().await.map_err(|error| told(&error))?;
     let skew = (Clock::system().now() - theirs).num_milliseconds();
     let off = format!("this machine's clock is {skew} ms off the database's: set both by NTP");
     Ok(if skew.abs() > SKEW_MS { vec![off] } else { vec![] })

@@ -84,8 +84,10 @@ pub(super) async fn run(command: Command) -> ExitCode {
 fn address(url: Option<&secrecy::SecretString>, variable: &str) -> Result<PgConnectOptions> {
     use secrecy::ExposeSecret;
     let url = url.ok_or_else(|| format!("{variable} is not set: give it as postgres://USER:PASSWORD@HOST/DATABASE"))?;
+    // A pooler refuses start-up parameters it does not know, and this one changes nothing since PostgreSQL 12.
     url.expose_secret()
         .parse()
+        .map(|options: PgConnectOptions| options.extra_float_digits(None))
         .map_err(|_| format!("{variable} is no database address: write postgres://USER:PASSWORD@HOST/DATABASE"))
 }
 
@@ -97,6 +99,11 @@ fn addresses(settings: &Settings) -> Result<(PgConnectOptions, PgConnectOptions)
         None => database.clone(),
     };
     Ok((database, direct))
+}
+
+/// What went wrong, for whoever runs the server: the cause itself, which a caller of the API is not told.
+fn told(error: &crate::kernel::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.detail().to_owned(), ToString::to_string)
 }
 
 /// A length of time on the command line.

@@ -1,6 +1,6 @@
 use tokio::{net::TcpListener, signal::unix};
 
-use super::{Result, Serve, addresses};
+use super::{Result, Serve, addresses, told};
 use crate::{
     app::{App, Outside},
     config::Settings,
@@ -17,18 +17,18 @@ pub(super) async fn serve(serve: Serve) -> Result<()> {
     refuse_what_is_unsafe(&settings).await?;
     let listener = listen(&settings).await?;
     let outside = Outside { settings, clock: Clock::system(), database, direct, role: serve.role };
-    let app = App::start(outside, listener).await.map_err(|error| format!("{error:?}"))?;
+    let app = App::start(outside, listener).await.map_err(|error| told(&error))?;
     tracing::info!(address = %app.address(), role = ?serve.role, "serving");
     told_to_stop().await?;
     tracing::info!("stopping");
-    app.stop().await;
+    stop(app).await;
     Ok(())
 }
 
 /// A login that could get round row-level security, or a schema of another version, is no ground to serve on.
 async fn refuse_what_is_unsafe(settings: &Settings) -> Result<()> {
     let (database, _) = addresses(settings)?;
-    let fault = |error: crate::kernel::Error| format!("the database cannot be used: {error:?}");
+    let fault = |error: crate::kernel::Error| format!("the database cannot be used: {}", told(&error));
     let db = Database::connect(database, 1, settings.database.acquire_timeout.0).await.map_err(fault)?;
     let mut findings = guard::login(&db).await.map_err(fault)?;
     findings.extend(guard::version(&db).await.map_err(fault)?);
@@ -45,6 +45,21 @@ async fn refuse_what_is_unsafe(settings: &Settings) -> Result<()> {
 pub(super) async fn listen(settings: &Settings) -> Result<TcpListener> {
     let address = settings.http.listen;
     TcpListener::bind(address).await.map_err(|error| format!("cannot listen on {address}: {error}"))
+}
+
+/// Stops; whoever asks once more does not want to wait for steps in flight.
+pub(super) async fn stop(app: App) {
+    let hurry = app.hurry();
+    let asked_again = async {
+        if told_to_stop().await.is_ok() {
+            hurry.cancel();
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = app.stop() => {}
+        () = asked_again => {}
+    }
 }
 
 /// Returns at SIGINT or SIGTERM.

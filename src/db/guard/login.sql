@@ -1,6 +1,6 @@
 -- What makes the current login too strong to serve with. $1, $2: not used here, but bound for both queries.
 with login as (
-  select r.oid, r.rolname from pg_roles r where r.rolname = current_user
+  select r.oid, r.rolname, r.rolsuper from pg_roles r where r.rolname = current_user
 ),
 -- The login itself and every role it is a member of, at whatever distance.
 reach as (
@@ -27,8 +27,10 @@ faults (fault, remedy) as (
   group by login.oid, login.rolname, reach.oid, reach.rolname
   union all
   select format('the login %s is a member of fermata_system, which looks across tenants', login.rolname),
-         format('run `revoke fermata_system from %I`', login.rolname)
-  from reach, login where reach.rolname = 'fermata_system'
+         case when login.rolname = 'fermata_owner'
+              then 'keep the owner''s login (DATABASE_ADMIN_URL) for `fermata migrate` and serve as fermata_app (DATABASE_URL)'
+              else format('run `revoke fermata_system from %I`', login.rolname) end
+  from reach, login where reach.rolname = 'fermata_system' and not login.rolsuper
   union all
   select format('the login %s may create roles, and so make itself a stronger one', login.rolname),
          format('run `alter role %I nocreaterole`', reach.rolname)

@@ -12,8 +12,15 @@ use super::Answer;
 
 /// The API's description, as the server serves it.
 pub fn document() -> &'static Value {
-    static DOCUMENT: LazyLock<Value> =
-        LazyLock::new(|| serde_json::to_value(fermata::app::openapi().unwrap()).unwrap());
+    static DOCUMENT: LazyLock<Value> = LazyLock::new(|| {
+        // The database it describes itself with wants a runtime, which it never uses.
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let entered = runtime.enter();
+        let document = serde_json::to_value(fermata::app::openapi().unwrap()).unwrap();
+        drop(entered);
+        runtime.shutdown_background();
+        document
+    });
     &DOCUMENT
 }
 
@@ -65,15 +72,20 @@ fn find(path: &str) -> Option<(&'static String, &'static Value)> {
 }
 
 fn assert_fits(to: &str, schema: &Value, answer: &Answer) {
-    static VALIDATORS: Mutex<Option<HashMap<String, Arc<Validator>>>> = Mutex::new(None);
     let body: Value = serde_json::from_slice(&answer.body).unwrap_or_else(|error| panic!("{to}: {error}"));
+    let faults = faults(schema, &body);
+    assert!(faults.is_empty(), "{to} does not fit its schema: {faults:#?}\n{body:#}");
+}
+
+/// What in `value` does not fit `schema`, which may refer to the description's components.
+pub fn faults(schema: &Value, value: &Value) -> Vec<String> {
+    static VALIDATORS: Mutex<Option<HashMap<String, Arc<Validator>>>> = Mutex::new(None);
     let validator = {
         let mut known = VALIDATORS.lock().unwrap_or_else(PoisonError::into_inner);
         let known = known.get_or_insert_default().entry(schema.to_string());
         Arc::clone(known.or_insert_with(|| Arc::new(compile(schema))))
     };
-    let mut faults = validator.iter_errors(&body).map(|fault| format!("{}: {fault}", fault.instance_path())).peekable();
-    assert!(faults.peek().is_none(), "{to} does not fit its schema: {:#?}\n{body:#}", faults.collect::<Vec<_>>());
+    validator.iter_errors(value).map(|fault| format!("{}: {fault}", fault.instance_path())).collect()
 }
 
 fn compile(schema: &Value) -> Validator {

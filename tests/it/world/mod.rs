@@ -8,14 +8,18 @@ mod client;
 mod contract;
 mod follow;
 mod ground;
+mod operations;
 mod place;
+mod redact;
 mod run;
 mod upstream;
 
 pub use client::{Answer, Client, Request};
-pub use contract::document;
+pub use contract::{document, faults};
 pub use follow::{Event, Follow};
-pub use place::{Server, World};
+pub use operations::Operation;
+pub use place::{SECRET, Server, World};
+pub use redact::Redactor;
 pub use run::Run;
 pub use upstream::{Reply, Upstream};
 
