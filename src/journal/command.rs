@@ -177,7 +177,7 @@ pub(super) fn beginnable(state: &RunState, key: &StepKey) -> Result<(), Refusal>
     let in_form = match (key.item, &step.for_each) {
         (None, None) => true,
         (Some(item), Some(_)) => match state.stage(&StepKey::whole(&key.id)) {
-            Some(Stage::Expanded { items }) => {
+            Some(Stage::Expanded { items, .. }) => {
                 item < *items && (state.stage(key).is_some() || state.next_item(step) == Some(item))
             }
             _ => false,

@@ -30,7 +30,7 @@ pub fn decide(state: &RunState, command: Command, now: Timestamp) -> Result<Vec<
             _ => Err(Refusal::Status(state.status())),
         },
         Command::Expand { step, items } => expand(state, &step, items),
-        Command::Gather { step } => gather(state, &step),
+        Command::Gather { step } => gather(state, &step, now),
         Command::Start { step, intent } => start(state, &step, intent, now),
         Command::Hold { step, intent, approval_id, question } => hold(state, &step, intent, approval_id, question, now),
         Command::Wait { step, attempt, wait } => match under_way(state, &step, attempt)? {
@@ -104,9 +104,9 @@ fn expand(state: &RunState, key: &StepKey, items: u32) -> Result<Vec<Event>, Ref
     }
 }
 
-fn gather(state: &RunState, key: &StepKey) -> Result<Vec<Event>, Refusal> {
+fn gather(state: &RunState, key: &StepKey, now: Timestamp) -> Result<Vec<Event>, Refusal> {
     advancing(state)?;
-    let Some(Stage::Expanded { items }) = state.stage(key) else { return Err(Refusal::Stale) };
+    let Some(Stage::Expanded { items, since }) = state.stage(key) else { return Err(Refusal::Stale) };
     let ended: Vec<_> = state.items(&key.id).map(|(_, item)| &item.stage).filter(|stage| stage.is_ended()).collect();
     if ended.len() != usize::try_from(*items).unwrap_or(usize::MAX) {
         return Err(Refusal::TooEarly);
@@ -116,7 +116,8 @@ fn gather(state: &RunState, key: &StepKey) -> Result<Vec<Event>, Refusal> {
         _ => Value::Null,
     });
     let output = Some(Arc::new(Value::Array(outputs.collect())));
-    let completed = StepCompleted { output, output_bytes: None, duration_ms: 0, cost: None };
+    let duration_ms = u64::try_from((now - *since).num_milliseconds()).unwrap_or_default();
+    let completed = StepCompleted { output, output_bytes: None, duration_ms, cost: None };
     Ok(vec![Event::step(key, state.next_attempt(key), completed)])
 }
 
@@ -196,7 +197,7 @@ fn fail(
         let unmade = match state.stage(key) {
             None | Some(Stage::Retrying { .. } | Stage::Cleared { .. }) => true,
             // Its items' outputs are too much together.
-            Some(Stage::Expanded { .. }) => gather(state, key).is_ok(),
+            Some(Stage::Expanded { .. }) => gather(state, key, now).is_ok(),
             Some(_) => false,
         };
         if !unmade || attempt != state.next_attempt(key) {

@@ -90,7 +90,7 @@ impl RunState {
     fn can_proceed(&self) -> bool {
         let moving = self.steps.iter().any(|(key, step)| match step.stage {
             Stage::Running { .. } | Stage::Waiting { .. } | Stage::Retrying { .. } | Stage::Cleared { .. } => true,
-            Stage::Expanded { items } => self.expansion_moves(key, items),
+            Stage::Expanded { items, .. } => self.expansion_moves(key, items),
             _ => false,
         });
         let doomed = !self.is_advancing();

@@ -110,6 +110,8 @@ pub enum Stage {
     Expanded {
         /// How many.
         items: u32,
+        /// Since when.
+        since: Timestamp,
     },
     /// Its tool's call is in flight, or was when a process died.
     Running {
@@ -359,7 +361,7 @@ impl RunState {
         };
         let mut failed = 0;
         let stage = match &event.body {
-            Body::StepExpanded(expanded) => Stage::Expanded { items: expanded.items },
+            Body::StepExpanded(expanded) => Stage::Expanded { items: expanded.items, since: ts },
             Body::StepStarted(started) => {
                 called = attempt;
                 Stage::Running {

@@ -83,7 +83,7 @@ fn advance(state: &RunState, step: &Step, now: Timestamp, moves: &mut Vec<Move>)
             moves.push(if step.for_each.is_some() { Move::Expand(key) } else { Move::Begin(key) });
         }
         Some(Stage::Cleared { .. }) => moves.push(Move::Begin(key)),
-        Some(Stage::Expanded { items }) => advance_items(state, step, *items, now, moves),
+        Some(Stage::Expanded { items, .. }) => advance_items(state, step, *items, now, moves),
         _ => {}
     }
 }
