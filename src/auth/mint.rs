@@ -7,8 +7,8 @@ use super::{
     keys::{MAIN, weakness},
 };
 use crate::{
-    config::{AuthSettings, KeyMaterial, Span},
-    kernel::{Subject, TenantId, Timestamp, TokenId},
+    config::{AuthSettings, KeyMaterial},
+    kernel::{Span, Subject, TenantId, Timestamp, TokenId},
 };
 
 /// Makes tokens with the first HS256 key of the settings: for `fermata token` and development.

@@ -7,7 +7,8 @@ use figment::{
 };
 use thiserror::Error;
 
-use super::{Settings, Span};
+use super::Settings;
+use crate::kernel::Span;
 
 /// A setting that cannot be used, named.
 #[derive(Debug, Error)]

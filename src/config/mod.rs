@@ -4,11 +4,9 @@
 
 mod load;
 mod settings;
-mod span;
 
 pub use load::load;
 pub use settings::{
     AuthKey, AuthSettings, DatabaseSettings, HttpSettings, KeyMaterial, LimitSettings, Settings, StreamSettings,
     ToolSettings, WorkerSettings,
 };
-pub use span::Span;

@@ -3,7 +3,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use secrecy::SecretString;
 use serde::Deserialize;
 
-use super::Span;
+use crate::kernel::Span;
 
 /// Everything that can be set, by concern.
 #[derive(Clone, Debug, Default, Deserialize)]

@@ -6,9 +6,11 @@ mod clock;
 mod error;
 mod id;
 mod page;
+mod span;
 
 pub use actor::{Actor, Subject};
 pub use clock::{Clock, Timestamp, wire_time};
 pub use error::{Error, Problem, Result};
 pub use id::{ApprovalId, Id, Kind, RequestId, RunId, TenantId, TicketId, TokenId, WorkerId, WorkflowId};
 pub use page::{Page, PageCursor, PageQuery};
+pub use span::Span;

@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 
 use super::{Call, Outcome, Tool, ToolError};
 use crate::{
-    journal::{Effect, Span, Wait},
-    kernel::{Timestamp, wire_time},
+    journal::{Effect, Wait},
+    kernel::{Span, Timestamp, wire_time},
 };
 
 /// `time.wait`: the step waits, holding nothing, and is done at an instant.

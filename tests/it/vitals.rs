@@ -1,6 +1,6 @@
 //! What those who run the server look at.
 
-use fermata::{app::Role, config::Span};
+use fermata::{app::Role, kernel::Span};
 use reqwest::Method;
 use serde_json::json;
 use sqlx::AssertSqlSafe;

@@ -171,7 +171,7 @@ fn what_is_minted_verifies() {
         subject: "user_2".parse().expect("subject"),
         roles: vec![Role::Service],
         scope: Some("runs:write".to_owned()),
-        ttl: crate::config::Span::seconds(60),
+        ttl: crate::kernel::Span::seconds(60),
     };
     let (token, minted) = crate::auth::Minter::new(&settings).expect("minter").mint(&grant, now()).expect("token");
     assert_eq!(verifier().verify(secrecy::ExposeSecret::expose_secret(&token), now()).expect("claims"), minted);

@@ -10,10 +10,10 @@ use super::{Configured, Result, address, addresses, span};
 use crate::{
     app,
     auth::{Grant, Minter, Role},
-    config::{Settings, Span},
+    config::Settings,
     db::{self, Database},
     identity::{TenantSettings, Tenants},
-    kernel::{Clock, Error, Subject},
+    kernel::{Clock, Error, Span, Subject},
 };
 
 #[derive(Debug, Args)]

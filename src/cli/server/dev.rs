@@ -18,13 +18,13 @@ use super::{Configured, Result, run as server, told};
 use crate::{
     app::{App, Outside, Role},
     auth::{self, Grant, Minter},
-    config::{Settings, Span},
+    config::Settings,
     db::{
         self,
         cluster::{Cluster, DataDir, Durability},
     },
     identity::Tenants,
-    kernel::{Clock, Subject, TenantId},
+    kernel::{Clock, Span, Subject, TenantId},
     telemetry::{self, LogFormat},
 };
 

@@ -12,7 +12,8 @@ use sqlx::postgres::PgConnectOptions;
 
 use crate::{
     app::Role,
-    config::{self, Settings, Span},
+    config::{self, Settings},
+    kernel::{Error, Span},
 };
 
 /// What went wrong, for a person.
@@ -102,7 +103,7 @@ fn addresses(settings: &Settings) -> Result<(PgConnectOptions, PgConnectOptions)
 }
 
 /// What went wrong, for whoever runs the server: the cause itself, which a caller of the API is not told.
-fn told(error: &crate::kernel::Error) -> String {
+fn told(error: &Error) -> String {
     std::error::Error::source(error).map_or_else(|| error.detail().to_owned(), ToString::to_string)
 }
 

@@ -8,7 +8,7 @@ use serde_json::Value;
 use tower::ServiceExt;
 
 use super::*;
-use crate::config::Span;
+use crate::kernel::Span;
 
 fn app(settings: &HttpSettings) -> Router {
     let router = Router::new()

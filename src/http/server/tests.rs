@@ -5,7 +5,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::config::Span;
+use crate::kernel::Span;
 
 async fn start(settings: HttpSettings, router: Router) -> (String, CancellationToken, tokio::task::JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("listener");

@@ -11,8 +11,8 @@ use super::{
     source::{Source, child},
 };
 use crate::{
-    journal::{Plan, Span, Step},
-    kernel::{Error, Result},
+    journal::{Plan, Step},
+    kernel::{Error, Result, Span},
     run::template,
     tool::Registry,
 };

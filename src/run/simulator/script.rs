@@ -3,7 +3,10 @@
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use serde_json::{Map, Value, json};
 
-use crate::journal::{ApprovalTerms, OnDenied, OnError, Plan, Retry, Span, Step};
+use crate::{
+    journal::{ApprovalTerms, OnDenied, OnError, Plan, Retry, Step},
+    kernel::Span,
+};
 
 /// A plan and what happens while it is carried out.
 #[derive(Clone, Debug)]

@@ -19,7 +19,7 @@ use tower::ServiceExt;
 
 use crate::{
     auth::{Grant, Minter, Role, Verifier},
-    config::{AuthSettings, HttpSettings, Span, StreamSettings},
+    config::{AuthSettings, HttpSettings, StreamSettings},
     db::{
         Database,
         cluster::{Cluster, DataDir, Durability},
@@ -27,7 +27,7 @@ use crate::{
     },
     http::Front,
     journal::{Commit, Follower, Frame},
-    kernel::{Clock, RunId, TenantId},
+    kernel::{Clock, RunId, Span, TenantId},
     stream::{Hub, Signals, Streams, routes},
 };
 

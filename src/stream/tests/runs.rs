@@ -6,8 +6,8 @@ use http_body_util::BodyExt;
 
 use super::process::{Open, Process, World, problem};
 use crate::{
-    config::{Span, StreamSettings},
-    kernel::{RunId, TenantId},
+    config::StreamSettings,
+    kernel::{RunId, Span, TenantId},
 };
 
 const HELLO: &str = "retry: 1000\n\n";

@@ -4,10 +4,10 @@ use chrono::TimeDelta;
 use fermata::{
     app::{App, Outside, Role},
     auth::{self, Grant, Minter},
-    config::{Settings, Span},
+    config::Settings,
     db::Database,
     identity::{TenantSettings, Tenants},
-    kernel::{Clock, TenantId, Timestamp},
+    kernel::{Clock, Span, TenantId, Timestamp},
 };
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{ConnectOptions, PgConnection};

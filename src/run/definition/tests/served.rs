@@ -17,14 +17,14 @@ use tower::ServiceExt;
 use super::tools;
 use crate::{
     auth::{Grant, Minter, Role, Verifier},
-    config::{AuthSettings, HttpSettings, Span},
+    config::{AuthSettings, HttpSettings},
     db::{
         Database,
         cluster::{Cluster, DataDir, Durability},
         migrate,
     },
     http::Front,
-    kernel::{Clock, TenantId},
+    kernel::{Clock, Span, TenantId},
     run::definition::{find, routes},
 };
 

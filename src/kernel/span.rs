@@ -1,9 +1,11 @@
 use std::{fmt, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use utoipa::ToSchema;
 
-/// A length of time as people write it in settings: `30s`, `500ms`, `8h`, `1m 30s`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// A length of time as people write it: `30s`, `500ms`, `8h`, `1m 30s`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ToSchema)]
+#[schema(value_type = String, example = "20s")]
 pub struct Span(pub Duration);
 
 impl Span {
