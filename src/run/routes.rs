@@ -304,7 +304,7 @@ async fn cancel(
 ///
 /// The steps that failed run again; what completed stays.
 #[utoipa::path(post, path = "/workflow/runs/{id}/retry", operation_id = "retryRun", tag = "runs", security(("bearer" = ["runs:write"])),
-    params(("id" = RunId, Path, description = "The run"), Once, Prefer), extensions(("x-problems" = json!(["conflict"]))),
+    params(("id" = RunId, Path, description = "The run"), Once, Prefer), extensions(("x-problems" = json!(["conflict", "too-many-runs"]))),
     responses((status = 202, description = "The run", body = Run)))]
 async fn retry(
     State(state): State<RunRoutes>,

@@ -96,10 +96,7 @@ impl Runs {
     pub async fn open(&self, tx: &mut TenantTx, opening: Opening, request: Request) -> Result<RunId> {
         self.check(&request)?;
         let Opening { tenant_id, run_id, by, parent, request_id, now } = opening;
-        if store::live_runs(tx, tenant_id, self.live_runs).await? >= self.live_runs {
-            let detail = format!("the tenant has {} live runs: wait for some to end", self.live_runs);
-            return Err(Error::new(Problem::TooManyRuns, detail).with("limit", self.live_runs));
-        }
+        self.room(tx, tenant_id).await?;
         let resolved = resolve(tx, request.source).await?;
         if let Some(definition) = &resolved.definition {
             definition::check_input(definition, &request.input)?;
@@ -138,6 +135,15 @@ impl Runs {
         Ok(run_id)
     }
 
+    /// Refuses what would be one live run too many. A planned run is not live, nor is a failed one.
+    async fn room(&self, tx: &mut TenantTx, tenant_id: TenantId) -> Result<()> {
+        if store::live_runs(tx, tenant_id, self.live_runs).await? < self.live_runs {
+            return Ok(());
+        }
+        let detail = format!("the tenant has {} live runs: wait for some to end", self.live_runs);
+        Err(Error::new(Problem::TooManyRuns, detail).with("limit", self.live_runs))
+    }
+
     fn check(&self, request: &Request) -> Result<()> {
         if request.goal.as_ref().is_some_and(|goal| goal.is_empty() || goal.chars().count() > GOAL) {
             return Err(Error::invalid("goal", format!("`goal` has 1 to {GOAL} characters")));
@@ -164,8 +170,9 @@ impl Runs {
     /// Lets a planned run begin.
     ///
     /// # Errors
-    /// 404 for an unknown run, 409 when it is not planned or has begun.
+    /// 404 for an unknown run, 409 when it is not planned or has begun, 429 when the tenant has too many live runs.
     pub async fn execute<P: Permit>(&self, tx: &mut TenantTx, ctx: &Ctx<P>, run_id: RunId) -> Result<Run> {
+        self.room(tx, ctx.tenant_id).await?;
         self.command(tx, ctx, run_id, "run.execute", json!({}), Command::Execute { by: ctx.actor() }).await
     }
 
@@ -187,8 +194,9 @@ impl Runs {
     /// Takes a failed run up again at the steps that failed.
     ///
     /// # Errors
-    /// 404 for an unknown run, 409 when it has not failed.
+    /// 404 for an unknown run, 409 when it has not failed, 429 when the tenant has too many live runs.
     pub async fn retry<P: Permit>(&self, tx: &mut TenantTx, ctx: &Ctx<P>, run_id: RunId) -> Result<Run> {
+        self.room(tx, ctx.tenant_id).await?;
         self.command(tx, ctx, run_id, "run.retry", json!({}), Command::Retry { by: ctx.actor() }).await
     }
 
