@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod calls;
 mod definitions;
 mod house;
 mod input;
@@ -9,9 +10,10 @@ mod once;
 mod openapi;
 mod pages;
 mod smoke;
+mod streams;
 mod tokens;
 mod vitals;
 mod walk;
 mod wall;
-#[expect(dead_code, unused_imports, reason = "the tests that use the rest are on their way")]
+mod wire;
 mod world;

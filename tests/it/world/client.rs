@@ -54,10 +54,6 @@ impl Client {
         self.token.as_deref().unwrap()
     }
 
-    pub fn url(&self) -> &str {
-        &self.url
-    }
-
     pub fn request(&self, method: Method, path: &str) -> Request {
         let (client, path) = (self.clone(), path.to_owned());
         Request { client, method, path, headers: HeaderMap::new(), body: None, checked: true }
@@ -69,10 +65,6 @@ impl Client {
 
     pub async fn post(&self, path: &str, body: &Value) -> Answer {
         self.request(Method::POST, path).json(body).send().await
-    }
-
-    pub async fn put(&self, path: &str, body: &Value) -> Answer {
-        self.request(Method::PUT, path).json(body).send().await
     }
 
     /// Puts a definition written in YAML.

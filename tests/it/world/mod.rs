@@ -14,11 +14,11 @@ mod redact;
 mod run;
 mod upstream;
 
-pub use client::{Answer, Client, Request};
+pub use client::{Answer, Client};
 pub use contract::{document, faults};
 pub use follow::{Event, Follow};
 pub use operations::Operation;
-pub use place::{SECRET, Server, World};
+pub use place::{SECRET, World};
 pub use redact::Redactor;
 pub use run::Run;
 pub use upstream::{Reply, Upstream};
