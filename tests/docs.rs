@@ -8,10 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use fermata::{
-    kernel::Problem,
-    telemetry::{self, CATALOGUE},
-};
+use fermata::telemetry::{self, CATALOGUE};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -108,14 +105,6 @@ async fn what_the_rooms_measure_is_recorded_from_the_first_moment() {
     for name in ["fermata_stream_lag_events", "fermata_stream_reads_total", "fermata_stream_events_sent_total"] {
         assert!(text.contains(name), "{name} is not recorded:\n{text}");
     }
-}
-
-#[test]
-fn every_page_about_a_problem_is_about_one_there_is() {
-    let known: BTreeSet<_> = Problem::ALL.iter().map(|problem| format!("{}.md", problem.slug())).collect();
-    let pages = files(&root().join("docs/problems"), ".md");
-    let pages = pages.iter().map(|page| page.file_name().unwrap().to_string_lossy().into_owned());
-    assert_eq!(pages.filter(|page| page != "README.md").collect::<BTreeSet<_>>(), known);
 }
 
 #[test]
