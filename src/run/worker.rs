@@ -18,7 +18,7 @@ use crate::{
     config::WorkerSettings,
     db::{Database, SessionLock},
     journal::{self, Journal, Lock},
-    kernel::{Clock, Error, Result, RunId, TenantId, Timestamp, WorkerId},
+    kernel::{Clock, Error, Problem, Result, RunId, TenantId, Timestamp, WorkerId},
     tool::Registry,
 };
 
@@ -205,30 +205,55 @@ impl Worker {
             if claimed.is_empty() {
                 return store::next_due(&shared.db).await;
             }
-            if let Err(error) = self.begin_turns(life, turns, &claimed).await {
-                store::give_back(&shared.db, life.worker, &claimed, now + TimeDelta::seconds(1)).await?;
-                return Err(error);
-            }
+            self.begin_turns(life, turns, &claimed).await?;
             if claimed.len() < room {
                 return store::next_due(&shared.db).await;
             }
         }
     }
 
-    /// Loads what was claimed, all at once, and lets each run have its turn.
+    /// Lets each of the claimed runs have its turn. Where they cannot be read together each is read alone, so
+    /// that one of them cannot keep the others from theirs.
     async fn begin_turns(&self, life: &Life, turns: &TaskTracker, claimed: &[(TenantId, RunId)]) -> Result<()> {
+        let put_aside = |delay| turns.spawn(put_aside(Arc::clone(&self.shared), life.clone(), claimed.to_vec(), delay));
+        match self.load_and_begin(life, turns, claimed).await {
+            Ok(()) => Ok(()),
+            Err(error) if error.problem() != Problem::Internal => {
+                put_aside(TimeDelta::seconds(1));
+                Err(error)
+            }
+            Err(error) if claimed.len() <= 1 => {
+                tracing::error!(?error, ?claimed, "the run cannot be read; it is put aside for a minute");
+                put_aside(TimeDelta::minutes(1));
+                Ok(())
+            }
+            Err(_) => {
+                let mut outcome = Ok(());
+                for one in claimed.chunks(1) {
+                    outcome = outcome.and(Box::pin(self.begin_turns(life, turns, one)).await);
+                }
+                outcome
+            }
+        }
+    }
+
+    /// Loads what was claimed, all at once, and begins the turns.
+    async fn load_and_begin(&self, life: &Life, turns: &TaskTracker, claimed: &[(TenantId, RunId)]) -> Result<()> {
+        let shared = &self.shared;
         let mut tenants: Vec<_> = claimed.iter().map(|(tenant, _)| *tenant).collect();
         tenants.sort_unstable();
         tenants.dedup();
         // The news is subscribed to before the state is read, so nothing falls between.
-        let news: HashMap<_, _> = claimed.iter().map(|(_, run)| (*run, self.shared.waker.begin(*run))).collect();
-        let mut tx = self.shared.db.tenants(&tenants).await?;
-        let loaded = journal::load(&mut tx, claimed, Lock::Free).await?;
-        drop(tx);
+        let news: HashMap<_, _> = claimed.iter().map(|(_, run)| (*run, shared.waker.begin(*run))).collect();
+        let loaded = async {
+            let mut tx = shared.db.tenants(&tenants).await?;
+            journal::load(&mut tx, claimed, Lock::Free).await
+        };
+        let loaded = loaded.await.inspect_err(|_| news.iter().for_each(|(run, news)| shared.waker.end(*run, news)))?;
         for run in loaded {
             if let Some(news) = news.get(&run.state.run_id) {
-                let turn = Turn::new(Arc::clone(&self.shared), life.clone(), run, Arc::clone(news));
-                turns.spawn(have_turn(Arc::clone(&self.shared), life.worker, turn));
+                let turn = Turn::new(Arc::clone(shared), life.clone(), run, Arc::clone(news));
+                turns.spawn(have_turn(Arc::clone(shared), life.clone(), turn));
             }
         }
         Ok(())
@@ -237,15 +262,28 @@ impl Worker {
 
 /// Lets a run have its turn. One that breaks the turn is put aside for a while, so that it is neither lost
 /// nor tried without end.
-async fn have_turn(shared: Arc<Shared>, worker: WorkerId, turn: Turn) {
+async fn have_turn(shared: Arc<Shared>, life: Life, turn: Turn) {
     let run = turn.run_key();
     if AssertUnwindSafe(turn.run()).catch_unwind().await.is_err() {
         tracing::error!(run = %run.1, "a turn panicked; the run is put aside for a minute");
-        let later = shared.clock.now() + TimeDelta::minutes(1);
-        if let Err(error) = store::give_back(&shared.db, worker, &[run], later).await {
-            tracing::error!(?error, run = %run.1, "the run could not be given back");
-        }
+        put_aside(Arc::clone(&shared), life, vec![run], TimeDelta::minutes(1)).await;
     }
     // There is room for another run.
     shared.waker.wake();
+}
+
+/// Gives claims back, due again after `delay`; goes on until that is recorded, since a claim that nobody works
+/// on would hold its run for as long as this worker lives.
+async fn put_aside(shared: Arc<Shared>, life: Life, runs: Vec<(TenantId, RunId)>, delay: TimeDelta) {
+    let due_at = shared.clock.now() + delay;
+    let given_back = async {
+        while let Err(error) = store::give_back(&shared.db, life.worker, &runs, due_at).await {
+            tracing::warn!(?error, runs = runs.len(), "claims could not be given back; trying again");
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    };
+    tokio::select! {
+        () = given_back => {}
+        () = life.lost.cancelled() => {}
+    }
 }
