@@ -17,8 +17,8 @@ use fermata::{
     },
     kernel::Clock,
 };
-use sqlx::postgres::PgConnectOptions;
-use tokio::runtime::{Builder, Runtime};
+use sqlx::{AssertSqlSafe, ConnectOptions, postgres::PgConnectOptions};
+use tokio::runtime::{Builder, Handle, Runtime};
 
 /// Waits for the end of the tests' process, however that comes about, then ends the server and removes
 /// everything. Each line it reads before is one more folder to remove.
@@ -35,11 +35,11 @@ const CARETAKER: &str = r#"
 pub struct Ground {
     cluster: Cluster,
     made: AtomicU32,
-    _keeper: Runtime,
+    keeper: Runtime,
     _caretaker: Child,
 }
 
-/// The logins of a fresh, migrated database.
+/// The logins of a fresh, migrated database, which goes when they do.
 pub struct Logins {
     /// The one that migrates.
     pub owner: PgConnectOptions,
@@ -47,6 +47,7 @@ pub struct Logins {
     pub app: PgConnectOptions,
     /// PostgreSQL's own.
     pub superuser: PgConnectOptions,
+    keeper: &'static Handle,
 }
 
 impl Ground {
@@ -70,16 +71,28 @@ impl Ground {
         });
         // Where the path is too long for a socket, it is in a folder of its own.
         writeln!(caretaker.stdin.as_ref().unwrap(), "{}", cluster.socket_dir().display()).unwrap();
-        Self { cluster, made: AtomicU32::new(0), _keeper: keeper, _caretaker: caretaker }
+        Self { cluster, made: AtomicU32::new(0), keeper, _caretaker: caretaker }
     }
 
     /// A database that nobody else uses, migrated.
-    pub async fn database(&self) -> Logins {
+    pub async fn database(&'static self) -> Logins {
         let name = format!("world_{}", self.made.fetch_add(1, Ordering::Relaxed));
         self.cluster.create_database(&name, "fermata").await.unwrap();
         let on = |login: PgConnectOptions| login.database(&name);
         let (owner, app) = (on(self.cluster.admin_options()), on(self.cluster.app_options()));
-        Logins { superuser: owner.clone().username("postgres"), owner, app }
+        let (superuser, keeper) = (owner.clone().username("postgres"), self.keeper.handle());
+        Logins { superuser, owner, app, keeper }
+    }
+}
+
+impl Drop for Logins {
+    fn drop(&mut self) {
+        let name = self.app.get_database().unwrap_or_default().to_owned();
+        let superuser = self.superuser.clone().database("postgres");
+        self.keeper.spawn(async move {
+            let mut superuser = superuser.connect().await?;
+            sqlx::raw_sql(AssertSqlSafe(format!("drop database {name} with (force)"))).execute(&mut superuser).await
+        });
     }
 }
 

@@ -45,10 +45,11 @@ pub struct Server {
     app: App,
     /// Where it answers, without a final slash.
     pub url: String,
+    _logins: Arc<Logins>,
 }
 
 impl Server {
-    async fn start(settings: &Settings, logins: &Logins, clock: &Clock, role: Role) -> Self {
+    async fn start(settings: &Settings, logins: &Arc<Logins>, clock: &Clock, role: Role) -> Self {
         let outside = Outside {
             settings: settings.clone(),
             clock: clock.clone(),
@@ -58,7 +59,7 @@ impl Server {
         };
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let app = App::start(outside, listener).await.unwrap();
-        Self { url: format!("http://{}", app.address()), app }
+        Self { url: format!("http://{}", app.address()), app, _logins: Arc::clone(logins) }
     }
 
     /// Stops it as a signal would: what is in flight may finish.
@@ -86,13 +87,13 @@ impl World {
         // The command line installs one in `main`; a second time is no harm.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let room = ROOM.acquire().await.unwrap();
-        let logins = Ground::get().await.database().await;
+        let logins = Arc::new(Ground::get().await.database().await);
         let (clock, offset) = Clock::adjustable();
         let server = Server::start(&settings, &logins, &clock, Role::All).await;
         let tenants = Tenants::new(server.app.database().clone(), clock.clone());
         let home = tenants.create("home", TenantSettings::default()).await.unwrap().tenant_id;
         let abroad = tenants.create("abroad", TenantSettings::default()).await.unwrap().tenant_id;
-        Self { server, settings, logins: Arc::new(logins), clock, offset, home, abroad, _room: room }
+        Self { server, settings, logins, clock, offset, home, abroad, _room: room }
     }
 
     /// The role `owner`, as `user_owner`.
