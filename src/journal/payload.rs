@@ -101,7 +101,7 @@ pub struct StepStarted {
 
 /// What a waiting step waits for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all_fields = "camelCase", untagged)]
+#[serde(untagged)]
 pub enum Wait {
     /// An instant.
     Until {
@@ -113,6 +113,7 @@ pub enum Wait {
     /// The end of a child run.
     Child {
         /// The child.
+        #[serde(rename = "childRunId")]
         child_run_id: RunId,
     },
 }
