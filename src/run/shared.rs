@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    },
 };
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -13,7 +16,7 @@ use crate::{
     config::WorkerSettings,
     db::Database,
     journal::Journal,
-    kernel::{Clock, TenantId, WorkerId},
+    kernel::{Clock, TenantId, Timestamp, WorkerId},
     tool::Registry,
 };
 
@@ -52,8 +55,32 @@ pub(super) struct Slot {
 #[derive(Clone, Debug)]
 pub(super) struct Life {
     pub(super) worker: WorkerId,
+    /// The session's lock that proves it alive.
+    pub(super) lock_key: i64,
     /// Fires when the claims are lost: turns drop everything and write nothing.
     pub(super) lost: CancellationToken,
+    /// Until when the others take it for alive, in milliseconds since 1970.
+    believed_until: Arc<AtomicI64>,
+}
+
+impl Life {
+    /// A life that begins.
+    pub(super) fn new(now: Timestamp, until: Timestamp) -> Self {
+        let worker = WorkerId::new(now);
+        let lock_key = i64::from_be_bytes(worker.uuid().as_u64_pair().1.to_be_bytes());
+        let believed_until = Arc::new(AtomicI64::new(until.timestamp_millis()));
+        Self { worker, lock_key, lost: CancellationToken::new(), believed_until }
+    }
+
+    /// It gave a sign of life.
+    pub(super) fn believe(&self, until: Timestamp) {
+        self.believed_until.store(until.timestamp_millis(), Ordering::Relaxed);
+    }
+
+    /// Whether the others take it for alive.
+    pub(super) fn is_believed(&self, now: Timestamp) -> bool {
+        now.timestamp_millis() < self.believed_until.load(Ordering::Relaxed)
+    }
 }
 
 impl Shared {

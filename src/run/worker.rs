@@ -89,16 +89,15 @@ impl Worker {
     async fn live(&self) -> Result<()> {
         let shared = &self.shared;
         let now = shared.clock.now();
-        let life = Life { worker: WorkerId::new(now), lost: CancellationToken::new() };
-        let lock_key = i64::from_be_bytes(life.worker.uuid().as_u64_pair().1.to_be_bytes());
-        let taken = SessionLock::take(self.lock.clone(), lock_key).await?;
+        let life = Life::new(now, now + self.lease());
+        let taken = SessionLock::take(self.lock.clone(), life.lock_key).await?;
         let lock = taken.ok_or_else(|| Error::unavailable("another session holds this worker's lock"))?;
         let lock_lost = lock.lost();
-        store::beat(&shared.db, life.worker, lock_key, now + self.lease(), true).await?;
+        store::beat(&shared.db, life.worker, life.lock_key, now + self.lease(), true).await?;
         tracing::info!(worker = %life.worker, "working");
         let turns = TaskTracker::new();
         let outcome = tokio::select! {
-            outcome = self.keep_alive(&life, lock_key) => outcome,
+            outcome = self.keep_alive(&life) => outcome,
             () = lock_lost.cancelled() => Ok(()),
             outcome = self.claim_and_turn(&life, &turns) => outcome,
         };
@@ -110,7 +109,7 @@ impl Worker {
         let ended = async {
             tokio::select! {
                 () = turns.wait() => true,
-                _ = self.keep_alive(&life, lock_key), if stopping => false,
+                _ = self.keep_alive(&life), if stopping => false,
             }
         };
         if !ended.await {
@@ -128,23 +127,30 @@ impl Worker {
     }
 
     /// Says at a third of the lease that it lives; returns when it is not believed any more.
-    async fn keep_alive(&self, life: &Life, lock_key: i64) -> Result<()> {
-        let shared = &self.shared;
-        let mut believed_until = shared.clock.now() + self.lease();
+    async fn keep_alive(&self, life: &Life) -> Result<()> {
         loop {
             // By either clock: one that was set forward may have ended the lease.
             tokio::select! {
-                () = shared.clock.sleep_until(shared.clock.now() + self.lease() / 3) => {}
-                () = tokio::time::sleep(shared.settings.lease.0 / 3) => {}
+                () = self.shared.clock.sleep_until(self.shared.clock.now() + self.lease() / 3) => {}
+                () = tokio::time::sleep(self.shared.settings.lease.0 / 3) => {}
             }
-            let until = shared.clock.now() + self.lease();
-            match store::beat(&shared.db, life.worker, lock_key, until, false).await {
-                Ok(true) => believed_until = until,
+            match self.beat(life).await {
+                Ok(true) => {}
                 Ok(false) => return Ok(()),
-                Err(error) if shared.clock.now() >= believed_until => return Err(error),
+                Err(error) if !life.is_believed(self.shared.clock.now()) => return Err(error),
                 Err(error) => tracing::warn!(?error, "no sign of life could be given"),
             }
         }
+    }
+
+    /// One sign of life; false when it had been given up for dead meanwhile.
+    async fn beat(&self, life: &Life) -> Result<bool> {
+        let until = self.shared.clock.now() + self.lease();
+        let believed = store::beat(&self.shared.db, life.worker, life.lock_key, until, false).await?;
+        if believed {
+            life.believe(until);
+        }
+        Ok(believed)
     }
 
     /// Claims what is due whenever there may be something, until told to stop.
@@ -161,6 +167,10 @@ impl Worker {
             let sweep = swept_at.is_none_or(|at| now - at >= self.poll());
             if sweep {
                 swept_at = Some(now);
+                // After a leap of the clock (a machine that slept) it must not take itself for dead.
+                if !life.is_believed(now) && !self.beat(life).await? {
+                    return Ok(());
+                }
             }
             let next = match self.claim(life, turns, sweep).await {
                 Ok(next) => {
