@@ -2,13 +2,17 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod approvals;
 mod calls;
+mod children;
 mod definitions;
 mod house;
 mod input;
 mod once;
 mod openapi;
 mod pages;
+mod recovery;
+mod runs;
 mod smoke;
 mod streams;
 mod tokens;

@@ -13,6 +13,7 @@ use secrecy::{ExposeSecret, SecretString};
 use sqlx::{ConnectOptions, PgConnection};
 use tokio::{
     net::TcpListener,
+    runtime::{Builder, Runtime},
     sync::{Semaphore, SemaphorePermit, watch},
 };
 
@@ -68,6 +69,26 @@ impl Server {
     }
 }
 
+/// A server with a runtime of its own, which can be killed as a process can: nothing in it gets another word.
+pub struct Mortal {
+    server: Option<Server>,
+    runtime: Option<Runtime>,
+}
+
+impl Mortal {
+    /// Ends it between two instructions.
+    pub fn kill(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Mortal {
+    fn drop(&mut self) {
+        self.runtime.take().into_iter().for_each(Runtime::shutdown_background);
+        drop(self.server.take());
+    }
+}
+
 impl World {
     /// With the settings of `fermata dev`.
     pub async fn new() -> Self {
@@ -76,6 +97,15 @@ impl World {
 
     /// With settings that `change` has seen.
     pub async fn with(change: impl FnOnce(&mut Settings)) -> Self {
+        Self::of(Role::All, change).await
+    }
+
+    /// Its first server answers and carries out nothing; that is for others.
+    pub async fn without_worker(change: impl FnOnce(&mut Settings)) -> Self {
+        Self::of(Role::Api, change).await
+    }
+
+    async fn of(role: Role, change: impl FnOnce(&mut Settings)) -> Self {
         let mut settings = Settings::default();
         settings.auth.secret = Some(SecretString::from(SECRET));
         settings.tools.debug = true;
@@ -89,7 +119,7 @@ impl World {
         let room = ROOM.acquire().await.unwrap();
         let logins = Arc::new(Ground::get().await.database().await);
         let (clock, offset) = Clock::adjustable();
-        let server = Server::start(&settings, &logins, &clock, Role::All).await;
+        let server = Server::start(&settings, &logins, &clock, role).await;
         let tenants = Tenants::new(server.app.database().clone(), clock.clone());
         let home = tenants.create("home", TenantSettings::default()).await.unwrap().tenant_id;
         let abroad = tenants.create("abroad", TenantSettings::default()).await.unwrap().tenant_id;
@@ -183,6 +213,20 @@ impl World {
     /// One more server over the same database; [`Client::at`] speaks to it.
     pub async fn server(&self, role: Role) -> Server {
         Server::start(&self.settings, &self.logins, &self.clock, role).await
+    }
+
+    /// One more server, which can be killed.
+    pub async fn mortal(&self, role: Role) -> Mortal {
+        self.mortal_at(role, self.clock.clone()).await
+    }
+
+    /// The same with a clock of its own.
+    pub async fn mortal_at(&self, role: Role, clock: Clock) -> Mortal {
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let (settings, logins) = (self.settings.clone(), Arc::clone(&self.logins));
+        let server = runtime.spawn(async move { Server::start(&settings, &logins, &clock, role).await });
+        let server = server.await.unwrap();
+        Mortal { server: Some(server), runtime: Some(runtime) }
     }
 
     /// The server's own way to the database.
