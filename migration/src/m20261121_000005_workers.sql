@@ -117,11 +117,28 @@ end
 $$;
 comment on function release_dead_workers(timestamptz) is 'Frees the runs of workers that are gone; returns how many.';
 
+-- A claim whose answer was lost is held by a worker that does not know of it.
+create function release_stray_runs(claimer uuid, known uuid[], at timestamptz) returns bigint
+  language plpgsql volatile security definer
+  set search_path = pg_catalog, public, pg_temp
+as $$
+declare
+  freed bigint;
+begin
+  update run_leases l set worker_id = null, due_at = at
+  where l.worker_id = claimer and l.run_id <> all (known);
+  get diagnostics freed = row_count;
+  return freed;
+end
+$$;
+comment on function release_stray_runs(uuid, uuid[], timestamptz) is 'Frees the runs a worker holds without knowing; returns how many.';
+
 do $$
 declare
   one text;
 begin
-  foreach one in array array['claim_runs(uuid, integer, integer, timestamptz)', 'next_due()', 'release_dead_workers(timestamptz)'] loop
+  foreach one in array array['claim_runs(uuid, integer, integer, timestamptz)', 'next_due()', 'release_dead_workers(timestamptz)',
+                             'release_stray_runs(uuid, uuid[], timestamptz)'] loop
     execute 'revoke all on function ' || one || ' from public';
     execute 'grant execute on function ' || one || ' to fermata_app';
     execute 'alter function ' || one || ' owner to fermata_system';

@@ -29,8 +29,8 @@ pub(super) fn router(rooms: &Rooms, role: Role) -> Result<(Router, OpenApi)> {
         .split_for_parts();
     let events = openapi::Events { payloads: journal::payload_schemas(), parts: journal::payload_parts() };
     let document = openapi::complete(document, events)?;
-    let router = Router::new().merge(api.clone()).nest("/v1", api).merge(docs(&document)?);
-    Ok((router, document))
+    let all = api.merge(docs(&document)?);
+    Ok((Router::new().merge(all.clone()).nest("/v1", all), document))
 }
 
 fn probes(rooms: &Rooms) -> Vec<Probe> {

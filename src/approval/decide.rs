@@ -184,7 +184,7 @@ fn explain(refusal: Refusal) -> Error {
             Error::new(Problem::Forbidden, detail)
         }
         Refusal::Ruled(ruling) => already(&ruling),
-        other => Error::conflict(format!("the run does not take a decision now ({other:?})")),
+        other => Error::conflict(other.to_string()),
     }
 }
 

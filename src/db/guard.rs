@@ -5,8 +5,15 @@ use super::{Database, migrate};
 use crate::kernel::Result;
 
 /// Functions that may look across tenants. They return ids and counts, and belong to `fermata_system`.
-const DEFINERS: &[&str] =
-    &["claim_runs", "count_runs", "find_tenant", "forget_expired", "next_due", "release_dead_workers"];
+const DEFINERS: &[&str] = &[
+    "claim_runs",
+    "count_runs",
+    "find_tenant",
+    "forget_expired",
+    "next_due",
+    "release_dead_workers",
+    "release_stray_runs",
+];
 /// Tables without tenant data.
 const TENANTLESS: &[&str] = &["seaql_migrations", "workers"];
 

@@ -1,6 +1,6 @@
 //! What can be asked of a run, and why it may be refused.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use chrono::SubsecRound;
 use serde_json::Value;
@@ -164,6 +164,23 @@ pub enum Refusal {
     AlreadySo,
     /// It was decided otherwise.
     Ruled(Ruling),
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let reason = match self {
+            Self::Status(status) => return write!(f, "the run is {}", status.name()),
+            Self::Stale => "the run has moved on: look at it again",
+            Self::NeedsConsent => "the step needs consent for exactly this call",
+            Self::MayHaveActed => "the call may have been made already",
+            Self::TooEarly => "it is too early for this",
+            Self::UnknownHold => "nothing of that id waits for a decision",
+            Self::OwnRun => "whoever started the run does not decide on it",
+            Self::AlreadySo => "it is so already",
+            Self::Ruled(_) => "it is decided already",
+        };
+        f.write_str(reason)
+    }
 }
 
 /// Refuses what begins something in a run that is not, or no longer, going on.

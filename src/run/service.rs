@@ -306,7 +306,7 @@ impl From<Refusal> for Error {
             Refusal::Status(status) => {
                 Self::conflict(format!("the run is {}", status.name())).with("runStatus", status.name())
             }
-            other => Self::conflict(format!("the run does not allow this now ({other:?})")),
+            other => Self::conflict(other.to_string()),
         }
     }
 }

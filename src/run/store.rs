@@ -53,6 +53,20 @@ pub(super) async fn release_dead(db: &Database, at: Timestamp) -> Result<i64> {
     Ok(freed)
 }
 
+/// Frees the runs this worker holds without knowing; returns how many.
+pub(super) async fn release_strays(db: &Database, worker: WorkerId, known: &[RunId], at: Timestamp) -> Result<i64> {
+    let mut tx = db.system().await?;
+    let freed = sqlx::query("select release_stray_runs($1, $2, $3)")
+        .bind(worker.uuid())
+        .bind(known.iter().map(|run| run.uuid()).collect::<Vec<_>>())
+        .bind(at)
+        .fetch_one(tx.conn())
+        .await?
+        .try_get(0)?;
+    tx.commit().await?;
+    Ok(freed)
+}
+
 /// Claims runs that are due, fair between tenants.
 pub(super) async fn claim(
     db: &Database,

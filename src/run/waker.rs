@@ -74,6 +74,11 @@ impl Waker {
         news
     }
 
+    /// The runs that have a turn now.
+    pub(super) fn having_turns(&self) -> Vec<RunId> {
+        self.turns().keys().copied().collect()
+    }
+
     /// The turn ended.
     pub(super) fn end(&self, run: RunId, news: &Arc<News>) {
         let mut turns = self.turns();

@@ -202,8 +202,8 @@ impl Worker {
     async fn claim(&self, life: &Life, turns: &TaskTracker, sweep: bool) -> Result<Option<Timestamp>> {
         let shared = &self.shared;
         let now = shared.clock.now();
-        if sweep && store::release_dead(&shared.db, now).await? > 0 {
-            tracing::info!("took over the runs of a worker that is gone");
+        if sweep {
+            self.sweep(life, now).await?;
         }
         loop {
             let room = shared.settings.runs.saturating_sub(turns.len()).min(64);
@@ -220,6 +220,19 @@ impl Worker {
                 return store::next_due(&shared.db).await;
             }
         }
+    }
+
+    /// Frees the runs of workers that are gone, and those that this one was given without hearing of it.
+    async fn sweep(&self, life: &Life, now: Timestamp) -> Result<()> {
+        let db = &self.shared.db;
+        if store::release_dead(db, now).await? > 0 {
+            tracing::info!("took over the runs of a worker that is gone");
+        }
+        // Claims are made by this very task, so whatever has no turn by now was never heard of.
+        if store::release_strays(db, life.worker, &self.shared.waker.having_turns(), now).await? > 0 {
+            tracing::warn!("gave back runs whose claim was not heard of");
+        }
+        Ok(())
     }
 
     /// Lets each of the claimed runs have its turn. Where they cannot be read together each is read alone, so
