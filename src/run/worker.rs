@@ -18,7 +18,7 @@ use crate::{
     config::WorkerSettings,
     db::{Database, SessionLock},
     journal::{self, Journal, Lock},
-    kernel::{Clock, Error, Problem, Result, RunId, TenantId, Timestamp, WorkerId},
+    kernel::{Clock, Error, Problem, Result, RunId, TenantId, Timestamp},
     tool::Registry,
 };
 

@@ -144,7 +144,7 @@ impl Request {
         if let Some(body) = body {
             request = request.body(body);
         }
-        let response = within(format_args!("{method} {path}"), request.send()).await;
+        let response = within(format!("{method} {path}"), request.send()).await;
         let response = response.unwrap_or_else(|error| panic!("{method} {path}: {error:?}"));
         (method, path, response)
     }
@@ -155,12 +155,18 @@ impl Request {
         let (method, path, response) = self.response().await;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         let to = format!("{method} {path}");
-        let body = within(format_args!("the body of {to}"), response.bytes()).await.unwrap();
+        let body = within(format!("the body of {to}"), response.bytes()).await.unwrap();
         let answer = Answer { status, headers, body, to };
         if checked {
             contract::check(method.as_str(), &path, &answer);
         }
         answer
+    }
+
+    /// A stream of events, if one is opened.
+    pub async fn try_follow(self) -> Option<Follow> {
+        let (_, _, response) = self.header("accept", "text/event-stream").response().await;
+        (response.status() == StatusCode::OK).then(|| Follow::new(response))
     }
 
     /// A stream of events, opened.

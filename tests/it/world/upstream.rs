@@ -138,7 +138,7 @@ impl Upstream {
                 news.changed().await.unwrap();
             }
         };
-        within(format_args!("{count} requests to {path}"), enough).await
+        within(format!("{count} requests to {path}"), enough).await
     }
 
     fn told(&self) -> MutexGuard<'_, Told> {
