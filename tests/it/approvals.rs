@@ -351,6 +351,7 @@ async fn the_end_of_a_run_is_the_end_of_its_questions() {
     let id = run.hold().await;
     run.cancel().await.expect(202);
     assert_eq!(run.wait_end().await["pendingApprovals"], json!([]));
+    assert_eq!(run.step("act").await["status"], "pending");
     assert_eq!(approval(&world.viewer(), &id).await["status"], "cancelled");
     let late = world.approver().decide(&id, &json!({ "status": "approved" })).await;
     late.problem(409, "already-decided");

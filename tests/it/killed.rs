@@ -41,7 +41,8 @@ impl Dev {
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
         let announced = async {
             loop {
-                let line = lines.next_line().await.unwrap().expect("it ended before it was ready");
+                // None is the end of a server that never was ready.
+                let line = lines.next_line().await.unwrap().unwrap();
                 if line.contains("http://127.0.0.1:") {
                     return;
                 }
