@@ -3,10 +3,11 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use reqwest::{
     Method, StatusCode, Url,
-    header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION},
+    header::{CONTENT_TYPE, Entry, HeaderMap, HeaderName, HeaderValue, LOCATION},
 };
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use crate::{
     journal::Effect,
@@ -155,6 +156,15 @@ pub(super) struct Request {
     expect: Option<Vec<u16>>,
 }
 
+/// Where the call stands in its run's trace (W3C Trace Context): the run's id is the trace's, and each attempt
+/// of a step is a span, the same for every repetition.
+fn trace(call: &Call) -> Result<HeaderValue, ToolError> {
+    let digest = Sha256::digest(format!("{}/{}", call.step, call.attempt));
+    let span = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect::<String>();
+    let text = format!("00-{}-{span}-01", call.run_id.uuid().simple());
+    HeaderValue::from_str(&text).map_err(|_| ToolError::failed("internal", "the trace cannot be sent in a header"))
+}
+
 fn invalid(message: String) -> ToolError {
     ToolError::failed("invalid_arguments", message)
 }
@@ -171,6 +181,9 @@ impl Request {
         let key = HeaderValue::from_str(&call.idempotency_key)
             .map_err(|_| ToolError::failed("internal", "the idempotency key cannot be sent in a header"))?;
         headers.insert("idempotency-key", key);
+        if let Entry::Vacant(place) = headers.entry("traceparent") {
+            place.insert(trace(call)?);
+        }
         let redirects = arguments.max_redirects.unwrap_or(match method {
             Method::GET | Method::HEAD => 5,
             _ => 0,
@@ -374,6 +387,18 @@ mod tests {
     }
 
     #[test]
+    fn a_call_stands_in_its_runs_trace_unless_it_names_another() {
+        let call = call(json!({"url": "https://a.example"}));
+        let ours = Request::of(&call, 1024).unwrap().headers["traceparent"].to_str().unwrap().to_owned();
+        assert!(ours.starts_with(&format!("00-{}-", call.run_id.uuid().simple())) && ours.len() == 55, "{ours}");
+        let next = Call { attempt: call.attempt + 1, ..call };
+        assert_ne!(Request::of(&next, 1024).unwrap().headers["traceparent"], ours.as_str());
+        let theirs = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let named = request(json!({"url": "https://a.example", "headers": {"traceparent": theirs}})).unwrap();
+        assert_eq!(named.headers["traceparent"], theirs);
+    }
+
+    #[test]
     fn headers_that_could_deceive_are_refused() {
         for headers in [
             json!({"Idempotency-Key": "mine"}),
@@ -411,9 +436,9 @@ mod tests {
             names.sort();
             names.join(" ")
         };
-        assert_eq!(names("/y"), "accept authorization cookie idempotency-key x-api-key");
+        assert_eq!(names("/y"), "accept authorization cookie idempotency-key traceparent x-api-key");
         for location in ["https://b.example/", "https://a.example:8443/", "http://a.example/", "//b.example/y"] {
-            assert_eq!(names(location), "accept idempotency-key", "{location}");
+            assert_eq!(names(location), "accept idempotency-key traceparent", "{location}");
         }
     }
 
