@@ -3,6 +3,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::config::{AuthKey, KeyMaterial};
 
 const SECRET: &str = "k7Qm1Zp0xV9sLr4TgYb2Nc8WdHf6JuEa";
 const NOW: i64 = 1_795_251_600;
@@ -67,6 +68,39 @@ fn a_good_token_is_believed() {
     assert_eq!(claims.roles, [Role::Viewer]);
     for aud in [json!(["other", "fermata"]), json!("fermata")] {
         assert_eq!(verdict(&token(&header(), &with("aud", aud))), "accepted");
+    }
+}
+
+#[test]
+fn each_kind_of_key_verifies_its_own_tokens_and_no_others() {
+    macro_rules! pair {
+        ($name:literal) => {
+            (
+                include_bytes!(concat!("keys/", $name, ".pem")),
+                include_str!(concat!("keys/", $name, ".pub.pem")).to_owned(),
+            )
+        };
+    }
+    let (rsa, rsa_public) = pair!("rs256");
+    let (ec, ec_public) = pair!("es256");
+    let (ed, ed_public) = pair!("eddsa");
+    let keys = vec![
+        AuthKey { kid: "r".to_owned(), material: KeyMaterial::RS256 { public_key: rsa_public } },
+        AuthKey { kid: "e".to_owned(), material: KeyMaterial::ES256 { public_key: ec_public } },
+        AuthKey { kid: "d".to_owned(), material: KeyMaterial::EdDSA { public_key: ed_public } },
+    ];
+    let verifier = Verifier::new(&AuthSettings { keys, ..AuthSettings::default() }).expect("verifier");
+    let signers = [
+        ("r", Algorithm::RS256, EncodingKey::from_rsa_pem(rsa).expect("key")),
+        ("e", Algorithm::ES256, EncodingKey::from_ec_pem(ec).expect("key")),
+        ("d", Algorithm::EdDSA, EncodingKey::from_ed_pem(ed).expect("key")),
+    ];
+    for (own, algorithm, key) in &signers {
+        for kid in ["r", "e", "d"] {
+            let header = jsonwebtoken::Header { kid: Some(kid.to_owned()), ..jsonwebtoken::Header::new(*algorithm) };
+            let token = jsonwebtoken::encode(&header, &claims(), key).expect("token");
+            assert_eq!(verifier.verify(&token, now()).is_ok(), kid == *own, "{algorithm:?} as {kid}");
+        }
     }
 }
 
