@@ -18,6 +18,11 @@ const LOCK: i64 = 0x66_65_72_6d_61_74_61;
 /// When a migration fails, in which case it has left nothing behind, or the database is of a newer version
 /// than this program.
 pub async fn migrate(owner: PgConnectOptions) -> Result<(), Failure> {
+    advance(owner, None).await
+}
+
+/// Applies the next `steps` migrations; all when it does not say.
+pub(super) async fn advance(owner: PgConnectOptions, steps: Option<u32>) -> Result<(), Failure> {
     // One connection, never replaced: it holds the lock.
     let pool = PgPoolOptions::new()
         .max_connections(1)
@@ -27,17 +32,17 @@ pub async fn migrate(owner: PgConnectOptions) -> Result<(), Failure> {
         .connect_with(owner.options([("client_min_messages", "warning")]))
         .await
         .map_err(Failure::of("connecting as the owner"))?;
-    let done = locked(&pool).await;
+    let done = locked(&pool, steps).await;
     pool.close().await;
     done
 }
 
-async fn locked(pool: &PgPool) -> Result<(), Failure> {
+async fn locked(pool: &PgPool, steps: Option<u32>) -> Result<(), Failure> {
     let lock = sqlx::query("select pg_advisory_lock($1)").bind(LOCK);
     lock.execute(pool).await.map_err(Failure::of("waiting for another migration"))?;
     // The end of the session frees the lock.
     let database = SqlxPostgresConnector::from_sqlx_postgres_pool(pool.clone());
-    Ok(Migrator::up(&database, None).await?)
+    Ok(Migrator::up(&database, steps).await?)
 }
 
 /// The migrations this program knows and the database has not had, oldest first.

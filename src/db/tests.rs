@@ -8,7 +8,7 @@ use sqlx::ConnectOptions;
 use super::{
     Heard, Listener, SessionLock, SystemTx,
     fixture::{Fixture, connect, insert_run},
-    guard,
+    guard, migrate,
 };
 use crate::kernel::RunId;
 
@@ -20,7 +20,7 @@ fn refusal<T: std::fmt::Debug>(outcome: sqlx::Result<T>) -> String {
 async fn a_tenant_is_a_wall() {
     let fixture = Fixture::start("wall").await;
     let (one, other) = (fixture.tenant("one").await, fixture.tenant("other").await);
-    let theirs = fixture.run(other, false).await;
+    let theirs = fixture.live_run(other, false).await;
     const COUNT: &str = "select count(*) from runs";
 
     // No tenant is an error, whether never set, emptied or forged; also for the owner.
@@ -76,10 +76,10 @@ async fn claims_are_fair_bounded_and_freed_with_their_worker() {
     let fixture = Fixture::start("claims").await;
     let (busy, calm) = (fixture.tenant("busy").await, fixture.tenant("calm").await);
     for _ in 0..6 {
-        fixture.run(busy, true).await;
+        fixture.live_run(busy, true).await;
     }
-    fixture.run(calm, false).await;
-    let single = fixture.run(calm, true).await;
+    fixture.live_run(calm, false).await;
+    let single = fixture.live_run(calm, true).await;
     let lock = SessionLock::take(fixture.cluster.app_options(), 7).await.unwrap().unwrap();
     assert!(SessionLock::take(fixture.cluster.app_options(), 7).await.unwrap().is_none());
     let worker = fixture.worker(7).await;
@@ -103,6 +103,47 @@ async fn claims_are_fair_bounded_and_freed_with_their_worker() {
     let next = fixture.worker(8).await;
     assert_eq!(fixture.claim(next, 10, 10).await.len(), 7);
     assert_eq!(fixture.number("select forget_expired($1)").await, 0);
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn a_claim_that_was_not_heard_of_is_given_back() {
+    let fixture = Fixture::start("strays").await;
+    let tenant = fixture.tenant("one").await;
+    for _ in 0..3 {
+        fixture.live_run(tenant, true).await;
+    }
+    let (worker, neighbour) = (fixture.worker(1).await, fixture.worker(2).await);
+    let (known, lost) = (fixture.claim(worker, 1, 9).await, fixture.claim(worker, 1, 9).await);
+    let others = fixture.claim(neighbour, 1, 9).await;
+    assert_eq!((known.len(), lost.len(), others.len()), (1, 1, 1));
+
+    assert_eq!(fixture.release_strays(worker, &known).await, 1);
+    assert_eq!(fixture.claim(neighbour, 9, 9).await, lost, "due at once, and nothing else is");
+    assert_eq!(fixture.release_strays(worker, &known).await, 0);
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn migrations_run_forward_over_the_rows_of_every_version_before() {
+    let fixture = Fixture::unmigrated("forward").await;
+    let mut written = Vec::new();
+    while !guard::version(&fixture.database).await.unwrap().is_empty() {
+        migrate::advance(fixture.cluster.admin_options(), Some(1)).await.unwrap();
+        let tenant = fixture.tenant(&format!("after-{}", written.len())).await;
+        let begun = fixture.number("select count(to_regclass('runs')) where $1 is not null").await == 1;
+        written.push((tenant, if begun { Some(fixture.run(tenant).await) } else { None }));
+    }
+    assert!(written.len() >= 5, "{written:?}");
+    fixture.migrate_twice_at_once().await;
+
+    assert_eq!(guard::schema(&fixture.database).await.unwrap(), []);
+    for (tenant, run) in written {
+        let mut tx = fixture.database.tenant(tenant).await.unwrap();
+        let count = "select (select count(*) from tenants), (select count(*) from runs where status = 'executing')";
+        let rows: (i64, i64) = sqlx::query_as(count).fetch_one(tx.conn()).await.unwrap();
+        assert_eq!(rows, (1, i64::from(run.is_some())));
+    }
     fixture.stop().await;
 }
 
@@ -153,7 +194,7 @@ async fn entities_say_what_the_tables_are() {
 
     // An event's bytes come back as they went in.
     let tenant = fixture.tenant("bytes").await;
-    let run = fixture.run(tenant, false).await;
+    let run = fixture.live_run(tenant, false).await;
     let data = r#"{"b" : 1,  "a":2.50}"#;
     let tx = fixture.database.tenant(tenant).await.unwrap();
     let event = entity::run_event::ActiveModel {

@@ -144,6 +144,23 @@ async fn what_was_approved_while_every_worker_was_dead_is_done_by_the_next() {
 }
 
 #[tokio::test]
+async fn a_claim_that_no_turn_knows_of_does_not_keep_its_run_from_going_on() {
+    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let mut steps = plan(&upstream, "POST");
+    steps[0]["approval"] = json!({});
+    let run = world.operator().start(steps).await;
+    let id = run.hold().await;
+    // As after a claim whose answer was lost on its way to the worker.
+    let claim = "update run_leases set worker_id = (select worker_id from workers)";
+    let claimed = sqlx::query(claim).execute(&mut world.superuser().await).await.unwrap();
+    assert_eq!(claimed.rows_affected(), 1);
+    world.approver().approve(&id).await;
+    run.completes().await;
+    assert_eq!(upstream.requests_to("/act").len(), 1);
+    is_sound(&run).await;
+}
+
+#[tokio::test]
 async fn a_worker_that_was_given_up_for_dead_does_not_write_over_its_successor() {
     let (world, upstream) = (World::without_worker(|_| ()).await, Upstream::start().await);
     upstream.hold("/act");

@@ -1,6 +1,6 @@
 //! A database, and processes that serve streams from it.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{ops::Deref, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -9,22 +9,17 @@ use axum::{
     response::Response,
 };
 use bytes::Bytes;
-use chrono::TimeDelta;
 use futures_util::StreamExt;
 use http_body_util::BodyExt;
 use secrecy::ExposeSecret;
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use crate::{
     auth::{Grant, Minter, Role, Verifier},
     config::{AuthSettings, HttpSettings, StreamSettings},
-    db::{
-        Database,
-        cluster::{Cluster, DataDir, Durability},
-        migrate,
-    },
+    db::fixture::Fixture,
     http::Front,
     journal::{Commit, Follower, Frame},
     kernel::{Clock, RunId, Span, TenantId},
@@ -34,22 +29,19 @@ use crate::{
 /// Long enough for anything that is going to happen.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-pub struct World {
-    cluster: Cluster,
-    path: PathBuf,
-    pub database: Database,
-    pub clock: Clock,
-    pub moved: watch::Sender<TimeDelta>,
+pub struct World(Fixture);
+
+impl Deref for World {
+    type Target = Fixture;
+
+    fn deref(&self) -> &Fixture {
+        &self.0
+    }
 }
 
 impl World {
     pub async fn start(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("fermata-stream-{name}-{}", std::process::id()));
-        let (clock, moved) = Clock::adjustable();
-        let cluster = Cluster::start(DataDir::claim(&path, &clock).unwrap(), Durability::None).await.unwrap();
-        migrate(cluster.admin_options()).await.unwrap();
-        let database = Database::connect(cluster.app_options(), 8, Duration::from_secs(5)).await.unwrap();
-        Self { cluster, path, database, clock, moved }
+        Self(Fixture::start(&format!("stream-{name}")).await)
     }
 
     pub async fn stop(self, processes: Vec<Process>) {
@@ -57,40 +49,7 @@ impl World {
             process.stopping.cancel();
             process.tasks.await.unwrap();
         }
-        self.database.close().await;
-        self.cluster.stop().await.unwrap();
-        std::fs::remove_dir_all(&self.path).unwrap();
-    }
-
-    pub async fn tenant(&self, name: &str) -> TenantId {
-        let id = TenantId::new(self.clock.now());
-        let mut tx = self.database.tenant(id).await.unwrap();
-        sqlx::query("insert into tenants (tenant_id, name, created_at) values ($1, $2, $3)")
-            .bind(id.uuid())
-            .bind(name)
-            .bind(self.clock.now())
-            .execute(tx.conn())
-            .await
-            .unwrap();
-        tx.commit().await.unwrap();
-        id
-    }
-
-    pub async fn run(&self, tenant: TenantId) -> RunId {
-        let id = RunId::new(self.clock.now());
-        let mut tx = self.database.tenant(tenant).await.unwrap();
-        sqlx::query(
-            "insert into runs (tenant_id, run_id, status, last_seq, input, created_by, created_at, updated_at)
-             values ($1, $2, 'executing', 0, '{}', 'user_1', $3, $3)",
-        )
-        .bind(tenant.uuid())
-        .bind(id.uuid())
-        .bind(self.clock.now())
-        .execute(tx.conn())
-        .await
-        .unwrap();
-        tx.commit().await.unwrap();
-        id
+        self.0.stop().await;
     }
 
     /// Writes the run's next events as the journal would, in a transaction of its own.

@@ -1,6 +1,6 @@
 //! The routes, over a real database.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use axum::{
     Router,
@@ -18,58 +18,27 @@ use super::tools;
 use crate::{
     auth::{Grant, Minter, Role, Verifier},
     config::{AuthSettings, HttpSettings},
-    db::{
-        Database,
-        cluster::{Cluster, DataDir, Durability},
-        migrate,
-    },
+    db::fixture::Fixture,
     http::Front,
-    kernel::{Clock, Span, TenantId},
+    kernel::{Span, TenantId},
     run::definition::{find, routes},
 };
 
 struct World {
-    cluster: Cluster,
-    path: PathBuf,
-    database: Database,
-    clock: Clock,
+    fixture: Fixture,
     router: Router,
     minter: Minter,
 }
 
 impl World {
     async fn start() -> Self {
-        let path = std::env::temp_dir().join(format!("fermata-definitions-{}", std::process::id()));
-        let (clock, _) = Clock::adjustable();
-        let cluster = Cluster::start(DataDir::claim(&path, &clock).unwrap(), Durability::None).await.unwrap();
-        migrate(cluster.admin_options()).await.unwrap();
-        let database = Database::connect(cluster.app_options(), 8, Duration::from_secs(20)).await.unwrap();
+        let fixture = Fixture::start("definitions").await;
         let auth = AuthSettings { secret: Some("k7Qm1Zp0xV9sLr4TgYb2Nc8WdHf6JuEa".into()), ..AuthSettings::default() };
         let (verifier, minter) = (Verifier::new(&auth).unwrap(), Minter::new(&auth).unwrap());
-        let stop = CancellationToken::new();
-        let front = Front::new(verifier, database.clone(), clock.clone(), HttpSettings::default(), stop);
+        let (database, clock) = (fixture.database.clone(), fixture.clock.clone());
+        let front = Front::new(verifier, database, clock, HttpSettings::default(), CancellationToken::new());
         let (router, _) = routes(front, tools().clone()).split_for_parts();
-        Self { cluster, path, database, clock, router, minter }
-    }
-
-    async fn stop(self) {
-        self.database.close().await;
-        self.cluster.stop().await.unwrap();
-        std::fs::remove_dir_all(&self.path).unwrap();
-    }
-
-    async fn tenant(&self, name: &str) -> TenantId {
-        let id = TenantId::new(self.clock.now());
-        let mut tx = self.database.tenant(id).await.unwrap();
-        sqlx::query("insert into tenants (tenant_id, name, created_at) values ($1, $2, $3)")
-            .bind(id.uuid())
-            .bind(name)
-            .bind(self.clock.now())
-            .execute(tx.conn())
-            .await
-            .unwrap();
-        tx.commit().await.unwrap();
-        id
+        Self { fixture, router, minter }
     }
 
     async fn send(
@@ -82,7 +51,7 @@ impl World {
         let ttl = Span(Duration::from_secs(600));
         let grant =
             Grant { tenant_id: tenant, subject: "user_1".parse().unwrap(), roles: vec![role], scope: None, ttl };
-        let (token, _) = self.minter.mint(&grant, self.clock.now()).unwrap();
+        let (token, _) = self.minter.mint(&grant, self.fixture.clock.now()).unwrap();
         let request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.expose_secret()));
         let response = self.router.clone().oneshot(request.body(Body::from(body.to_owned())).unwrap()).await.unwrap();
         let status = response.status().as_u16();
@@ -108,7 +77,7 @@ fn source(name: &str, value: usize) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn versions_are_kept_counted_and_walled_in() {
     let world = World::start().await;
-    let (ours, theirs) = (world.tenant("ours").await, world.tenant("theirs").await);
+    let (ours, theirs) = (world.fixture.tenant("ours").await, world.fixture.tenant("theirs").await);
 
     a_put_makes_the_next_version(&world, ours).await;
     what_is_wrong_changes_nothing(&world, ours).await;
@@ -120,7 +89,7 @@ async fn versions_are_kept_counted_and_walled_in() {
     }
     assert_eq!(world.get(theirs, "").await.1["items"], Value::Array(Vec::new()));
     assert_eq!(world.put(theirs, "hello", &source("hello", 1)).await.1["version"], 1);
-    world.stop().await;
+    world.fixture.stop().await;
 }
 
 async fn a_put_makes_the_next_version(world: &World, tenant: TenantId) {
@@ -138,7 +107,7 @@ async fn a_put_makes_the_next_version(world: &World, tenant: TenantId) {
     assert_eq!(first["source"], source("hello", 1));
     assert_eq!((&first["mediaType"], &first["createdBy"]), (&Value::from("application/yaml"), &Value::from("user_1")));
 
-    let mut tx = world.database.tenant(tenant).await.unwrap();
+    let mut tx = world.fixture.database.tenant(tenant).await.unwrap();
     assert_eq!(find(&mut tx, "hello").await.unwrap().map(|found| found.version), Some(3));
     let second = find(&mut tx, "hello@2").await.unwrap().unwrap();
     assert_eq!(second.definition.steps[0].with["value"], 2);
