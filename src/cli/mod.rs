@@ -1,10 +1,11 @@
 //! The command line: one binary that serves, administers and talks to a server. The client's commands
-//! speak only the public API.
+//! speak only the public API, and so does the bench.
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod client;
 mod server;
 
@@ -22,6 +23,9 @@ enum Command {
     Server(server::Command),
     #[command(flatten)]
     Client(client::Command),
+    /// Measure a running server, over its public API
+    #[command(subcommand)]
+    Bench(bench::Command),
 }
 
 impl Cli {
@@ -30,6 +34,7 @@ impl Cli {
         match self.command {
             Command::Server(command) => server::run(command).await,
             Command::Client(command) => client::run(command).await,
+            Command::Bench(command) => bench::run(command).await,
         }
     }
 }

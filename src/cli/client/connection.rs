@@ -13,7 +13,7 @@ use super::failure::{Failure, Result};
 /// Which server, and as whom.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Where to talk to")]
-pub(super) struct Connection {
+pub(in crate::cli) struct Connection {
     /// The server [else the `baseUrl` of dev.json]
     #[arg(long, env = "FERMATA_URL", value_name = "URL")]
     url: Option<String>,
@@ -30,7 +30,7 @@ pub(super) struct Connection {
 
 /// The tokens that `fermata dev` hands out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum Role {
+pub(in crate::cli) enum Role {
     /// Everything
     Owner,
     /// Everything but billing
@@ -45,9 +45,9 @@ pub(super) enum Role {
 
 /// A server, and the token for it.
 #[derive(Clone, Debug)]
-pub(super) struct Target {
-    pub(super) base: Url,
-    pub(super) token: SecretString,
+pub(in crate::cli) struct Target {
+    pub(in crate::cli) base: Url,
+    pub(in crate::cli) token: SecretString,
     /// Where the token came from, when `fermata dev` wrote it: a restart may have written another.
     dev: Option<(PathBuf, Role)>,
 }
@@ -70,7 +70,7 @@ struct Tokens {
 
 impl Connection {
     /// Finds the server and the token; `role` is the one of dev.json when none is asked for.
-    pub(super) fn target(&self, role: Role) -> Result<Target> {
+    pub(in crate::cli) fn target(&self, role: Role) -> Result<Target> {
         let here = env::current_dir().unwrap_or_default();
         self.target_from(role, &here)
     }
@@ -137,6 +137,11 @@ impl Target {
     /// What dev.json says now, after a restart of `fermata dev`; the same target where it says nothing new.
     pub(super) fn again(&self) -> Self {
         self.dev.as_ref().and_then(|(path, role)| Self::dev(path.clone(), *role).ok()).unwrap_or_else(|| self.clone())
+    }
+
+    /// Where `fermata dev` keeps everything, when the token is one of its.
+    pub(in crate::cli) fn data_dir(&self) -> Option<&Path> {
+        self.dev.as_ref().and_then(|(path, _)| path.parent())
     }
 
     /// The URL of a path under the server's own, which may have a prefix.

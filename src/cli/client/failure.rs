@@ -18,11 +18,11 @@ Exit codes of the client's commands:
   130  interrupted; a watched run goes on without the watcher";
 
 /// Shorthand for what the client's commands return.
-pub(super) type Result<T, E = Failure> = std::result::Result<T, E>;
+pub(in crate::cli) type Result<T, E = Failure> = std::result::Result<T, E>;
 
 /// Why a command did not end well.
 #[derive(Debug)]
-pub(super) enum Failure {
+pub(in crate::cli) enum Failure {
     /// An argument or a local file is wrong.
     Usage(String),
     /// The server cannot be reached.
@@ -61,7 +61,7 @@ impl Failure {
     }
 
     /// Says it on stderr, in a few calm lines.
-    pub(super) fn report(&self) -> ExitCode {
+    pub(in crate::cli) fn report(&self) -> ExitCode {
         if let Some(lines) = self.lines() {
             let mut lines = lines.into_iter();
             if let Some(first) = lines.next() {
@@ -74,7 +74,8 @@ impl Failure {
         ExitCode::from(self.code())
     }
 
-    fn lines(&self) -> Option<Vec<String>> {
+    /// What there is to say about it; nothing where it has been said.
+    pub(in crate::cli) fn lines(&self) -> Option<Vec<String>> {
         match self {
             Self::Usage(message) => Some(message.lines().map(text::safe).collect()),
             Self::Unreachable { url, cause } => {
@@ -103,8 +104,8 @@ impl From<io::Error> for Failure {
 /// An RFC 9457 problem, as far as a person wants to read it.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub(super) struct Problem {
-    pub(super) status: u16,
+pub(in crate::cli) struct Problem {
+    pub(in crate::cli) status: u16,
     pub(super) title: String,
     pub(super) detail: String,
     pub(super) field: Option<String>,
@@ -116,7 +117,7 @@ pub(super) struct Problem {
 /// One of several things wrong with an input.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub(super) struct Mistake {
+pub(in crate::cli) struct Mistake {
     #[serde(alias = "pointer", alias = "field")]
     pub(super) path: Option<String>,
     #[serde(alias = "detail")]
@@ -127,7 +128,7 @@ pub(super) struct Mistake {
 
 impl Problem {
     /// From an answer that is no success.
-    pub(super) fn parse(status: u16, body: &[u8], request_id: Option<&str>) -> Self {
+    pub(in crate::cli) fn parse(status: u16, body: &[u8], request_id: Option<&str>) -> Self {
         let mut problem: Self = serde_json::from_slice(body).unwrap_or_default();
         problem.status = status;
         if problem.title.is_empty() {

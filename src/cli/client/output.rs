@@ -3,7 +3,7 @@ use std::io::{self, Write as _};
 use super::{failure::Result, text};
 
 /// Writes lines to stdout; a reader that has gone is no panic.
-pub(super) fn lines<S: AsRef<str>>(lines: impl IntoIterator<Item = S>) -> Result<()> {
+pub(in crate::cli) fn lines<S: AsRef<str>>(lines: impl IntoIterator<Item = S>) -> Result<()> {
     let mut out = io::stdout().lock();
     for line in lines {
         writeln!(out, "{}", line.as_ref())?;
@@ -12,7 +12,7 @@ pub(super) fn lines<S: AsRef<str>>(lines: impl IntoIterator<Item = S>) -> Result
 }
 
 /// Writes one line to stdout.
-pub(super) fn line(text: &str) -> Result<()> {
+pub(in crate::cli) fn line(text: &str) -> Result<()> {
     lines([text])
 }
 
@@ -26,7 +26,7 @@ pub(super) fn document(document: &str) -> Result<()> {
 }
 
 /// A word to the person at the terminal; scripts don't get it.
-pub(super) fn hint(text: &str) {
+pub(in crate::cli) fn hint(text: &str) {
     if console::user_attended_stderr() {
         eprintln!("{}", console::style(text).dim().for_stderr());
     }

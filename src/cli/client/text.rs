@@ -84,7 +84,7 @@ pub(super) fn whole_duration(length: TimeDelta) -> String {
 }
 
 /// The rows of a table as lines: columns as wide as their widest cell, the last one free.
-pub(super) fn table(rows: &[Vec<String>]) -> Vec<String> {
+pub(in crate::cli) fn table(rows: &[Vec<String>]) -> Vec<String> {
     let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
     let widths: Vec<usize> = (0..columns)
         .map(|i| {

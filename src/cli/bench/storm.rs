@@ -1,0 +1,105 @@
+//! W2, the step storm: durable steps a second.
+
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{
+    course::{Client, Length, Taken, Terms},
+    figures::{Spread, Times, Window},
+    report::{self, Report},
+    wire::Wire,
+};
+use crate::cli::client::failure::{Failure, Result};
+
+/// Steps of one run, each of which needs the one before.
+const STEPS: u32 = 100;
+
+/// `bench w2`
+#[derive(Debug, Args)]
+pub struct Storm {
+    /// Runs at once
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=128))]
+    clients: u16,
+    #[command(flatten)]
+    length: Length,
+    #[command(flatten)]
+    terms: Terms,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Figures {
+    steps_per_second: f64,
+    runs_per_second: f64,
+    run_ms: Spread,
+    errors: u64,
+}
+
+/// Starts a run and waits for its end.
+struct Starter {
+    wire: Wire,
+    start: Vec<u8>,
+}
+
+#[derive(Deserialize)]
+struct Run {
+    status: String,
+}
+
+impl Client<Taken> for Starter {
+    async fn piece(&mut self) -> Result<Taken> {
+        let from = Instant::now();
+        let answer = self.wire.call(&self.start).await?;
+        let run: Run = serde_json::from_slice(&answer).map_err(|e| Failure::Unreadable(e.to_string()))?;
+        match run.status.as_str() {
+            "completed" => Ok(Taken { from, to: Instant::now() }),
+            status => Err(Failure::Unreadable(format!("a run is `{status}` and not completed within a minute"))),
+        }
+    }
+}
+
+impl Storm {
+    pub(super) async fn run(self) -> Result<()> {
+        let course = self.terms.course().await?;
+        let body = course.define("fermata-bench-w2", &steps()).await?;
+        let start = course.request("POST /agent/execute", "prefer: wait=60\r\n", &body);
+        let starters = (0..self.clients).map(|_| Starter { wire: Wire::new(&course.site), start: start.clone() });
+        let Length { seconds, warm_up } = self.length;
+        let window = Window::after(Duration::from_secs(warm_up), Duration::from_secs(seconds));
+        let outcome = course.keep_up(window, starters.collect()).await?;
+        let runs: f64 = outcome.done.iter().map(|run| window.share(run.from, run.to)).sum();
+        let mut times = Times::default();
+        outcome.done.iter().filter(|run| window.has(run.from)).for_each(|run| times.add(run.to - run.from));
+        let figures = Figures {
+            steps_per_second: report::tenths(runs * f64::from(STEPS) / window.seconds()),
+            runs_per_second: report::tenths(runs / window.seconds()),
+            run_ms: times.spread(),
+            errors: outcome.errors,
+        };
+        Report { workload: "w2", clients: self.clients, seconds, figures, cpu: outcome.cost }.print(self.terms.json)
+    }
+}
+
+/// A chain of echoes.
+fn steps() -> Value {
+    let id = |number: u32| format!("s{number}");
+    let step = |number| match number {
+        1 => json!({ "id": id(1), "uses": "debug.echo", "with": { "value": 1 } }),
+        _ => json!({ "id": id(number), "needs": [id(number - 1)], "uses": "debug.echo", "with": { "value": number } }),
+    };
+    (1..=STEPS).map(step).collect()
+}
+
+impl report::Rows for Figures {
+    fn rows(&self) -> Vec<report::Row> {
+        vec![
+            report::row("steps", report::rate(self.steps_per_second)),
+            report::row("runs of 100", report::rate(self.runs_per_second)),
+            report::row("one run", report::spread(&self.run_ms)),
+            report::row("errors", self.errors.to_string()),
+        ]
+    }
+}
