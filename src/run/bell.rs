@@ -12,7 +12,7 @@ use crate::{
 /// Runs whose news may be on its way to those who wait; who falls behind looks at the table instead.
 const QUEUE: usize = 1024;
 
-/// Rings when runs move, for callers who said `Prefer: wait`.
+/// Rings when runs end or are held, for callers who said `Prefer: wait`.
 #[derive(Clone, Debug)]
 pub struct Bell {
     moved: broadcast::Sender<RunId>,
@@ -56,7 +56,8 @@ impl Bell {
 
 impl Follower for Bell {
     fn committed(&self, commits: &[Commit]) {
-        for commit in commits {
+        // Steps on the way to an end are no news to those who wait for it, and each would have them look.
+        for commit in commits.iter().filter(|commit| settles(commit)) {
             // Nobody listens most of the time.
             let _ = self.moved.send(commit.run_id);
         }
@@ -67,4 +68,8 @@ impl Follower for Bell {
             let _ = self.moved.send(*run);
         }
     }
+}
+
+fn settles(commit: &Commit) -> bool {
+    commit.ended || commit.frames.iter().any(|frame| frame.name == Status::AwaitingApproval.name())
 }
