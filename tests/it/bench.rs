@@ -2,6 +2,7 @@
 //! counts is so.
 
 use serde_json::Value;
+use sqlx::ConnectOptions;
 use tokio::process::Command;
 
 use crate::world::{World, within};
@@ -57,6 +58,47 @@ async fn w2_counts_the_steps_of_runs_that_completed() {
     let (runs, live) = runs(&world, "fermata-bench-w2").await;
     assert!(runs >= 2 && live == 0, "{live} of {runs} were left behind");
     assert!(per_second <= runs as f64, "{per_second} a second of {runs}");
+}
+
+#[tokio::test]
+async fn w3_brings_every_event_to_every_subscriber() {
+    let world = World::new().await;
+    let figures = bench(&world, "w3 --clients 20 --rate 100 --seconds 1").await;
+    let at = |pointer| number(&figures, pointer);
+    assert_eq!((at("/lost"), at("/repeated"), at("/askedPerSecond")), (0.0, 0.0, 2000.0));
+    // All of it came, so what it took says how fast.
+    assert!(at("/deliveredPerSecond") > 0.0 && at("/deliveredPerSecond") < 2500.0, "{figures:#}");
+    assert!(at("/delayMs/p50") <= at("/delayMs/p99"));
+    // Nobody said which process it is.
+    assert!(figures["memory"].is_null());
+}
+
+#[tokio::test]
+async fn w4_is_exact_through_its_cuts() {
+    let world = World::new().await;
+    let figures = bench(&world, "w4 --clients 2 --events 300 --cuts 5 --seconds 1").await;
+    let at = |pointer| number(&figures, pointer);
+    // What it tells, and seven events around that.
+    assert_eq!((at("/events"), at("/lost"), at("/repeated")), (307.0, 0.0, 0.0));
+    assert!(at("/cuts") > 0.0 && at("/cuts") <= 10.0, "{figures:#}");
+    assert!(at("/livePerSecond") > 0.0 && at("/replayedPerSecond") > 0.0);
+}
+
+#[tokio::test]
+async fn the_database_is_measured_and_left_as_it_was() {
+    let world = World::new().await;
+    let url = world.logins().owner.to_url_lossy();
+    let figures = bench(&world, &format!("limits --seconds 1 --database-url {url}")).await;
+    let names = ["commitsPerSecond", "commitsPerSecondAlone", "tenantCommitsPerSecond", "rowsPerSecond"];
+    assert!(names.iter().all(|name| number(&figures, &format!("/{name}")) > 0.0), "{figures:#}");
+    let figures = bench(&world, &format!("w2 --clients 2 --seconds 1 --warm-up 0 --limits --database-url {url}")).await;
+    let ratio = number(&figures, "/stepsPerSecond") / number(&figures, "/limits/commitsPerSecond");
+    assert!((number(&figures, "/ratios/stepsPerSecond") - ratio).abs() < 0.001, "{figures:#}");
+    let left: i64 = sqlx::query_scalar("select count(*) from pg_namespace where nspname like 'fermata_bench%'")
+        .fetch_one(&mut world.superuser().await)
+        .await
+        .unwrap();
+    assert_eq!(left, 0);
 }
 
 #[tokio::test]

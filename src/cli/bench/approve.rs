@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::{
     course::{Client, Course, Length, Taken, Terms},
     figures::{Spread, Times, Window},
+    limits::Compare,
     report::{self, Report},
     wire::{Stream, Wire},
 };
@@ -28,6 +29,8 @@ pub struct Approve {
     clients: u16,
     #[command(flatten)]
     length: Length,
+    #[command(flatten)]
+    compare: Compare,
     #[command(flatten)]
     terms: Terms,
 }
@@ -156,9 +159,12 @@ impl Approve {
             calls: Wire::new(&course.site),
             events: Wire::new(&course.site),
         };
+        let probe = self.compare.begin(&self.terms).await?;
         let Length { seconds, warm_up } = self.length;
         let window = Window::after(Duration::from_secs(warm_up), Duration::from_secs(seconds));
-        let outcome = course.keep_up(window, (0..self.clients).map(caller).collect()).await?;
+        let outcome = course.keep_up(window, (0..self.clients).map(caller).collect()).await;
+        let standard = probe.finish().await?;
+        let outcome = outcome?;
         let runs: f64 = outcome.done.iter().map(|trip| window.share(trip.whole.from, trip.whole.to)).sum();
         let spread = |time: fn(&Trip) -> Duration| {
             let mut times = Times::default();
@@ -172,7 +178,7 @@ impl Approve {
             run_ms: spread(|trip| trip.whole.to - trip.whole.from),
             errors: outcome.errors,
         };
-        Report { workload: "w1", clients: self.clients, seconds, figures, cpu: outcome.cost }.print(self.terms.json)
+        Report::new("w1", self.clients, seconds, figures, outcome.cost).beside(standard).print(self.terms.json)
     }
 }
 
@@ -195,6 +201,18 @@ impl report::Rows for Figures {
             report::row("approve to next event", report::spread(&self.approve_to_next_event_ms)),
             report::row("one run", report::spread(&self.run_ms)),
             report::row("errors", self.errors.to_string()),
+        ]
+    }
+
+    fn rates(&self) -> Vec<(&'static str, f64)> {
+        vec![("runsPerSecond", self.runs_per_second)]
+    }
+
+    fn times(&self) -> Vec<(&'static str, f64)> {
+        vec![
+            ("createToFirstEventMsP50", self.create_to_first_event_ms.p50),
+            ("approveToNextEventMsP50", self.approve_to_next_event_ms.p50),
+            ("runMsP50", self.run_ms.p50),
         ]
     }
 }

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 use super::{
     figures::Window,
-    vitals::{Cost, Meter},
+    vitals::{self, Cost, Meter},
     wire::{Site, Wire},
 };
 use crate::cli::client::{
@@ -56,6 +56,22 @@ pub(super) struct Course {
     pub(super) server: Option<u32>,
 }
 
+/// A run that tells a number of events, planned and not begun.
+#[derive(Clone, Debug)]
+pub(super) struct Emission {
+    pub(super) run_id: String,
+    /// Its events so far.
+    pub(super) planned: u64,
+}
+
+/// A run as the API shows it.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Run {
+    run_id: String,
+    last_event_id: String,
+}
+
 /// What `fermata dev` says of itself.
 #[derive(Deserialize)]
 struct Holder {
@@ -71,6 +87,12 @@ pub(super) struct Outcome<T> {
 }
 
 impl Terms {
+    /// The database that `fermata dev` wrote down.
+    pub(super) fn noted_database(&self) -> Result<Option<String>> {
+        let dir = self.connection.target(Role::Operator)?.data_dir().map(|dir| dir.join("database"));
+        Ok(dir.and_then(|file| std::fs::read_to_string(file).ok()))
+    }
+
     /// Finds the server and makes sure that it has what the workloads are made of.
     pub(super) async fn course(&self) -> Result<Course> {
         let operator = self.connection.target(Role::Operator)?;
@@ -124,6 +146,29 @@ impl Course {
         let put = self.ask(&format!("PUT /workflow/definitions/{name}"), definition.as_bytes()).await?;
         let reference = format!("{name}@{}", put.get("version").and_then(Value::as_u64).unwrap_or(1));
         Ok(serde_json::json!({ "workflow": reference }).to_string().into_bytes())
+    }
+
+    /// Plans a run that tells events, so that its readers can be there before it begins.
+    pub(super) async fn emission(&self, with: Value) -> Result<Emission> {
+        let plan = serde_json::json!({ "plan": [{ "id": "emit", "uses": "debug.emit", "with": with }] });
+        let run: Run = read(self.ask("POST /agent/plan", plan.to_string().as_bytes()).await?)?;
+        Ok(Emission { planned: number(&run)?, run_id: run.run_id })
+    }
+
+    /// Lets it begin.
+    pub(super) async fn begin(&self, emission: &Emission) -> Result<()> {
+        let body = serde_json::json!({ "runId": emission.run_id }).to_string();
+        self.ask("POST /agent/execute", body.as_bytes()).await.map(drop)
+    }
+
+    /// The number of its last event in the table.
+    pub(super) async fn last_event(&self, emission: &Emission) -> Result<u64> {
+        number(&read(self.ask(&format!("GET /workflow/runs/{}", emission.run_id), b"").await?)?)
+    }
+
+    /// The memory of the server's process, where it is known.
+    pub(super) fn resident(&self) -> Option<u64> {
+        self.server.and_then(vitals::resident)
     }
 
     /// Lets every client do its piece again and again until the window is over. What they do is counted by
@@ -180,6 +225,15 @@ async fn toil<T>(mut client: impl Client<T>, window: Window) -> (Vec<T>, (u64, O
 pub(super) struct Taken {
     pub(super) from: Instant,
     pub(super) to: Instant,
+}
+
+fn read(run: Value) -> Result<Run> {
+    serde_json::from_value(run).map_err(|e| Failure::Unreadable(e.to_string()))
+}
+
+fn number(run: &Run) -> Result<u64> {
+    let number = run.last_event_id.strip_prefix("evt_").and_then(|number| number.parse().ok());
+    number.ok_or_else(|| Failure::Unreadable(format!("an event called `{}`", run.last_event_id)))
 }
 
 fn holder(file: PathBuf) -> Option<u32> {

@@ -22,6 +22,10 @@ impl Times {
         self.0.push(u32::try_from(time.as_micros()).unwrap_or(u32::MAX));
     }
 
+    pub(super) fn merge(&mut self, other: Self) {
+        self.0.extend(other.0);
+    }
+
     /// By nearest rank; all zero when nothing was measured.
     pub(super) fn spread(mut self) -> Spread {
         self.0.sort_unstable();
@@ -69,6 +73,35 @@ impl Window {
     }
 }
 
+/// Whether one reader has seen every event once and in order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Tally {
+    /// The last event seen.
+    pub(super) last: u64,
+    pub(super) lost: u64,
+    pub(super) repeated: u64,
+}
+
+impl Tally {
+    /// True when it is the one that was due.
+    pub(super) fn see(&mut self, number: u64) -> bool {
+        if number <= self.last {
+            self.repeated += 1;
+            return false;
+        }
+        let skipped = number - self.last - 1;
+        self.lost += skipped;
+        self.last = number;
+        skipped == 0
+    }
+
+    /// The reader will see no more; `last` is the run's last event.
+    pub(super) fn finish(&mut self, last: u64) {
+        self.lost += last.saturating_sub(self.last);
+        self.last = self.last.max(last);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,5 +128,14 @@ mod tests {
         assert_eq!([share(2, 4), share(-1, 3), share(8, 12), share(-5, 0), share(10, 11)], [1.0, 0.75, 0.5, 0.0, 0.0]);
         assert_eq!((share(3, 3), share(10, 10)), (1.0, 0.0));
         assert!(!window.is_over() && window.has(at(0)) && !window.has(at(10)));
+    }
+
+    #[test]
+    fn what_is_lost_and_what_comes_again_is_told_apart() {
+        let mut tally = Tally::default();
+        assert!(tally.see(1) && tally.see(2));
+        assert!(!tally.see(5) && !tally.see(4) && !tally.see(5) && tally.see(6));
+        tally.finish(8);
+        assert_eq!(tally, Tally { last: 8, lost: 4, repeated: 2 });
     }
 }

@@ -15,24 +15,6 @@ pub(super) struct Event<'a> {
 }
 
 impl<'a> Event<'a> {
-    /// None for what has no number or no data: the greeting, a comment.
-    fn read(mut frame: &'a [u8]) -> Option<Self> {
-        let (mut number, mut name, mut data) = (None, &[][..], None);
-        while !frame.is_empty() {
-            let end = memchr(b'\n', frame).unwrap_or(frame.len());
-            let (line, rest) = frame.split_at(end);
-            frame = rest.get(1..).unwrap_or_default();
-            if let Some(text) = line.strip_prefix(b"data: ") {
-                data = Some(text);
-            } else if let Some(text) = line.strip_prefix(b"event: ") {
-                name = text;
-            } else if let Some(text) = line.strip_prefix(b"id: evt_") {
-                number = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
-            }
-        }
-        Some(Self { number: number?, name, data: data? })
-    }
-
     /// Whether it is the run's last.
     pub(super) fn ends_run(&self) -> bool {
         matches!(self.name, b"completed" | b"failed" | b"cancelled")
@@ -75,12 +57,26 @@ impl Frames {
 
 /// Tells of the whole events and returns how many bytes they took.
 fn events(bytes: &[u8], tell: &mut impl FnMut(Event<'_>)) -> usize {
-    let mut used = 0;
-    while let Some(rest) = bytes.get(used..)
-        && let Some(end) = memmem::find(rest, b"\n\n")
+    let (mut used, mut at) = (0, 0);
+    let (mut number, mut name, mut data) = (None, &[][..], None);
+    while let Some(rest) = bytes.get(at..)
+        && let Some(end) = memchr(b'\n', rest)
+        && let Some(line) = rest.get(..end)
     {
-        rest.get(..end).and_then(Event::read).into_iter().for_each(&mut *tell);
-        used += end + 2;
+        at += end + 1;
+        if let Some(text) = line.strip_prefix(b"data: ") {
+            data = Some(text);
+        } else if let Some(text) = line.strip_prefix(b"event: ") {
+            name = text;
+        } else if let Some(text) = line.strip_prefix(b"id: evt_") {
+            number = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
+        } else if line.is_empty() {
+            used = at;
+            // The greeting and comments have no number and no data.
+            if let (Some(number), Some(data)) = (number.take(), data.take()) {
+                tell(Event { number, name, data });
+            }
+        }
     }
     used
 }

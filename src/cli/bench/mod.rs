@@ -2,7 +2,7 @@
 //!
 //! The load shares the machine with what is measured, so it is made by one thread with a client of its own:
 //! `wire` speaks HTTP, `frames` finds the events in a stream, `vitals` says what all of it cost. `figures` is
-//! the arithmetic, `report` the output. Each workload has a file with its name.
+//! the arithmetic, `report` the output. Each workload has a file with its name; `limits` asks the database itself.
 
 use std::process::ExitCode;
 
@@ -10,9 +10,13 @@ use clap::Subcommand;
 
 mod approve;
 mod course;
+mod fan_out;
 mod figures;
 mod frames;
+mod limits;
+mod long_stream;
 mod report;
+mod store;
 mod storm;
 mod vitals;
 mod wire;
@@ -26,6 +30,12 @@ pub enum Command {
     W1(approve::Approve),
     /// Step storm: runs of a hundred trivial durable steps
     W2(storm::Storm),
+    /// Fan-out: one run's events to many subscribers
+    W3(fan_out::FanOut),
+    /// Long stream: a run that tells much, to readers that are cut off
+    W4(long_stream::LongStream),
+    /// What the machine and the database can do at this moment
+    Limits(limits::Limits),
 }
 
 /// Measures; says on stderr what went wrong and returns the code that goes with it.
@@ -44,6 +54,9 @@ fn alone(command: Command) -> Result<()> {
         match command {
             Command::W1(approve) => approve.run().await,
             Command::W2(storm) => storm.run().await,
+            Command::W3(fan_out) => fan_out.run().await,
+            Command::W4(long_stream) => long_stream.run().await,
+            Command::Limits(limits) => limits.run().await,
         }
     })
 }

@@ -1,8 +1,10 @@
 //! Figures for a program and for a person.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
-use super::{figures::Spread, vitals::Cost};
+use super::{figures::Spread, limits::CLIENTS, vitals::Cost};
 use crate::cli::client::{
     failure::{Failure, Result},
     output, text,
@@ -12,13 +14,29 @@ use crate::cli::client::{
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Report<F> {
-    pub(super) workload: &'static str,
-    pub(super) clients: u16,
-    pub(super) seconds: u64,
+    workload: &'static str,
+    clients: u16,
+    seconds: u64,
     #[serde(flatten)]
-    pub(super) figures: F,
+    figures: F,
     /// Processors kept busy.
-    pub(super) cpu: Cost,
+    cpu: Cost,
+    /// What the database could do at the time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limits: Option<Standard>,
+    /// The figures in units of that: rates as its parts, times as multiples of one of its commits.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    ratios: BTreeMap<&'static str, f64>,
+}
+
+/// One-row commits a second of eight clients, right before a workload and right after it.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Standard {
+    pub(super) before: f64,
+    pub(super) after: f64,
+    /// The mean of the two.
+    pub(super) commits_per_second: f64,
 }
 
 /// A name and what belongs to it.
@@ -27,9 +45,33 @@ pub(super) type Row = Vec<String>;
 /// The figures of a workload, for a person.
 pub(super) trait Rows {
     fn rows(&self) -> Vec<Row>;
+
+    /// What is compared with the database's commits a second.
+    fn rates(&self) -> Vec<(&'static str, f64)>;
+
+    /// The medians that are compared with the time of one commit.
+    fn times(&self) -> Vec<(&'static str, f64)> {
+        Vec::new()
+    }
 }
 
 impl<F: Serialize + Rows> Report<F> {
+    pub(super) fn new(workload: &'static str, clients: u16, seconds: u64, figures: F, cpu: Cost) -> Self {
+        Self { workload, clients, seconds, figures, cpu, limits: None, ratios: BTreeMap::new() }
+    }
+
+    /// Compares the figures with what the database could do.
+    pub(super) fn beside(mut self, standard: Option<Standard>) -> Self {
+        if let Some(Standard { commits_per_second, .. }) = standard {
+            // Each of the eight waits for its own commits only.
+            let commit_ms = CLIENTS as f64 * 1000.0 / commits_per_second;
+            let rates = self.figures.rates().into_iter().map(|(name, rate)| (name, rate / commits_per_second));
+            let times = self.figures.times().into_iter().map(|(name, ms)| (name, ms / commit_ms));
+            self.ratios = rates.chain(times).map(|(name, ratio)| (name, (ratio * 1000.0).round() / 1000.0)).collect();
+        }
+        Self { limits: standard, ..self }
+    }
+
     pub(super) fn print(&self, json: bool) -> Result<()> {
         if json {
             let text = serde_json::to_string(self).map_err(|e| Failure::Unreadable(e.to_string()))?;
@@ -38,6 +80,10 @@ impl<F: Serialize + Rows> Report<F> {
         let head = format!("{}, clients: {}, seconds: {}", self.workload, self.clients, self.seconds);
         let mut rows = self.figures.rows();
         rows.push(row("processors busy", cost(&self.cpu)));
+        if let Some(Standard { before, after, .. }) = self.limits {
+            rows.push(row("one-row commits", format!("{} before, {after:.0} after", rate(before))));
+        }
+        rows.extend(self.ratios.iter().map(|(name, ratio)| row(&format!("{name}, as a ratio"), ratio.to_string())));
         output::lines([head, String::new()].into_iter().chain(text::table(&rows)))
     }
 }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::{
     course::{Client, Length, Taken, Terms},
     figures::{Spread, Times, Window},
+    limits::Compare,
     report::{self, Report},
     wire::Wire,
 };
@@ -25,6 +26,8 @@ pub struct Storm {
     clients: u16,
     #[command(flatten)]
     length: Length,
+    #[command(flatten)]
+    compare: Compare,
     #[command(flatten)]
     terms: Terms,
 }
@@ -67,9 +70,12 @@ impl Storm {
         let body = course.define("fermata-bench-w2", &steps()).await?;
         let start = course.request("POST /agent/execute", "prefer: wait=60\r\n", &body);
         let starters = (0..self.clients).map(|_| Starter { wire: Wire::new(&course.site), start: start.clone() });
+        let probe = self.compare.begin(&self.terms).await?;
         let Length { seconds, warm_up } = self.length;
         let window = Window::after(Duration::from_secs(warm_up), Duration::from_secs(seconds));
-        let outcome = course.keep_up(window, starters.collect()).await?;
+        let outcome = course.keep_up(window, starters.collect()).await;
+        let standard = probe.finish().await?;
+        let outcome = outcome?;
         let runs: f64 = outcome.done.iter().map(|run| window.share(run.from, run.to)).sum();
         let mut times = Times::default();
         outcome.done.iter().filter(|run| window.has(run.from)).for_each(|run| times.add(run.to - run.from));
@@ -79,7 +85,7 @@ impl Storm {
             run_ms: times.spread(),
             errors: outcome.errors,
         };
-        Report { workload: "w2", clients: self.clients, seconds, figures, cpu: outcome.cost }.print(self.terms.json)
+        Report::new("w2", self.clients, seconds, figures, outcome.cost).beside(standard).print(self.terms.json)
     }
 }
 
@@ -101,5 +107,13 @@ impl report::Rows for Figures {
             report::row("one run", report::spread(&self.run_ms)),
             report::row("errors", self.errors.to_string()),
         ]
+    }
+
+    fn rates(&self) -> Vec<(&'static str, f64)> {
+        vec![("stepsPerSecond", self.steps_per_second), ("runsPerSecond", self.runs_per_second)]
+    }
+
+    fn times(&self) -> Vec<(&'static str, f64)> {
+        vec![("runMsP50", self.run_ms.p50)]
     }
 }

@@ -3,10 +3,13 @@
 use std::{fs, time::Instant};
 
 use rustix::{
-    param::clock_ticks_per_second,
+    param::{clock_ticks_per_second, page_size},
+    process::{Resource, getrlimit, setrlimit},
     time::{ClockId, clock_gettime},
 };
 use serde::Serialize;
+
+use crate::cli::client::failure::{Failure, Result};
 
 /// Processors kept busy on average: 1.0 is one of them, all the time.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -65,6 +68,25 @@ impl Spent {
             machine: fs::read_to_string("/proc/stat").ok().and_then(|stat| of_machine(&stat)),
         }
     }
+}
+
+/// The bytes of memory a process has.
+pub(super) fn resident(pid: u32) -> Option<u64> {
+    let sizes = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let pages: u64 = sizes.split(' ').nth(1)?.parse().ok()?;
+    Some(pages * page_size() as u64)
+}
+
+/// Lets this process have that many files and connections open.
+pub(super) fn allow_files(wanted: u64) -> Result<()> {
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= wanted) {
+        return Ok(());
+    }
+    limit.current = Some(wanted);
+    let refused =
+        |e| Failure::Usage(format!("{wanted} connections need as many open files (`ulimit -n {wanted}`): {e}"));
+    setrlimit(Resource::Nofile, limit).map_err(refused)
 }
 
 /// User and system time, the fields 14 and 15; the name, the second, may have blanks in it.
