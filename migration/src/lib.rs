@@ -9,6 +9,7 @@ mod m20261121_000002_runs;
 mod m20261121_000003_approvals;
 mod m20261121_000004_requests;
 mod m20261121_000005_workers;
+mod m20261121_000006_dead_workers;
 
 /// Every migration, oldest first.
 #[derive(Debug)]
@@ -23,6 +24,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261121_000003_approvals::Migration),
             Box::new(m20261121_000004_requests::Migration),
             Box::new(m20261121_000005_workers::Migration),
+            Box::new(m20261121_000006_dead_workers::Migration),
         ]
     }
 }

@@ -125,6 +125,28 @@ async fn a_claim_that_was_not_heard_of_is_given_back() {
 }
 
 #[tokio::test]
+async fn who_was_given_up_stays_so_while_one_of_its_runs_is_locked() {
+    let fixture = Fixture::start("dead").await;
+    let tenant = fixture.tenant("one").await;
+    for _ in 0..2 {
+        fixture.live_run(tenant, true).await;
+    }
+    let worker = fixture.worker(1).await;
+    let held = fixture.claim(worker, 2, 9).await;
+    let mut late = fixture.database.tenant(tenant).await.unwrap();
+    let lock = sqlx::query("select from run_leases where run_id = $1 for update").bind(held[0].1);
+    lock.execute(late.conn()).await.unwrap();
+
+    assert_eq!(fixture.number("select release_dead_workers($1)").await, 1);
+    let given_up = "select count(*) from workers where alive_until = '-infinity' and $1 is not null";
+    assert_eq!(fixture.number(given_up).await, 1);
+    late.commit().await.unwrap();
+    assert_eq!(fixture.number("select release_dead_workers($1)").await, 1);
+    assert_eq!(fixture.number("select count(*) from workers where $1 is not null").await, 0);
+    fixture.stop().await;
+}
+
+#[tokio::test]
 async fn migrations_run_forward_over_the_rows_of_every_version_before() {
     let fixture = Fixture::unmigrated("forward").await;
     let mut written = Vec::new();

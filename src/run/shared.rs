@@ -2,13 +2,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicI64, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
 };
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{child::Children, waker::Waker};
@@ -59,8 +56,16 @@ pub(super) struct Life {
     pub(super) lock_key: i64,
     /// Fires when the claims are lost: turns drop everything and write nothing.
     pub(super) lost: CancellationToken,
-    /// Until when the others take it for alive, in milliseconds since 1970.
-    believed_until: Arc<AtomicI64>,
+    standing: Arc<watch::Sender<Standing>>,
+}
+
+/// What the others go by.
+#[derive(Clone, Copy, Debug)]
+struct Standing {
+    /// Until when they take it for alive.
+    until: Timestamp,
+    /// Whether its session holds the lock.
+    locked: bool,
 }
 
 impl Life {
@@ -68,18 +73,30 @@ impl Life {
     pub(super) fn new(now: Timestamp, until: Timestamp) -> Self {
         let worker = WorkerId::new(now);
         let lock_key = i64::from_be_bytes(worker.uuid().as_u64_pair().1.to_be_bytes());
-        let believed_until = Arc::new(AtomicI64::new(until.timestamp_millis()));
-        Self { worker, lock_key, lost: CancellationToken::new(), believed_until }
+        let standing = Arc::new(watch::Sender::new(Standing { until, locked: true }));
+        Self { worker, lock_key, lost: CancellationToken::new(), standing }
     }
 
     /// It gave a sign of life.
     pub(super) fn believe(&self, until: Timestamp) {
-        self.believed_until.store(until.timestamp_millis(), Ordering::Relaxed);
+        self.standing.send_modify(|standing| standing.until = until);
     }
 
-    /// Whether the others take it for alive.
+    /// Its session has the lock, or lost it.
+    pub(super) fn locked(&self, locked: bool) {
+        self.standing.send_modify(|standing| standing.locked = locked);
+    }
+
+    /// Whether its time has not run out.
     pub(super) fn is_believed(&self, now: Timestamp) -> bool {
-        now.timestamp_millis() < self.believed_until.load(Ordering::Relaxed)
+        now < self.standing.borrow().until
+    }
+
+    /// Waits until nobody can take it for dead: only then may it claim, and call.
+    pub(super) async fn safe(&self, clock: &Clock) {
+        let mut standing = self.standing.subscribe();
+        // The sender is part of this life, so there is always more to wait for.
+        let _ = standing.wait_for(|standing| standing.locked && clock.now() < standing.until).await;
     }
 }
 

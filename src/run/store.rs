@@ -28,7 +28,7 @@ pub(super) async fn beat(
             .execute(tx.conn())
             .await?
     } else {
-        sqlx::query("update workers set alive_until = $2 where worker_id = $1")
+        sqlx::query("update workers set alive_until = $2 where worker_id = $1 and alive_until > '-infinity'")
             .bind(worker.uuid())
             .bind(until)
             .execute(tx.conn())

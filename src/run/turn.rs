@@ -209,6 +209,10 @@ impl Turn {
         if self.state.status().is_terminal() || claim != Claim::Keep {
             return Ok(Next::Over);
         }
+        if !self.launches.is_empty() {
+            // A process that was frozen, or lost its lock, may hold the run no more. Then its life ends here.
+            self.life.safe(&self.shared.clock).await;
+        }
         for launch in std::mem::take(&mut self.launches) {
             self.launch(launch, now);
         }

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     config::WorkerSettings,
     db::{Database, SessionLock},
-    journal::{self, Journal, Lock},
+    journal::{self, Follower, Journal, Lock},
     kernel::{Clock, Error, Problem, Result, RunId, TenantId, Timestamp},
     tool::Registry,
 };
@@ -91,14 +91,13 @@ impl Worker {
         let now = shared.clock.now();
         let life = Life::new(now, now + self.lease());
         let taken = SessionLock::take(self.lock.clone(), life.lock_key).await?;
-        let lock = taken.ok_or_else(|| Error::unavailable("another session holds this worker's lock"))?;
-        let lock_lost = lock.lost();
+        let mut lock = taken.ok_or_else(|| Error::unavailable("another session holds this worker's lock"))?;
         store::beat(&shared.db, life.worker, life.lock_key, now + self.lease(), true).await?;
         tracing::info!(worker = %life.worker, "working");
         let turns = TaskTracker::new();
         let outcome = tokio::select! {
             outcome = self.keep_alive(&life) => outcome,
-            () = lock_lost.cancelled() => Ok(()),
+            outcome = self.keep_lock(&life, &mut lock) => outcome,
             outcome = self.claim_and_turn(&life, &turns) => outcome,
         };
         let stopping = shared.stop.is_cancelled() && outcome.is_ok();
@@ -110,6 +109,7 @@ impl Worker {
             tokio::select! {
                 () = turns.wait() => true,
                 _ = self.keep_alive(&life), if stopping => false,
+                _ = self.keep_lock(&life, &mut lock), if stopping => false,
             }
         };
         if !ended.await {
@@ -143,6 +143,37 @@ impl Worker {
         }
     }
 
+    /// Holds the lock. One that went with its connection is taken again while there is time; returns when others
+    /// were quicker, or the time is up.
+    async fn keep_lock(&self, life: &Life, lock: &mut SessionLock) -> Result<()> {
+        loop {
+            let lost = lock.lost();
+            lost.cancelled().await;
+            life.locked(false);
+            tracing::warn!(worker = %life.worker, "the worker's lock was lost with its connection");
+            *lock = loop {
+                match self.take_again(life).await {
+                    Ok(Some(taken)) => break taken,
+                    Ok(None) => return Ok(()),
+                    Err(error) if !life.is_believed(self.shared.clock.now()) => return Err(error),
+                    Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+                }
+            };
+            life.locked(true);
+            // Each turn looks whether its run is still its own before it goes on.
+            self.shared.waker.resync();
+        }
+    }
+
+    /// The lock once more; none when this worker was given up for dead meanwhile. Whoever frees a worker's runs
+    /// makes an end of it in the same transaction, so a sign of life that is taken, under the lock, means that
+    /// every run is where it was.
+    async fn take_again(&self, life: &Life) -> Result<Option<SessionLock>> {
+        let taken = SessionLock::take(self.lock.clone(), life.lock_key).await?;
+        let lock = taken.ok_or_else(|| Error::unavailable("the former session still holds the lock"))?;
+        Ok(self.beat(life).await?.then_some(lock))
+    }
+
     /// One sign of life; false when it had been given up for dead meanwhile.
     async fn beat(&self, life: &Life) -> Result<bool> {
         let until = self.shared.clock.now() + self.lease();
@@ -159,18 +190,17 @@ impl Worker {
         let mut failures = 0_u32;
         let mut swept_at = None;
         loop {
-            if shared.stop.is_cancelled() {
-                return Ok(());
+            tokio::select! {
+                biased;
+                () = shared.stop.cancelled() => return Ok(()),
+                // Or it might find itself among the dead, after a leap of the clock or of the database.
+                () = life.safe(&shared.clock) => {}
             }
             let now = shared.clock.now();
             // Once a poll, and not on every wake-up, the dead are looked for.
             let sweep = swept_at.is_none_or(|at| now - at >= self.poll());
             if sweep {
                 swept_at = Some(now);
-                // After a leap of the clock (a machine that slept) it must not take itself for dead.
-                if !life.is_believed(now) && !self.beat(life).await? {
-                    return Ok(());
-                }
             }
             let next = match self.claim(life, turns, sweep).await {
                 Ok(next) => {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use fermata::{app::Role, kernel::Clock};
 use serde_json::{Value, json};
 
-use crate::world::{Run, Upstream, World};
+use crate::world::{Run, Upstream, World, within};
 
 /// A call to `/act` by this method, and a step after it.
 fn plan(upstream: &Upstream, method: &str) -> Value {
@@ -237,5 +237,31 @@ async fn a_cancel_ends_a_run_whose_worker_died() {
     let _worker = world.mortal(Role::Worker).await;
     assert_eq!(run.wait_end().await["status"], "cancelled");
     assert_eq!(run.step("act").await["error"]["code"], "outcome_unknown");
+    is_sound(&run).await;
+}
+
+#[tokio::test]
+async fn a_worker_that_loses_its_lock_takes_it_again_and_keeps_its_calls() {
+    let (world, upstream) = (World::without_worker(|_| ()).await, Upstream::start().await);
+    let _worker = world.mortal(Role::Worker).await;
+    upstream.hold("/act");
+    let run = world.operator().start(plan(&upstream, "POST")).await;
+    upstream.arrived("/act", 1).await;
+    let mut database = world.superuser().await;
+    let here = "from pg_locks where locktype = 'advisory' and granted and pid <> pg_backend_pid()
+                and database = (select oid from pg_database where datname = current_database())";
+    let cut = sqlx::AssertSqlSafe(format!("select pg_terminate_backend(pid, 5000) {here}"));
+    assert_eq!(sqlx::query_scalar::<_, bool>(cut).fetch_all(&mut database).await.unwrap(), [true]);
+    let again = async {
+        let locks = format!("select count(*) {here}");
+        while sqlx::query_scalar::<_, i64>(sqlx::AssertSqlSafe(locks.as_str())).fetch_one(&mut database).await.unwrap()
+            == 0
+        {}
+    };
+    within("the lock, taken again", again).await;
+    upstream.release("/act");
+    run.completes().await;
+    assert!(!run.event_names().await.contains(&"awaiting_approval".to_owned()));
+    assert_eq!(upstream.requests_to("/act").len(), 1);
     is_sound(&run).await;
 }
