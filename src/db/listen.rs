@@ -15,7 +15,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::Database;
-use crate::kernel::{Error, Result};
+use crate::kernel::{
+    Error, Result,
+    crash::{self, Side},
+};
 
 /// A payload Postgres takes, in bytes.
 pub const NOTIFY_BYTES: usize = 7999;
@@ -74,7 +77,9 @@ impl Database {
         if payload.len() > NOTIFY_BYTES {
             return Err(Error::internal(format!("a notification of {} bytes", payload.len())));
         }
+        crash::point("notify", Side::Before, &channel);
         sqlx::query("select pg_notify($1, $2)").bind(channel).bind(payload).execute(&self.pool).await?;
+        crash::point("notify", Side::After, &channel);
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{panic::Location, time::Duration};
 
 use sea_orm::{ConnectionTrait, DbBackend, DbErr, ExecResult, QueryResult, RuntimeErr, Statement, Values};
 use sea_query_sqlx::SqlxValues;
@@ -8,7 +8,10 @@ use sqlx::{
 };
 use tokio::sync::Mutex;
 
-use crate::kernel::{Error, Result, TenantId, Timestamp};
+use crate::kernel::{
+    Error, Result, TenantId, Timestamp,
+    crash::{self, Side},
+};
 
 /// The pool, hidden behind transactions that carry their tenant.
 #[derive(Clone, Debug)]
@@ -124,10 +127,14 @@ impl TenantTx {
     ///
     /// # Errors
     /// When the database refuses or is away.
-    pub async fn commit(self) -> Result<()> {
-        self.tx.into_inner().commit().await.map_err(database_error)?;
-        self.after_commit.into_iter().for_each(|act| act());
-        Ok(())
+    #[track_caller]
+    pub fn commit(self) -> impl Future<Output = Result<()>> + Send {
+        let committed = commit(self.tx.into_inner(), Location::caller());
+        async move {
+            committed.await?;
+            self.after_commit.into_iter().for_each(|act| act());
+            Ok(())
+        }
     }
 }
 
@@ -147,9 +154,18 @@ impl SystemTx {
     ///
     /// # Errors
     /// When the database refuses or is away.
-    pub async fn commit(self) -> Result<()> {
-        self.tx.commit().await.map_err(database_error)
+    #[track_caller]
+    pub fn commit(self) -> impl Future<Output = Result<()>> + Send {
+        commit(self.tx, Location::caller())
     }
+}
+
+/// The one place where anything becomes true.
+async fn commit(tx: Transaction<'static, Postgres>, caller: &'static Location<'static>) -> Result<()> {
+    crash::point("commit", Side::Before, caller);
+    tx.commit().await.map_err(database_error)?;
+    crash::point("commit", Side::After, caller);
+    Ok(())
 }
 
 impl std::fmt::Debug for TenantTx {

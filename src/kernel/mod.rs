@@ -1,8 +1,9 @@
 //! The floor every other room stands on: typed ids, actors, the clock, the one error type and page
-//! cursors. Nothing here does I/O.
+//! cursors. Nothing here does I/O, but for the crash points of debug builds.
 
 mod actor;
 mod clock;
+pub mod crash;
 mod error;
 mod id;
 mod page;

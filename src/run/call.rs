@@ -7,7 +7,10 @@ use serde_json::Value;
 
 use crate::{
     journal::{Effect, Failure, StepKey, Wait},
-    kernel::Clock,
+    kernel::{
+        Clock,
+        crash::{self, Side},
+    },
     tool::{Call, Outcome, Registry, ToolError},
 };
 
@@ -86,7 +89,9 @@ pub(super) async fn make(registry: Registry, clock: Clock, tool: String, timeout
 
 /// The call itself. A tool that panics has come to an unknown end, as one that lost its connection has.
 async fn act(registry: &Registry, tool: &str, call: Call) -> Result<Outcome, ToolError> {
+    crash::point("call", Side::Before, &tool);
     let outcome = AssertUnwindSafe(registry.call(tool, call)).catch_unwind().await;
+    crash::point("call", Side::After, &tool);
     outcome.unwrap_or_else(|_| Err(ToolError::unknown("tool_panicked", "the tool failed in a way it should not")))
 }
 

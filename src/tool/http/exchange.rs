@@ -10,7 +10,10 @@ use super::{
     response::settle,
     rules::Rules,
 };
-use crate::tool::{Call, ToolError};
+use crate::{
+    kernel::crash::{self, Side},
+    tool::{Call, ToolError},
+};
 
 /// One call's way through its requests.
 pub(super) struct Exchange<'a> {
@@ -51,7 +54,9 @@ impl Exchange<'_> {
         if let Some(body) = &request.body {
             sending = sending.body(body.clone());
         }
+        crash::point("request", Side::Before, &request.method);
         let response: Response = sending.send().await.map_err(|e| unanswered(request, &e))?;
+        crash::point("request", Side::After, &request.method);
         if let Some(next) = request.next(response.status(), response.headers())? {
             return Ok(Step::Next(Box::new(next)));
         }
