@@ -8,6 +8,7 @@ mod calls;
 mod children;
 mod definitions;
 mod fairness;
+mod fire;
 mod house;
 mod input;
 mod killed;

@@ -135,7 +135,7 @@ impl Request {
         self.header("idempotency-key", key)
     }
 
-    async fn response(self) -> (Method, String, reqwest::Response) {
+    async fn exchange(self) -> (Method, String, reqwest::Result<reqwest::Response>) {
         let Self { client, method, path, headers, body, .. } = self;
         let mut request = client.http.request(method.clone(), format!("{}{path}", client.url)).headers(headers);
         if let Some(token) = &client.token {
@@ -145,28 +145,51 @@ impl Request {
             request = request.body(body);
         }
         let response = within(format!("{method} {path}"), request.send()).await;
+        (method, path, response)
+    }
+
+    async fn response(self) -> (Method, String, reqwest::Response) {
+        let (method, path, response) = self.exchange().await;
         let response = response.unwrap_or_else(|error| panic!("{method} {path}: {error:?}"));
         (method, path, response)
     }
 
     /// The whole answer.
     pub async fn send(self) -> Answer {
+        self.try_send().await.unwrap_or_else(|error| panic!("{error:?}"))
+    }
+
+    /// The whole answer, or none where the connection broke.
+    pub async fn attempt(self) -> Option<Answer> {
+        self.try_send().await.ok()
+    }
+
+    async fn try_send(self) -> reqwest::Result<Answer> {
         let checked = self.checked;
-        let (method, path, response) = self.response().await;
+        let (method, path, response) = self.exchange().await;
+        let response = response?;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         let to = format!("{method} {path}");
-        let body = within(format!("the body of {to}"), response.bytes()).await.unwrap();
+        let body = within(format!("the body of {to}"), response.bytes()).await?;
         let answer = Answer { status, headers, body, to };
         if checked {
             contract::check(method.as_str(), &path, &answer);
         }
-        answer
+        Ok(answer)
     }
 
     /// A stream of events, if one is opened.
     pub async fn try_follow(self) -> Option<Follow> {
         let (_, _, response) = self.header("accept", "text/event-stream").response().await;
         (response.status() == StatusCode::OK).then(|| Follow::new(response))
+    }
+
+    /// A stream of events, if the server is there and opens one.
+    pub async fn reach(self) -> Option<Follow> {
+        let (method, path, response) = self.header("accept", "text/event-stream").exchange().await;
+        let response = response.ok().filter(|response| response.status() != StatusCode::SERVICE_UNAVAILABLE)?;
+        assert_eq!(response.status(), StatusCode::OK, "{method} {path}: {:?}", response.text().await);
+        Some(Follow::new(response))
     }
 
     /// A stream of events, opened.

@@ -46,6 +46,16 @@ impl Follow {
         Some(event)
     }
 
+    /// The next event, however long it takes; none when the stream has ended. Nothing is kept.
+    pub async fn next_if_any(&mut self) -> Option<Event> {
+        self.events.next().await
+    }
+
+    /// The first event, unless the stream breaks before.
+    pub async fn into_first(mut self) -> Option<Event> {
+        self.events.next().await
+    }
+
     /// Reads on until an event of that name comes.
     pub async fn until(&mut self, name: &str) -> Event {
         loop {

@@ -14,7 +14,7 @@ mod redact;
 mod run;
 mod upstream;
 
-pub use client::{Answer, Client};
+pub use client::{Answer, Client, Request};
 pub use contract::{document, faults};
 pub use follow::{Event, Follow};
 pub use operations::Operation;
