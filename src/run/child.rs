@@ -113,7 +113,7 @@ impl Children {
 #[async_trait]
 impl ChildRuns for Children {
     async fn start(&self, call: &Call, child: ChildRequest) -> Result<RunId, ToolError> {
-        self.open(call, child).await.map_err(|error| {
+        call.patiently(|| self.open(call, child.clone())).await.map_err(|error| {
             let code = error.problem().slug().replace('-', "_");
             match error.problem() {
                 // Starting is idempotent, so an unknown outcome is as good as a failure that passes.

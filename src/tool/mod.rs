@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     journal::{Effect, Failure, StepKey, ToolProgress, Wait},
-    kernel::{Actor, RunId, TenantId, Timestamp},
+    kernel::{Actor, Problem, Result, RunId, TenantId, Timestamp},
 };
 
 mod child;
@@ -96,6 +96,26 @@ impl Call {
     fn read<T: DeserializeOwned>(&self) -> Result<T, ToolError> {
         serde_path_to_error::deserialize(self.arguments.as_ref())
             .map_err(|e| ToolError::failed("invalid_arguments", format!("`{}`: {}", e.path(), e.inner())))
+    }
+
+    /// Asks our own database, again and again while it is away: that is no failure of the step. Gives up when the
+    /// call's time is up or it is called off. What is asked must bear asking twice.
+    ///
+    /// # Errors
+    /// Those of `ask`.
+    pub async fn patiently<T, F: Future<Output = Result<T>>>(&self, ask: impl Fn() -> F) -> Result<T> {
+        let mut pause = Duration::from_millis(50);
+        loop {
+            match ask().await {
+                Err(error) if error.problem() == Problem::Unavailable => {
+                    tokio::select! {
+                        () = self.cancel.cancelled() => return Err(error),
+                        () = tokio::time::sleep(pause) => pause = (pause * 2).min(Duration::from_secs(1)),
+                    }
+                }
+                answered => return answered,
+            }
+        }
     }
 }
 

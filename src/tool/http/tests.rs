@@ -3,7 +3,10 @@
 use std::{
     future::pending,
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use async_trait::async_trait;
@@ -19,7 +22,7 @@ use super::*;
 use crate::{
     config::ToolSettings,
     journal::Failure,
-    kernel::{Result, TenantId},
+    kernel::{Error, Result, TenantId},
     tool::{Call, Outcome, Tool, ToolError, tests::call},
 };
 
@@ -238,6 +241,27 @@ async fn an_open_connection_of_another_tenants_rules_is_not_used() {
     assert_eq!(failed(finish(&tool, second).await).code, "address_refused");
     assert!(finish(&tool, first).await.is_ok());
     assert_eq!(*server.connections.lock().unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_database_that_is_away_for_a_moment_fails_no_call() {
+    struct AwayAtFirst(AtomicU32);
+    #[async_trait]
+    impl AllowList for AwayAtFirst {
+        async fn allowed(&self, _: TenantId) -> Result<Vec<String>> {
+            match self.0.fetch_add(1, Ordering::Relaxed) {
+                0..3 => Err(Error::unavailable("away")),
+                _ => Ok(vec!["127.0.0.1".to_owned()]),
+            }
+        }
+    }
+    let server = Server::start(|_| ok("text/plain", "here")).await;
+    let there = call(json!({"url": server.url("/")}));
+    assert_eq!(finish(&tool(AwayAtFirst(AtomicU32::new(0)), false), there.clone()).await.unwrap()["body"], "here");
+    // Called off while it waits, nothing was sent.
+    there.cancel.cancel();
+    let called_off = failed(finish(&tool(AwayAtFirst(AtomicU32::new(0)), false), there).await);
+    assert_eq!(called_off.code, "cancelled");
 }
 
 #[tokio::test]

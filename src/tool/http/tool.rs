@@ -49,7 +49,7 @@ impl HttpRequest {
     }
 
     async fn rules(&self, call: &Call) -> Result<Rules, ToolError> {
-        match self.allow_list.allowed(call.tenant_id).await {
+        match call.patiently(|| self.allow_list.allowed(call.tenant_id)).await {
             Ok(entries) => Ok(Rules::new(self.loopback, &entries)),
             Err(error) => {
                 tracing::warn!(%error, ?error, "a tenant's allow-list cannot be read");
