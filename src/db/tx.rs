@@ -3,7 +3,7 @@ use std::{panic::Location, time::Duration};
 use sea_orm::{ConnectionTrait, DbBackend, DbErr, ExecResult, QueryResult, RuntimeErr, Statement, Values};
 use sea_query_sqlx::SqlxValues;
 use sqlx::{
-    AssertSqlSafe, PgConnection, PgPool, Postgres, Transaction,
+    AssertSqlSafe, PgConnection, PgPool, Postgres, SqlSafeStr, Transaction,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 use tokio::sync::Mutex;
@@ -74,12 +74,21 @@ impl Database {
     async fn begin(&self, statement: String) -> Result<Transaction<'static, Postgres>> {
         let mut tries = self.pool.size();
         loop {
-            match self.pool.begin_with(AssertSqlSafe(statement.clone())).await {
+            match self.begin_whole(statement.clone()).await {
                 Err(error) if is_cut(&error) && tries > 0 => tries -= 1,
                 // Nothing was asked yet, so whatever it is, it is not the caller's or this program's fault.
                 begun => return begun.map_err(Error::unavailable),
             }
         }
+    }
+
+    // The driver rolls back what it knows to have begun. A begin whose caller goes away before its answer would
+    // take its open transaction back to the pool, and the tenants it named to whoever comes next. So it is a task
+    // of its own, which ends in any case; a transaction that nobody takes from it is rolled back.
+    async fn begin_whole(&self, statement: String) -> sqlx::Result<Transaction<'static, Postgres>> {
+        let connection = self.pool.acquire().await?;
+        let begin = Transaction::begin(connection, Some(AssertSqlSafe(statement).into_sql_str()));
+        tokio::spawn(begin).await.unwrap_or(Err(sqlx::Error::WorkerCrashed))
     }
 
     /// The database's own time.

@@ -24,5 +24,6 @@ mod tokens;
 mod vitals;
 mod walk;
 mod wall;
+mod walls;
 mod wire;
 mod world;

@@ -49,29 +49,3 @@ async fn too_strong_a_login_is_refused() {
     assert!(findings(&logins.superuser).await.contains("superuser"), "{}", findings(&logins.superuser).await);
     assert!(findings(&logins.owner).await.contains("own"), "{}", findings(&logins.owner).await);
 }
-
-#[tokio::test]
-async fn a_transaction_sees_its_tenant_and_nobody_else() {
-    let world = World::new().await;
-    world.operator().start(serde_json::json!([{ "id": "a", "uses": "debug.echo" }])).await.completes().await;
-    let tables: Vec<String> = sqlx::query_scalar(
-        "select c.relname::text from pg_class c join pg_attribute a on a.attrelid = c.oid
-         where c.relkind in ('r', 'p') and c.relnamespace = 'public'::regnamespace and a.attname = 'tenant_id'
-           and has_table_privilege('fermata_app', c.oid, 'select')",
-    )
-    .fetch_all(&mut world.superuser().await)
-    .await
-    .unwrap();
-    assert!(tables.len() >= 8, "{tables:?}");
-    for table in tables {
-        let count = format!("select count(*) from {table} where tenant_id <> $1");
-        let mut tx = world.database().tenant(world.abroad()).await.unwrap();
-        let foreign: i64 =
-            sqlx::query_scalar(AssertSqlSafe(count)).bind(world.abroad().uuid()).fetch_one(tx.conn()).await.unwrap();
-        assert_eq!(foreign, 0, "{table}");
-        let mut tx = world.database().system().await.unwrap();
-        let all = sqlx::query_scalar::<_, i64>(AssertSqlSafe(format!("select count(*) from {table}")));
-        let seen = all.fetch_one(tx.conn()).await;
-        assert!(!matches!(seen, Ok(1..)), "without a tenant {table} shows rows: {seen:?}");
-    }
-}

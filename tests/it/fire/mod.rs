@@ -13,10 +13,7 @@ mod site;
 
 use std::time::Duration;
 
-/// So much in the whole campaign, so much every time.
-fn scale<T>(full: T, usual: T) -> T {
-    if std::env::var("FERMATA_CAMPAIGN").is_ok_and(|word| word == "full") { full } else { usual }
-}
+use crate::world::campaign::scale;
 
 /// Median, 99th percentile and maximum, for a line of figures.
 fn spread(mut times: Vec<Duration>) -> String {

@@ -156,21 +156,30 @@ impl Request {
 
     /// The whole answer.
     pub async fn send(self) -> Answer {
-        self.try_send().await.unwrap_or_else(|error| panic!("{error:?}"))
+        self.read(false).await.unwrap_or_else(|error| panic!("{error:?}"))
+    }
+
+    /// The answer; of a stream that is opened, its head only.
+    pub async fn opening(self) -> Answer {
+        self.read(true).await.unwrap_or_else(|error| panic!("{error:?}"))
     }
 
     /// The whole answer, or none where the connection broke.
     pub async fn attempt(self) -> Option<Answer> {
-        self.try_send().await.ok()
+        self.read(false).await.ok()
     }
 
-    async fn try_send(self) -> reqwest::Result<Answer> {
+    async fn read(self, only_open: bool) -> reqwest::Result<Answer> {
         let checked = self.checked;
         let (method, path, response) = self.exchange().await;
         let response = response?;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         let to = format!("{method} {path}");
-        let body = within(format!("the body of {to}"), response.bytes()).await?;
+        let body = if only_open && headers.get("content-type").is_some_and(|kind| kind == "text/event-stream") {
+            Bytes::new()
+        } else {
+            within(format!("the body of {to}"), response.bytes()).await?
+        };
         let answer = Answer { status, headers, body, to };
         if checked {
             contract::check(method.as_str(), &path, &answer);

@@ -4,6 +4,7 @@
 //!
 //! A test never sleeps: it waits for an event of a run, for a request at an upstream, or moves the clock.
 
+pub mod campaign;
 mod client;
 mod contract;
 mod follow;
