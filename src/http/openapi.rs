@@ -159,14 +159,14 @@ fn problems(operation: &mut Operation, secured: bool, named: bool) -> Result<BTr
         |name: &str| operation.parameters.iter().flatten().any(|one| matches!(one, RefOr::T(one) if one.name == name));
     let (body, once) = (operation.request_body.is_some(), takes("Idempotency-Key"));
     let applies = |problem: &Problem| match problem {
-        Problem::Malformed => secured || body || operation.parameters.is_some(),
         Problem::MalformedCursor => takes("cursor") || takes("lastEventId"),
         Problem::Unauthenticated | Problem::Forbidden => secured,
         Problem::NotFound => named,
         Problem::RequestTimeout | Problem::TooLarge | Problem::UnsupportedMediaType => body,
         Problem::Invalid => body || takes("limit"),
         Problem::IdempotencyInFlight | Problem::IdempotencyMismatch => once,
-        Problem::Internal | Problem::Unavailable => true,
+        // Any URL can be one that nobody can read.
+        Problem::Malformed | Problem::Internal | Problem::Unavailable => true,
         _ => false,
     };
     let mut problems = BTreeMap::<u16, Vec<Problem>>::new();

@@ -1,5 +1,6 @@
 //! The walls of the house under attack: what a tenant, a request or a crowd of readers must not get through.
 
+mod fuzz;
 mod ids;
 mod pool;
 mod requests;
