@@ -1,5 +1,8 @@
 //! The walls of the house under attack: what a tenant, a request or a crowd of readers must not get through.
 
+mod clock;
+mod connections;
+mod disk;
 mod fuzz;
 mod ids;
 mod pool;

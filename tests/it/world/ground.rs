@@ -2,7 +2,7 @@
 
 use std::{
     io::Write,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
         OnceLock,
@@ -28,6 +28,7 @@ const CARETAKER: &str = r#"
     tries=0
     while [ -e "$1/pg/postmaster.pid" ] && [ $((tries += 1)) -lt 500 ]; do sleep 0.02; done
     elsewhere=$(readlink "$1/pg") && rm -rf "$(dirname "$elsewhere")"
+    umount "$1" 2>/dev/null
     rm -rf "$1" $more
 "#;
 
@@ -54,18 +55,31 @@ impl Ground {
     /// The process's own, started when it is first wanted.
     pub async fn get() -> &'static Self {
         static GROUND: OnceLock<Ground> = OnceLock::new();
-        tokio::task::spawn_blocking(|| GROUND.get_or_init(Self::start)).await.unwrap()
+        let start = || Self::start(&place(), Durability::None);
+        tokio::task::spawn_blocking(move || GROUND.get_or_init(start)).await.unwrap()
     }
 
-    fn start() -> Self {
+    /// One more, to break: `prepare` sees its folder first, which may become another file system. What it says is
+    /// on disk is on disk.
+    pub async fn apart<T: Send + 'static>(
+        prepare: impl FnOnce(&Path) -> Option<T> + Send + 'static,
+    ) -> Option<(&'static Self, T)> {
+        let start = || {
+            let place = place();
+            let prepared = prepare(&place)?;
+            // Its databases are dropped when their worlds are, whenever that is.
+            Some((&*Box::leak(Box::new(Self::start(&place, Durability::Full))), prepared))
+        };
+        tokio::task::spawn_blocking(start).await.unwrap()
+    }
+
+    fn start(path: &Path, durability: Durability) -> Self {
         // Its tasks outlive the runtime of the test that comes first.
         let keeper = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let path =
-            std::env::temp_dir().join(format!("fermata-it-{}-{:08x}", std::process::id(), rand::random::<u32>()));
-        let caretaker = hire(&path);
+        let caretaker = hire(path);
         let cluster = keeper.block_on(async {
-            let dir = DataDir::claim(&path, &Clock::system()).unwrap();
-            let cluster = Cluster::start(dir, Durability::None).await.unwrap();
+            let dir = DataDir::claim(path, &Clock::system()).unwrap();
+            let cluster = Cluster::start(dir, durability).await.unwrap();
             db::migrate(cluster.admin_options()).await.unwrap();
             cluster
         });
@@ -94,6 +108,10 @@ impl Drop for Logins {
             sqlx::raw_sql(AssertSqlSafe(format!("drop database {name} with (force)"))).execute(&mut superuser).await
         });
     }
+}
+
+fn place() -> PathBuf {
+    std::env::temp_dir().join(format!("fermata-it-{}-{:08x}", std::process::id(), rand::random::<u32>()))
 }
 
 fn hire(path: &Path) -> Child {

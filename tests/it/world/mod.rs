@@ -18,6 +18,7 @@ mod upstream;
 pub use client::{Answer, Client, Request};
 pub use contract::{document, faults};
 pub use follow::{Event, Follow};
+pub use ground::Ground;
 pub use operations::Operation;
 pub use place::{SECRET, World};
 pub use redact::Redactor;

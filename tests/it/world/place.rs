@@ -105,7 +105,16 @@ impl World {
         Self::of(Role::Api, change).await
     }
 
+    /// On a PostgreSQL of its own choice.
+    pub async fn on(ground: &'static Ground, change: impl FnOnce(&mut Settings)) -> Self {
+        Self::build(ground, Role::All, change).await
+    }
+
     async fn of(role: Role, change: impl FnOnce(&mut Settings)) -> Self {
+        Self::build(Ground::get().await, role, change).await
+    }
+
+    async fn build(ground: &'static Ground, role: Role, change: impl FnOnce(&mut Settings)) -> Self {
         let mut settings = Settings::default();
         settings.auth.secret = Some(SecretString::from(SECRET));
         settings.tools.debug = true;
@@ -117,7 +126,7 @@ impl World {
         // The command line installs one in `main`; a second time is no harm.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let room = ROOM.acquire().await.unwrap();
-        let logins = Arc::new(Ground::get().await.database().await);
+        let logins = Arc::new(ground.database().await);
         let (clock, offset) = Clock::adjustable();
         let server = Server::start(&settings, &logins, &clock, role).await;
         let tenants = Tenants::new(server.app.database().clone(), clock.clone());
@@ -203,6 +212,12 @@ impl World {
     pub fn advance(&self, by: Duration) {
         let by = TimeDelta::from_std(by).unwrap();
         self.offset.send_modify(|offset| *offset += by);
+    }
+
+    /// Sets every server's clock back by this much.
+    pub fn set_back(&self, by: Duration) {
+        let by = TimeDelta::from_std(by).unwrap();
+        self.offset.send_modify(|offset| *offset -= by);
     }
 
     /// Where the first server answers, without a final slash.
