@@ -69,6 +69,7 @@ pub(super) struct Emission {
 #[serde(rename_all = "camelCase")]
 struct Run {
     run_id: String,
+    status: String,
     last_event_id: String,
 }
 
@@ -159,6 +160,18 @@ impl Course {
     pub(super) async fn begin(&self, emission: &Emission) -> Result<()> {
         let body = serde_json::json!({ "runId": emission.run_id }).to_string();
         self.ask("POST /agent/execute", body.as_bytes()).await.map(drop)
+    }
+
+    /// Lets it begin and waits for its end; returns the number of its last event.
+    pub(super) async fn complete(&self, emission: &Emission) -> Result<u64> {
+        let body = serde_json::json!({ "runId": emission.run_id }).to_string();
+        let request = self.request("POST /agent/execute", "prefer: wait=60\r\n", body.as_bytes());
+        let answer = Wire::new(&self.site).call(&request).await?;
+        let run: Run = serde_json::from_slice(&answer).map_err(|e| Failure::Unreadable(e.to_string()))?;
+        match run.status.as_str() {
+            "completed" => number(&run),
+            status => Err(Failure::Unreadable(format!("a run is `{status}` and not completed within a minute"))),
+        }
     }
 
     /// The number of its last event in the table.

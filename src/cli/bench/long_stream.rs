@@ -19,6 +19,9 @@ use crate::cli::client::failure::{Failure, Result};
 /// The longest a reader may take to see the end.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// Runs that are read for the first time after their end, at least.
+const FRESH: u16 = 8;
+
 /// `bench w4`
 #[derive(Debug, Args)]
 pub struct LongStream {
@@ -31,21 +34,23 @@ pub struct LongStream {
     /// Times each reader is cut off on the way
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(0..=1000))]
     cuts: u64,
-    /// How long the stream is read again and again when the run is over
+    /// How long the stream is read again and again in the end
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=600))]
     seconds: u64,
     #[command(flatten)]
     terms: Terms,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Figures {
     events: u64,
     /// By the reader that took longest, from the begin of the run, with all its cuts.
     live_per_second: f64,
-    /// By all readers together.
+    /// By all readers together, of runs that nobody has read before: from the table.
     replayed_per_second: f64,
+    /// The same of one run again and again: from what the server keeps in memory of it.
+    reread_per_second: f64,
     cuts: u64,
     lost: u64,
     repeated: u64,
@@ -125,6 +130,13 @@ impl Reader {
     }
 }
 
+impl Figures {
+    fn count(&mut self, tally: &Tally) {
+        self.lost += tally.lost;
+        self.repeated += tally.repeated;
+    }
+}
+
 impl LongStream {
     pub(super) async fn run(self) -> Result<()> {
         let course = self.terms.course().await?;
@@ -132,7 +144,8 @@ impl LongStream {
         let meter = Meter::start(course.server);
         let mut figures = self.live(&course, &emission).await?;
         let last = course.last_event(&emission).await?;
-        self.replay(&course, &emission, last, &mut figures).await?;
+        self.replay(&course, &mut figures).await?;
+        self.reread(&course, &emission, last, &mut figures).await?;
         Report::new("w4", self.clients, self.seconds, figures, meter.read()).print(self.terms.json)
     }
 
@@ -147,32 +160,61 @@ impl LongStream {
         course.begin(emission).await?;
         let read = all(readers).await?;
         let last = course.last_event(emission).await?;
-        let mut figures =
-            Figures { events: last, live_per_second: 0.0, replayed_per_second: 0.0, cuts: 0, lost: 0, repeated: 0 };
+        let mut figures = Figures { events: last, ..Figures::default() };
         let end = read.iter().map(|(end, ..)| *end).max().unwrap_or(begun);
         figures.live_per_second = report::tenths(last as f64 / (end - begun).as_secs_f64());
         for (_, times, mut tally) in read {
             tally.finish(last);
             figures.cuts += times;
-            figures.lost += tally.lost;
-            figures.repeated += tally.repeated;
+            figures.count(&tally);
         }
         Ok(figures)
     }
 
-    /// The run is over; everything comes from the table or from memory.
-    async fn replay(&self, course: &Course, emission: &Emission, last: u64, figures: &mut Figures) -> Result<()> {
+    /// Runs end unseen, and each is then read once, by one of the readers: nothing of them is in memory.
+    async fn replay(&self, course: &Course, figures: &mut Figures) -> Result<()> {
+        let mut shares = vec![Vec::new(); self.clients.into()];
+        for turn in 0..FRESH.max(self.clients) {
+            let emission = course.emission(json!({ "count": self.events })).await?;
+            let last = course.complete(&emission).await?;
+            shares
+                .get_mut(usize::from(turn % self.clients))
+                .into_iter()
+                .for_each(|share| share.push((emission.clone(), last)));
+        }
+        let begun = Instant::now();
+        let mut readers = JoinSet::new();
+        for share in shares {
+            let course = course.clone();
+            readers.spawn(async move {
+                let (mut read, mut tallies) = (0, Vec::new());
+                for (emission, last) in share {
+                    let mut reader = Reader::new(&course, &emission);
+                    reader.read().await?;
+                    read += reader.tally.last;
+                    reader.tally.finish(last);
+                    tallies.push(reader.tally);
+                }
+                Ok((read, tallies))
+            });
+        }
+        let read = all(readers).await?;
+        let events: u64 = read.iter().map(|(events, _)| events).sum();
+        figures.replayed_per_second = report::tenths(events as f64 / begun.elapsed().as_secs_f64());
+        read.iter().flat_map(|(_, tallies)| tallies).for_each(|tally| figures.count(tally));
+        Ok(())
+    }
+
+    /// One run again and again.
+    async fn reread(&self, course: &Course, emission: &Emission, last: u64, figures: &mut Figures) -> Result<()> {
         let begun = Instant::now();
         let until = begun + Duration::from_secs(self.seconds);
         let mut readers = JoinSet::new();
         (0..self.clients).for_each(|_| drop(readers.spawn(Reader::new(course, emission).repeat(until, last))));
         let read = all(readers).await?;
         let events: u64 = read.iter().map(|(events, _)| events).sum();
-        figures.replayed_per_second = report::tenths(events as f64 / begun.elapsed().as_secs_f64());
-        for (_, tally) in read {
-            figures.lost += tally.lost;
-            figures.repeated += tally.repeated;
-        }
+        figures.reread_per_second = report::tenths(events as f64 / begun.elapsed().as_secs_f64());
+        read.iter().for_each(|(_, tally)| figures.count(tally));
         Ok(())
     }
 }
@@ -187,13 +229,18 @@ impl report::Rows for Figures {
         vec![
             report::row("events", self.events.to_string()),
             report::row("live", report::rate(self.live_per_second)),
-            report::row("replay", report::rate(self.replayed_per_second)),
+            report::row("replay, from the table", report::rate(self.replayed_per_second)),
+            report::row("once more, from memory", report::rate(self.reread_per_second)),
             report::row("cuts", self.cuts.to_string()),
             report::row("lost, repeated", format!("{}, {}", self.lost, self.repeated)),
         ]
     }
 
     fn rates(&self) -> Vec<(&'static str, f64)> {
-        vec![("livePerSecond", self.live_per_second), ("replayedPerSecond", self.replayed_per_second)]
+        vec![
+            ("livePerSecond", self.live_per_second),
+            ("replayedPerSecond", self.replayed_per_second),
+            ("rereadPerSecond", self.reread_per_second),
+        ]
     }
 }
