@@ -85,7 +85,6 @@ impl Children {
         if store::depth(&mut tx, call.tenant_id, call.run_id).await? >= DEPTH {
             return Err(Error::invalid("workflow", format!("runs start runs {DEPTH} deep at most")));
         }
-        let version = child.version.map(|version| format!("@{version}")).unwrap_or_default();
         let opening = Opening {
             tenant_id: call.tenant_id,
             run_id: child.run_id,
@@ -97,7 +96,7 @@ impl Children {
         };
         let request = Request {
             goal: child.goal,
-            source: Source::Workflow(format!("{}{version}", child.workflow)),
+            source: Source::Workflow(child.workflow),
             input: child.input,
             budget: None,
             on_denied: None,

@@ -12,7 +12,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     bell::Bell,
-    definition,
+    definition::{self, Reference},
     service::{Opening, Request, Runs, Source},
     store,
     view::{Run, RunSummary, StepView},
@@ -186,8 +186,9 @@ pub struct CancelBody {
 pub struct RunsQuery {
     /// Only those that stand so.
     pub status: Option<Status>,
-    /// Only those of this definition.
-    pub workflow: Option<String>,
+    /// Only those of this definition, `crm-sync`, or of one version of it, `crm-sync@3`.
+    #[param(value_type = Option<String>, example = "crm-sync@3")]
+    pub workflow: Option<Reference>,
     /// Rows a page, 1 to 200 (50 when absent).
     #[param(minimum = 1, maximum = 200)]
     pub limit: Option<u16>,
@@ -247,7 +248,7 @@ async fn execute(
 async fn list(ctx: Ctx<RunsRead>, Query(query): Query<RunsQuery>) -> Result<Json<Page<RunSummary>>> {
     let page = PageQuery { limit: query.limit, cursor: query.cursor }.resolve()?;
     let mut tx = ctx.begin().await?;
-    let rows = store::list(&mut tx, ctx.tenant_id, query.status, query.workflow.as_deref(), page).await?;
+    let rows = store::list(&mut tx, ctx.tenant_id, query.status, query.workflow.as_ref(), page).await?;
     Ok(Json(Page::cut(rows, page.0, |row| row.run_id.uuid())))
 }
 

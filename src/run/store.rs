@@ -4,7 +4,10 @@ use serde_json::Value;
 use sqlx::{AssertSqlSafe, Row, postgres::PgRow};
 use uuid::Uuid;
 
-use super::view::{Links, Run, RunSummary, StepView, last_event_id};
+use super::{
+    definition::Reference,
+    view::{Links, Run, RunSummary, StepView, last_event_id},
+};
 use crate::{
     db::{Database, TenantTx},
     journal::{Parent, Status},
@@ -150,19 +153,20 @@ pub(super) async fn list(
     tx: &mut TenantTx,
     tenant: TenantId,
     status: Option<Status>,
-    workflow: Option<&str>,
+    workflow: Option<&Reference>,
     (limit, after): (usize, Option<Uuid>),
 ) -> Result<Vec<RunSummary>> {
     let sql = format!(
         "select {RUN} from runs
          where tenant_id = $1 and ($2::text is null or status = $2) and ($3::text is null or workflow_name = $3)
-           and ($4::uuid is null or run_id < $4)
-         order by run_id desc limit $5"
+           and ($4::integer is null or workflow_version = $4) and ($5::uuid is null or run_id < $5)
+         order by run_id desc limit $6"
     );
     let rows = sqlx::query(AssertSqlSafe(sql))
         .bind(tenant.uuid())
         .bind(status.map(Status::name))
-        .bind(workflow)
+        .bind(workflow.map(|workflow| &workflow.name))
+        .bind(workflow.and_then(|workflow| workflow.version))
         .bind(after)
         .bind(i64::try_from(limit).unwrap_or(i64::MAX).saturating_add(1))
         .fetch_all(tx.conn())

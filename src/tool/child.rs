@@ -28,10 +28,8 @@ pub trait ChildRuns: Send + Sync + 'static {
 pub struct ChildRequest {
     /// Its id: see [`child_run_id`].
     pub run_id: RunId,
-    /// The workflow's name.
+    /// The workflow: `crm-sync`, or `crm-sync@3`.
     pub workflow: String,
-    /// Its version; the latest when absent.
-    pub version: Option<u32>,
     /// The input.
     pub input: Value,
     /// What it is for.
@@ -88,18 +86,6 @@ fn yes() -> bool {
     true
 }
 
-/// `crm-sync` or `crm-sync@3`.
-fn name_and_version(workflow: &str) -> Result<(&str, Option<u32>), ToolError> {
-    let wrong = || ToolError::failed("invalid_arguments", "`workflow` is written `name` or `name@3`");
-    match workflow.split_once('@') {
-        Some((name, version)) => {
-            let version = version.parse().ok().filter(|version| *version > 0).ok_or_else(wrong)?;
-            Ok((name, Some(version)))
-        }
-        None => Ok((workflow, None)),
-    }
-}
-
 #[async_trait]
 impl Tool for RunStart {
     fn name(&self) -> &str {
@@ -138,14 +124,12 @@ impl Tool for RunStart {
 
     async fn call(&self, call: Call) -> Result<Outcome, ToolError> {
         let arguments: Arguments = call.read()?;
-        let (workflow, version) = name_and_version(&arguments.workflow)?;
         if call.cancel.is_cancelled() {
             return Err(ToolError::cancelled());
         }
         let child = ChildRequest {
             run_id: child_run_id(call.tenant_id, call.run_id, &call.step, call.attempt),
-            workflow: workflow.to_owned(),
-            version,
+            workflow: arguments.workflow,
             input: arguments.input,
             goal: arguments.goal,
         };
@@ -205,7 +189,7 @@ mod tests {
         let started = runs.0.lock().unwrap();
         let child_run_id = started[0].run_id;
         assert_eq!(first, Outcome::Wait(Wait::Child { child_run_id }));
-        assert_eq!((started[0].workflow.as_str(), started[0].version), ("crm-sync", Some(3)));
+        assert_eq!(started[0].workflow, "crm-sync@3");
         assert_eq!(started[0], started[1]);
     }
 
@@ -215,13 +199,5 @@ mod tests {
         let call = call(json!({"workflow": "crm-sync", "wait": false}));
         let id = child_run_id(call.tenant_id, call.run_id, &call.step, call.attempt);
         assert_eq!(tool.call(call).await, Ok(Outcome::done(json!({ "runId": id }))));
-    }
-
-    #[test]
-    fn versions_are_numbers_from_one() {
-        assert!(name_and_version("a@0").is_err());
-        assert!(name_and_version("a@b").is_err());
-        assert!(name_and_version("a@-1").is_err());
-        assert_eq!(name_and_version("a@12").unwrap(), ("a", Some(12)));
     }
 }

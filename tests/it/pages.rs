@@ -67,6 +67,20 @@ async fn runs_and_approvals_are_filtered() {
     assert_eq!(waiting.len(), 3);
     let (named, _) = walk(&client, "/workflow/runs?workflow=w", 2).await;
     assert_eq!(texts(&named, "runId"), [of_workflow.id.as_str()]);
+    client.put_yaml("w", "name: w\nsteps: [{ id: b, uses: debug.echo }]").await.expect(201);
+    let of_next = client.execute(json!({ "workflow": "w" })).await;
+    for (workflow, runs) in [("w", vec![&of_next, &of_workflow]), ("w@1", vec![&of_workflow]), ("w@2", vec![&of_next])]
+    {
+        let (named, _) = walk(&client, &format!("/workflow/runs?workflow={workflow}"), 1).await;
+        assert_eq!(texts(&named, "runId"), runs.iter().map(|run| run.id.as_str()).collect::<Vec<_>>(), "{workflow}");
+    }
+    assert_eq!(client.get("/workflow/runs?workflow=w@3").await.expect(200)["items"], json!([]));
+    for malformed in ["W", "w@", "w@0", "w@x", "w@1@2"] {
+        let answer = client.get(&format!("/workflow/runs?workflow={malformed}")).await;
+        let problem = answer.problem(400, "malformed-request");
+        assert_eq!(problem["field"], "workflow");
+        assert!(problem["detail"].as_str().unwrap().contains("`crm-sync@3`"), "{problem}");
+    }
 
     let (approval, run) = &held[1];
     let (of_run, _) = walk(&client, &format!("/approvals?runId={}", run.id), 2).await;

@@ -80,8 +80,8 @@ pub struct List {
     /// Only runs of this status, e.g. awaiting_approval
     #[arg(long)]
     status: Option<String>,
-    /// Only runs of this workflow
-    #[arg(long, value_name = "NAME")]
+    /// Only runs of this workflow, or of one version of it
+    #[arg(long, value_name = "NAME[@VERSION]")]
     workflow: Option<String>,
     /// The most runs to list
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=200))]

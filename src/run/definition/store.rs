@@ -3,7 +3,7 @@
 use sqlx::{Row, postgres::PgRow};
 use uuid::Uuid;
 
-use super::{Definition, DefinitionSummary, StoredDefinition};
+use super::{Definition, DefinitionSummary, Reference, StoredDefinition, reference::is_name};
 use crate::{
     db::TenantTx,
     kernel::{Error, Result, TenantId, WorkflowId},
@@ -25,14 +25,7 @@ pub struct Found {
 /// # Errors
 /// Those of the database.
 pub async fn find(tx: &mut TenantTx, reference: &str) -> Result<Option<Found>> {
-    let (name, version) = match reference.split_once('@').map(|(name, version)| (name, version.parse::<i32>())) {
-        None => (reference, None),
-        Some((name, Ok(version))) => (name, Some(version)),
-        Some((_, Err(_))) => return Ok(None),
-    };
-    if !is_name(name) {
-        return Ok(None);
-    }
+    let Ok(Reference { name, version }) = reference.parse() else { return Ok(None) };
     let row = sqlx::query(
         "select name, version, definition from workflow_definitions
          where name = $1 and ($2::integer is null or version = $2) order by version desc limit 1",
@@ -46,14 +39,6 @@ pub async fn find(tx: &mut TenantTx, reference: &str) -> Result<Option<Found>> {
         Ok(Found { name: row.try_get("name")?, version: row.try_get("version")?, definition })
     })
     .transpose()
-}
-
-/// Whether anything can be called that.
-pub(super) fn is_name(text: &str) -> bool {
-    let mut bytes = text.bytes();
-    text.len() <= 63
-        && bytes.next().is_some_and(|first| first.is_ascii_lowercase())
-        && bytes.all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-'))
 }
 
 /// Makes puts of one name wait for each other until the transaction ends.
