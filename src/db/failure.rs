@@ -13,6 +13,14 @@ pub enum Failure {
          --database-url"
     )]
     NoServer(String),
+    /// No database lets us in there.
+    #[error("the database at {place} {trouble}")]
+    Unreachable {
+        /// Host, or folder of the socket, and port.
+        place: String,
+        /// How it shows, and what to look at.
+        trouble: String,
+    },
     /// Something the operating system refused.
     #[error("cannot {what}: {source}")]
     System {

@@ -1,14 +1,20 @@
+use std::time::Duration;
+
 use sqlx::{Connection, postgres::PgConnectOptions};
 
-use super::Failure;
+use super::{Failure, reach::reach};
+
+/// How long it may take to let us in.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Makes a database that somebody brought fit for development: the roles are there and own it. Returns the
 /// owner's and the server's way in, which take on their role at the start of each session, so that no
 /// passwords are needed.
 ///
 /// # Errors
-/// When the login is no superuser, who alone can make roles and take them on.
+/// When the database lets nobody in, or the login is no superuser, who alone can make roles and take them on.
 pub async fn adopt(given: &PgConnectOptions) -> Result<(PgConnectOptions, PgConnectOptions), Failure> {
+    reach(given, PATIENCE).await?;
     let connecting = Failure::of("connecting to the database that was named");
     let mut session = sqlx::PgConnection::connect_with(given).await.map_err(connecting)?;
     let superuser: bool = sqlx::query_scalar("select rolsuper from pg_roles where rolname = current_user")

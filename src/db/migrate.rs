@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use migration::{Migrator, MigratorTrait};
 use sea_orm::SqlxPostgresConnector;
 use sqlx::{
@@ -5,24 +7,27 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
-use super::{Failure, SystemTx};
+use super::{Failure, SystemTx, reach::reach};
 
 /// The session advisory lock of whoever migrates: "fermata" in ASCII.
 const LOCK: i64 = 0x66_65_72_6d_61_74_61;
+/// How long the database may take to let the owner in.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Brings the schema to the newest migration. `owner` is the login that owns the tables, on a connection of
 /// its own (no transaction pooler). Two processes may call it at once: the second waits, then finds nothing
 /// to do.
 ///
 /// # Errors
-/// When a migration fails, in which case it has left nothing behind, or the database is of a newer version
-/// than this program.
+/// When the database lets nobody in; when a migration fails, in which case it has left nothing behind; or when the
+/// database is of a newer version than this program.
 pub async fn migrate(owner: PgConnectOptions) -> Result<(), Failure> {
     advance(owner, None).await
 }
 
 /// Applies the next `steps` migrations; all when it does not say.
 pub(super) async fn advance(owner: PgConnectOptions, steps: Option<u32>) -> Result<(), Failure> {
+    reach(&owner, PATIENCE).await?;
     // One connection, never replaced: it holds the lock.
     let pool = PgPoolOptions::new()
         .max_connections(1)

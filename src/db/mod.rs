@@ -9,6 +9,7 @@ mod given;
 pub mod guard;
 mod listen;
 mod migrate;
+mod reach;
 #[cfg(test)]
 mod tests;
 mod tx;

@@ -8,6 +8,7 @@ use sqlx::{
 };
 use tokio::sync::Mutex;
 
+use super::reach::reach;
 use crate::kernel::{
     Error, Result, TenantId, Timestamp,
     crash::{self, Side},
@@ -20,11 +21,12 @@ pub struct Database {
 }
 
 impl Database {
-    /// Opens a pool of at most `size` connections; fails after `patience` when the server is away.
+    /// Opens a pool of at most `size` connections, each of which may take `patience`.
     ///
     /// # Errors
-    /// When the first connection cannot be made.
+    /// When the first connection cannot be made; the source says why.
     pub async fn connect(options: PgConnectOptions, size: u32, patience: Duration) -> Result<Self> {
+        reach(&options, patience).await.map_err(Error::unavailable)?;
         let pool = PgPoolOptions::new()
             .max_connections(size)
             .acquire_timeout(patience)

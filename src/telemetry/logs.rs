@@ -11,11 +11,14 @@ pub enum LogFormat {
     Json,
 }
 
+/// What is logged where nothing else is said. When the database goes, every connection of the pool would report
+/// its own end; whoever needed one says so once.
+const USUAL: &str = "info,sqlx=warn,sqlx_core::pool=error,hyper=warn,sea_orm_migration=warn";
+
 /// Sends logs to standard error. `FERMATA_LOG` filters them (`info`, `fermata=debug,sqlx=warn`). Called
 /// again, it does nothing.
 pub fn init(format: LogFormat) {
-    let filter = EnvFilter::try_from_env("FERMATA_LOG")
-        .unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn,hyper=warn,sea_orm_migration=warn"));
+    let filter = EnvFilter::try_from_env("FERMATA_LOG").unwrap_or_else(|_| EnvFilter::new(USUAL));
     let registry = tracing_subscriber::registry().with(filter);
     let outcome = match format {
         LogFormat::Compact => {

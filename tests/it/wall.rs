@@ -49,3 +49,12 @@ async fn too_strong_a_login_is_refused() {
     assert!(findings(&logins.superuser).await.contains("superuser"), "{}", findings(&logins.superuser).await);
     assert!(findings(&logins.owner).await.contains("own"), "{}", findings(&logins.owner).await);
 }
+
+#[tokio::test]
+async fn who_is_not_let_in_is_told_why() {
+    let world = World::new().await;
+    let nowhere = world.logins().app.clone().database("nowhere");
+    let error = Database::connect(nowhere, 1, PATIENCE).await.unwrap_err();
+    let told = std::error::Error::source(&error).unwrap().to_string();
+    assert!(told.contains("refuses the login") && told.contains("nowhere"), "{told}");
+}

@@ -6,7 +6,7 @@ use std::{
 use clap::{Args, Subcommand};
 use secrecy::ExposeSecret;
 
-use super::{Configured, Result, address, addresses, span};
+use super::{Configured, Result, address, addresses, told};
 use crate::{
     app,
     auth::{Grant, Minter, Role},
@@ -22,7 +22,7 @@ pub(in crate::cli) struct Token {
     #[arg(long, value_name = "NAME")]
     tenant: String,
     /// Roles, separated by commas: owner, admin, operator, approver, viewer, service
-    #[arg(long, value_delimiter = ',', required = true, value_parser = role)]
+    #[arg(long, value_delimiter = ',', required = true)]
     roles: Vec<Role>,
     /// Who bears it
     #[arg(long, default_value = "user_cli")]
@@ -31,7 +31,7 @@ pub(in crate::cli) struct Token {
     #[arg(long)]
     scope: Option<String>,
     /// How long it is good
-    #[arg(long, default_value = "8h", value_parser = span)]
+    #[arg(long, default_value = "8h")]
     ttl: Span,
     /// A development server's data directory; where it is there, the tenant is made if need be
     #[arg(long, default_value = ".fermata", value_name = "DIR")]
@@ -64,11 +64,6 @@ pub(in crate::cli) struct Openapi {
     json: bool,
 }
 
-fn role(text: &str) -> Result<Role> {
-    let role = Role::ALL.iter().copied().find(|role| role.name() == text);
-    role.ok_or_else(|| "a role is owner, admin, operator, approver, viewer or service".to_owned())
-}
-
 /// Brings the schema to this version.
 pub(super) async fn migrate(configured: &Configured) -> Result<()> {
     let settings = configured.load()?;
@@ -80,7 +75,7 @@ pub(super) async fn migrate(configured: &Configured) -> Result<()> {
 
 async fn connect(settings: &Settings) -> Result<Database> {
     let (database, _) = addresses(settings)?;
-    Database::connect(database, 1, settings.database.acquire_timeout.0).await.map_err(explain)
+    Database::connect(database, 1, settings.database.acquire_timeout.0).await.map_err(|error| told(&error))
 }
 
 /// Prints a token and nothing else.
@@ -91,9 +86,9 @@ pub(super) async fn token(token: Token) -> Result<()> {
     let minter = Minter::new(&settings.auth)?;
     let tenants = Tenants::new(connect(&settings).await?, clock.clone());
     let tenant_id = if developing {
-        tenants.find_or_create(&token.tenant).await.map_err(explain)?
+        tenants.find_or_create(&token.tenant).await.map_err(|error| told(&error))?
     } else {
-        let found = tenants.find(&token.tenant).await.map_err(explain)?;
+        let found = tenants.find(&token.tenant).await.map_err(|error| told(&error))?;
         let unknown = || format!("there is no tenant `{0}`: make it with `fermata tenant create {0}`", token.tenant);
         found.ok_or_else(unknown)?
     };
@@ -109,14 +104,14 @@ pub(super) async fn tenant(Tenant::Create(create): Tenant) -> Result<()> {
     let settings = create.configured.load()?;
     let tenants = Tenants::new(connect(&settings).await?, Clock::system());
     let wanted = TenantSettings { http_allow: create.http_allow };
-    let tenant = tenants.create(&create.name, wanted).await.map_err(explain)?;
+    let tenant = tenants.create(&create.name, wanted).await.map_err(|error| told(&error))?;
     println!("{}", tenant.tenant_id);
     Ok(())
 }
 
 /// Prints the document.
 pub(super) fn openapi(openapi: &Openapi) -> Result<()> {
-    let document = app::openapi().map_err(explain)?;
+    let document = app::openapi().map_err(|error| told(&error))?;
     let text = if openapi.json {
         document.to_pretty_json().map_err(|error| error.to_string())?
     } else {
@@ -126,12 +121,5 @@ pub(super) fn openapi(openapi: &Openapi) -> Result<()> {
     match writeln!(io::stdout(), "{}", text.trim_end()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.to_string()),
         _ => Ok(()),
-    }
-}
-
-fn explain(error: Error) -> String {
-    match std::error::Error::source(&error) {
-        Some(source) => format!("{} ({source})", error.detail()),
-        None => error.detail().to_owned(),
     }
 }

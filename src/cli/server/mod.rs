@@ -13,7 +13,7 @@ use sqlx::postgres::PgConnectOptions;
 use crate::{
     app::Role,
     config::{self, Settings},
-    kernel::{Error, Span},
+    kernel::Error,
 };
 
 /// What went wrong, for a person.
@@ -105,9 +105,4 @@ fn addresses(settings: &Settings) -> Result<(PgConnectOptions, PgConnectOptions)
 /// What went wrong, for whoever runs the server: the cause itself, which a caller of the API is not told.
 fn told(error: &Error) -> String {
     std::error::Error::source(error).map_or_else(|| error.detail().to_owned(), ToString::to_string)
-}
-
-/// A length of time on the command line.
-fn span(text: &str) -> Result<Span> {
-    text.parse()
 }

@@ -29,7 +29,8 @@ pub(super) async fn serve(serve: Serve) -> Result<()> {
 async fn refuse_what_is_unsafe(settings: &Settings) -> Result<()> {
     let (database, _) = addresses(settings)?;
     let fault = |error: crate::kernel::Error| format!("the database cannot be used: {}", told(&error));
-    let db = Database::connect(database, 1, settings.database.acquire_timeout.0).await.map_err(fault)?;
+    let connected = Database::connect(database, 1, settings.database.acquire_timeout.0).await;
+    let db = connected.map_err(|error| told(&error))?;
     let mut findings = guard::login(&db).await.map_err(fault)?;
     findings.extend(guard::version(&db).await.map_err(fault)?);
     if findings.is_empty() {
