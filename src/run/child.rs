@@ -98,7 +98,7 @@ impl Children {
             goal: child.goal,
             source: Source::Workflow(child.workflow),
             input: child.input,
-            budget: None,
+            budget: child.budget,
             on_denied: None,
             metadata: json!({}),
             execute: true,

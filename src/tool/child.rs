@@ -34,6 +34,8 @@ pub struct ChildRequest {
     pub input: Value,
     /// What it is for.
     pub goal: Option<String>,
+    /// The most it may cost.
+    pub budget: Option<f64>,
 }
 
 /// The id of the child that an attempt of a step starts: a UUIDv7 as old as its parent, the same for
@@ -74,6 +76,8 @@ struct Arguments {
     input: Value,
     #[serde(default)]
     goal: Option<String>,
+    #[serde(default)]
+    budget: Option<f64>,
     #[serde(default = "yes")]
     wait: bool,
 }
@@ -109,6 +113,7 @@ impl Tool for RunStart {
                 },
                 "input": { "description": "The child's input; `{}` when absent." },
                 "goal": { "type": "string", "maxLength": 4000, "description": "What the child is for." },
+                "budget": { "type": "number", "minimum": 0, "description": "The most the child may cost; no bound when absent." },
                 "wait": { "type": "boolean", "default": true, "description": "Whether the step lasts until the child ends." }
             }
         })
@@ -132,6 +137,7 @@ impl Tool for RunStart {
             workflow: arguments.workflow,
             input: arguments.input,
             goal: arguments.goal,
+            budget: arguments.budget,
         };
         let child_run_id = self.runs.start(&call, child).await?;
         Ok(match arguments.wait {
@@ -183,13 +189,13 @@ mod tests {
     async fn a_repeated_call_asks_for_the_same_child() {
         let runs = Arc::new(Started::default());
         let tool = RunStart::new(runs.clone());
-        let call = call(json!({"workflow": "crm-sync@3", "input": {"a": 1}}));
+        let call = call(json!({"workflow": "crm-sync@3", "input": {"a": 1}, "budget": 2.5}));
         let first = tool.call(call.clone()).await.unwrap();
         assert_eq!(tool.call(call.clone()).await.unwrap(), first);
         let started = runs.0.lock().unwrap();
         let child_run_id = started[0].run_id;
         assert_eq!(first, Outcome::Wait(Wait::Child { child_run_id }));
-        assert_eq!(started[0].workflow, "crm-sync@3");
+        assert_eq!((started[0].workflow.as_str(), started[0].budget), ("crm-sync@3", Some(2.5)));
         assert_eq!(started[0], started[1]);
     }
 

@@ -313,7 +313,7 @@ mod tests {
             ("http.request", json!({"method": "POST", "url": "https://a.example", "json": null, "repeatable": true})),
             ("data.transform", json!({"value": null})),
             ("time.wait", json!({"for": "2h"})),
-            ("run.start", json!({"workflow": "crm-sync@3", "input": {}})),
+            ("run.start", json!({"workflow": "crm-sync@3", "input": {}, "budget": 1})),
             ("debug.emit", json!({"count": 1, "perSecond": 200, "bytes": 1000})),
         ] {
             assert_eq!(registry.validate(tool, &arguments), Ok(()), "{tool}");

@@ -38,13 +38,16 @@ async fn a_child_has_its_own_stream_and_gives_its_output_to_its_parent() {
         }),
     )
     .await;
-    let plan = json!({ "steps": start("double"), "output": "{{ steps.child.output.output + 2 }}" });
+    let mut steps = start("double");
+    steps[0]["with"]["budget"] = json!(7.5);
+    let plan = json!({ "steps": steps, "output": "{{ steps.child.output.output + 2 }}" });
     let parent = world.operator().start(plan).await;
     assert_eq!(parent.completes().await["output"], 42);
     let child = child(&world.viewer(), &parent, "child").await;
     let run = child.get().await;
     assert_eq!(run["parent"], json!({ "runId": parent.id, "stepId": "child" }));
     assert_eq!((&run["workflow"], &run["createdBy"]), (&json!("double@1"), &json!("user_operator")));
+    assert_eq!(run["budget"], 7.5);
     let own = child.follow().await.rest().await;
     assert!(own.iter().all(|event| event.data["runId"] == child.id.as_str()));
     assert_eq!(own.last().unwrap().name, "completed");
