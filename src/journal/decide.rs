@@ -1,7 +1,7 @@
 //! What may happen next: `(state, command, now)` → events, or a refusal. Pure; everything a run ever does
 //! goes through here, so that a simulator can drive it alone.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use serde_json::Value;
 
@@ -208,7 +208,8 @@ fn fail(
     let again = step.retry.as_ref().filter(|retry| error.retryable && failures < retry.attempts);
     match again.filter(|_| state.is_advancing()) {
         Some(retry) => {
-            let delay = chrono::TimeDelta::from_std(retry.delay(failures, jitter));
+            let asked = Duration::from_secs(error.retry_after_seconds.map_or(0, |seconds| seconds.get().into()));
+            let delay = chrono::TimeDelta::from_std(retry.delay(failures, jitter, asked));
             let retry_at = kept(now + delay.unwrap_or_default());
             Ok(vec![Event::step(key, attempt, StepRetrying { error, retry_at })])
         }

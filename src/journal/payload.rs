@@ -1,6 +1,6 @@
 //! What each event says. Field for field this is the wire: the doc comments become the OpenAPI document.
 
-use std::sync::Arc;
+use std::{num::NonZeroU32, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -171,6 +171,10 @@ pub struct Failure {
     /// Whether the tool says that trying again may help.
     #[serde(default)]
     pub retryable: bool,
+    /// How long the other side asks to be left alone, in seconds, where it says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u32>, minimum = 1)]
+    pub retry_after_seconds: Option<NonZeroU32>,
     /// The step, in a run's failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
@@ -187,7 +191,8 @@ impl Failure {
 
     /// A failure that trying again does not mend.
     pub fn new(code: &str, message: impl Into<String>) -> Self {
-        Self { code: code.to_owned(), message: message.into(), retryable: false, step_id: None, detail: None }
+        let (code, message) = (code.to_owned(), message.into());
+        Self { code, message, retryable: false, retry_after_seconds: None, step_id: None, detail: None }
     }
 }
 

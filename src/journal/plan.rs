@@ -98,17 +98,20 @@ pub struct Retry {
 
 /// No attempt is put off for longer, whatever a plan says.
 const LONGEST_DELAY: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Nor for longer than this because the other side asks for it.
+const LONGEST_ASKED: Duration = Duration::from_secs(3600);
 
 impl Retry {
-    /// The delay after `failures` failures; `jitter` is a random number from 0 to 1 (full jitter).
+    /// The delay after `failures` failures; `jitter` is a random number from 0 to 1 (full jitter). It is no shorter
+    /// than the other side `asked` for, as far as that is within reason.
     #[must_use]
-    pub fn delay(&self, failures: u32, jitter: f64) -> Duration {
+    pub fn delay(&self, failures: u32, jitter: f64, asked: Duration) -> Duration {
         let base = self.backoff.map_or(Duration::from_secs(1), |span| span.0);
         let most = self.max_backoff.map_or(Duration::from_secs(300), |span| span.0);
         let bound = base.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1))).min(most).min(LONGEST_DELAY);
         let jitter = if jitter.is_nan() { 0.0 } else { jitter.clamp(0.0, 1.0) };
         // Rounding must not pass the bound.
-        bound.mul_f64(jitter).min(bound)
+        bound.mul_f64(jitter).min(bound).max(asked.min(LONGEST_ASKED))
     }
 }
 
@@ -246,28 +249,41 @@ mod tests {
     #[test]
     fn the_bound_of_a_delay_doubles_up_to_the_most() {
         let retry = Retry { attempts: 9, backoff: millis(100), max_backoff: millis(500) };
-        let bounds: Vec<_> = (1..6).map(|failures| retry.delay(failures, 1.0).as_millis()).collect();
+        let bounds: Vec<_> = (1..6).map(|failures| retry.delay(failures, 1.0, Duration::ZERO).as_millis()).collect();
         assert_eq!(bounds, [100, 200, 400, 500, 500]);
         let usual = Retry { attempts: 9, backoff: None, max_backoff: None };
-        assert_eq!(usual.delay(1, 1.0), Duration::from_secs(1));
-        assert_eq!(usual.delay(u32::MAX, 1.0), Duration::from_secs(300));
+        assert_eq!(usual.delay(1, 1.0, Duration::ZERO), Duration::from_secs(1));
+        assert_eq!(usual.delay(u32::MAX, 1.0, Duration::ZERO), Duration::from_secs(300));
     }
 
     #[test]
     fn jitter_is_full() {
         let retry = Retry { attempts: 9, backoff: millis(100), max_backoff: None };
-        assert_eq!(retry.delay(2, 0.0), Duration::ZERO);
-        assert_eq!(retry.delay(2, 0.5), Duration::from_millis(100));
+        assert_eq!(retry.delay(2, 0.0, Duration::ZERO), Duration::ZERO);
+        assert_eq!(retry.delay(2, 0.5, Duration::ZERO), Duration::from_millis(100));
+    }
+
+    #[test]
+    fn what_the_other_side_asks_for_is_heeded_for_an_hour_at_most() {
+        let retry = Retry { attempts: 9, backoff: millis(100), max_backoff: millis(500) };
+        let minutes = |minutes: u64| Duration::from_secs(minutes * 60);
+        assert_eq!(retry.delay(1, 0.5, minutes(7)), minutes(7));
+        assert_eq!(retry.delay(1, 0.5, minutes(90)), minutes(60));
+        assert_eq!(retry.delay(3, 1.0, Duration::from_millis(1)), Duration::from_millis(400));
     }
 
     proptest! {
         #[test]
-        fn a_delay_is_within_its_bound(
+        fn a_delay_is_within_its_bounds(
             failures in any::<u32>(), jitter in proptest::num::f64::ANY, backoff in any::<u64>(), most in any::<u64>(),
+            asked in any::<u64>(),
         ) {
+            let asked = Duration::from_millis(asked);
             let (backoff, most) = (millis(backoff), millis(most));
             let retry = Retry { attempts: 1, backoff, max_backoff: most };
-            prop_assert!(retry.delay(failures, jitter) <= most.unwrap().0);
+            let delay = retry.delay(failures, jitter, asked);
+            prop_assert!(delay >= asked.min(LONGEST_ASKED));
+            prop_assert!(delay <= most.unwrap().0.max(asked.min(LONGEST_ASKED)));
         }
 
         #[test]

@@ -153,24 +153,12 @@ pub enum ToolError {
 impl ToolError {
     /// A failure that no repetition mends.
     pub fn failed(code: &str, message: impl Into<String>) -> Self {
-        Self::Failed(Failure {
-            code: code.to_owned(),
-            message: message.into(),
-            retryable: false,
-            step_id: None,
-            detail: None,
-        })
+        Self::Failed(Failure::new(code, message))
     }
 
     /// A failure that may pass.
     pub fn retryable(code: &str, message: impl Into<String>) -> Self {
-        Self::Failed(Failure {
-            code: code.to_owned(),
-            message: message.into(),
-            retryable: true,
-            step_id: None,
-            detail: None,
-        })
+        Self::Failed(Failure { retryable: true, ..Failure::new(code, message) })
     }
 
     /// The call was called off before it had done anything.
@@ -189,13 +177,7 @@ impl ToolError {
 
     /// It may have happened.
     pub fn unknown(code: &str, message: impl Into<String>) -> Self {
-        Self::Unknown(Failure {
-            code: code.to_owned(),
-            message: message.into(),
-            retryable: true,
-            step_id: None,
-            detail: None,
-        })
+        Self::Unknown(Failure { retryable: true, ..Failure::new(code, message) })
     }
 }
 

@@ -162,6 +162,28 @@ async fn what_may_pass_is_tried_again_with_the_same_key_after_a_growing_delay() 
 }
 
 #[tokio::test]
+async fn who_asks_to_be_left_alone_is_left_alone_for_an_hour_at_most() {
+    let (world, upstream) = (World::new().await, Upstream::start().await);
+    for seconds in [1800, 86_400] {
+        let headers = vec![("retry-after", seconds.to_string())];
+        upstream.next("/a", 1, Reply::Raw(429, headers, "later".into()));
+    }
+    let retry = json!({ "attempts": 3, "backoff": "1ms" });
+    let call = json!({ "url": upstream.url("/a") });
+    let run =
+        world.operator().start(json!([{ "id": "a", "uses": "http.request", "with": call, "retry": retry }])).await;
+    let mut follow = run.follow().await;
+    for (asked, minutes) in [(1800, 30), (86_400, 60)] {
+        let retrying = follow.until("step.retrying").await.data;
+        assert_eq!(retrying["payload"]["error"]["retryAfterSeconds"], asked);
+        let delay = time(&retrying["payload"]["retryAt"]) - time(&retrying["ts"]);
+        assert_eq!(delay.num_minutes(), minutes);
+        world.advance(HOUR);
+    }
+    run.completes().await;
+}
+
+#[tokio::test]
 async fn tries_come_to_an_end_and_what_does_not_pass_is_not_tried_again() {
     let world = World::new().await;
     let fail = |id: &str, retryable: bool| {

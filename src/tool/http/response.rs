@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{num::NonZeroU32, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use reqwest::{
@@ -119,18 +119,11 @@ async fn refusal(mut response: Response, now: Timestamp) -> ToolError {
     drop(tokio::time::timeout(REFUSAL_PATIENCE, read).await);
     bytes.truncate(REFUSAL_BYTES);
     let host = response.url().host_str().unwrap_or_default();
-    let mut detail = Map::new();
-    detail.insert("status".to_owned(), status.as_u16().into());
-    detail.insert("body".to_owned(), excerpt(response.headers(), &bytes));
-    if let Some(seconds) = retry_after(response.headers(), now) {
-        detail.insert("retryAfterSeconds".to_owned(), seconds.into());
-    }
     ToolError::Failed(Failure {
-        code: "http_status".to_owned(),
-        message: format!("`{host}` answered {status}"),
         retryable: retryable(status),
-        step_id: None,
-        detail: Some(detail.into()),
+        retry_after_seconds: retry_after(response.headers(), now),
+        detail: Some(json!({ "status": status.as_u16(), "body": excerpt(response.headers(), &bytes) })),
+        ..Failure::new("http_status", format!("`{host}` answered {status}"))
     })
 }
 
@@ -144,13 +137,11 @@ fn retryable(status: StatusCode) -> bool {
 }
 
 /// Seconds to wait before the next attempt, where the response says so (RFC 9110, 10.2.3).
-fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<u64> {
+fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<NonZeroU32> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?;
-    if let Ok(seconds) = text.parse() {
-        return Some(seconds);
-    }
-    let at = chrono::DateTime::parse_from_rfc2822(text).ok()?;
-    Some(u64::try_from((at.to_utc() - now).num_seconds()).unwrap_or(0))
+    let at = || chrono::DateTime::parse_from_rfc2822(text).ok();
+    let seconds = text.parse::<i64>().ok().or_else(|| at().map(|at| (at.to_utc() - now).num_seconds()))?;
+    NonZeroU32::new(u32::try_from(seconds.max(0)).unwrap_or(u32::MAX))
 }
 
 #[cfg(test)]
@@ -190,10 +181,14 @@ mod tests {
     #[test]
     fn a_wait_is_given_in_seconds_or_as_a_date() {
         let now = chrono::DateTime::parse_from_rfc3339("1994-11-06T08:49:00Z").unwrap().to_utc();
-        let after = |text| retry_after(&HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static(text))]), now);
+        let after = |text| {
+            let headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static(text))]);
+            retry_after(&headers, now).map(NonZeroU32::get)
+        };
         assert_eq!(after("120"), Some(120));
         assert_eq!(after("Sun, 06 Nov 1994 08:49:37 GMT"), Some(37));
-        assert_eq!(after("Sun, 06 Nov 1994 08:00:00 GMT"), Some(0));
+        assert_eq!(after("Sun, 06 Nov 1994 08:00:00 GMT"), None);
+        assert_eq!(after("9999999999"), Some(u32::MAX));
         assert_eq!(after("soon"), None);
         assert_eq!(after("-1"), None);
     }
