@@ -141,11 +141,7 @@ fn record<'a>(
         ..StepRow::default()
     });
     row.attempt = attempt;
-    row.status = match event.body {
-        // The run is over, and the step waits for nothing but a retry of it.
-        Body::ApprovalCancelled(_) => "pending",
-        _ => state.stage(key).map_or("pending", |stage| stage.name()),
-    };
+    row.status = state.stage(key).map_or("pending", |stage| stage.name());
     let ended = state.stage(key).is_some_and(super::Stage::is_ended);
     row.finished_at = ended.then_some(at);
     row.error = None;

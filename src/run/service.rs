@@ -250,16 +250,18 @@ impl Runs {
         store::get(tx, tenant_id, run_id).await?.ok_or_else(|| Error::not_found("run"))
     }
 
-    /// The steps of a run in the plan's order, each followed by its items; those not begun are `pending`.
+    /// The steps of a run in the plan's order, each followed by its items. Those not begun are `pending`, and
+    /// once the run is over all that have not ended.
     ///
     /// # Errors
     /// 404 for an unknown run.
     pub async fn steps(&self, tx: &mut TenantTx, tenant_id: TenantId, run_id: RunId) -> Result<Vec<StepView>> {
         let run = self.get(tx, tenant_id, run_id).await?;
+        let over = run.summary.status.is_terminal();
         let plan: Plan = run.plan.map(serde_json::from_value).transpose().map_err(Error::internal)?.unwrap_or_default();
         let mut begun: BTreeMap<StepKey, StepView> = BTreeMap::new();
         for step in store::steps(tx, tenant_id, run_id).await? {
-            begun.insert(step.step_id.parse()?, step);
+            begun.insert(step.step_id.parse()?, if over { step.of_a_run_that_is_over() } else { step });
         }
         let mut steps = Vec::with_capacity(begun.len().max(plan.steps.len()));
         for step in &plan.steps {

@@ -145,6 +145,11 @@ pub struct StepView {
 }
 
 impl StepView {
+    /// The step as it stands when its run is over: one that has not ended waits for nothing but a retry of the run.
+    pub(super) fn of_a_run_that_is_over(self) -> Self {
+        if self.finished_at.is_some() { self } else { Self { status: "pending".to_owned(), ..self } }
+    }
+
     /// A step that has not begun.
     pub(super) fn pending(step: &Step) -> Self {
         Self {

@@ -220,6 +220,33 @@ async fn a_failure_fails_the_run_once_what_is_in_flight_has_come_back() {
 }
 
 #[tokio::test]
+async fn nothing_is_under_way_in_a_run_that_is_over() {
+    let world = World::new().await;
+    let retry = json!({ "attempts": 2, "backoff": "1ms" });
+    let run = world
+        .operator()
+        .start(json!([
+            { "id": "nap", "uses": "time.wait", "with": { "for": "9days" } },
+            { "id": "flaky", "uses": "debug.fail", "with": { "times": 1 }, "retry": retry, "forEach": [1] },
+            { "id": "again", "needs": ["flaky"], "uses": "http.request", "with": { "url": "http://127.0.0.1:1/" },
+              "retry": { "attempts": 2, "backoff": "365days", "maxBackoff": "365days" } },
+        ]))
+        .await;
+    run.wait_for("step.waiting").await;
+    let retrying = run.wait_for_step("step.retrying", "again").await;
+    assert!(time(&retrying.data["payload"]["retryAt"]) > time(&retrying.data["ts"]));
+    for (step, status) in [("nap", "waiting"), ("again", "retrying")] {
+        assert_eq!(run.step(step).await["status"], status);
+    }
+    run.cancel().await.expect(202);
+    run.wait_end().await;
+    for (step, status) in [("nap", "pending"), ("flaky", "completed"), ("flaky[0]", "completed"), ("again", "pending")]
+    {
+        assert_eq!(run.step(step).await["status"], status, "{step}");
+    }
+}
+
+#[tokio::test]
 async fn a_call_has_its_time_and_no_more() {
     let (world, upstream) = (World::new().await, Upstream::start().await);
     upstream.reply("/never", Reply::Hang);
