@@ -111,7 +111,7 @@ pub struct InboxQuery {
 #[utoipa::path(post, path = "/agent/approve", operation_id = "approveStep", tag = "approvals", security(("bearer" = ["approvals:decide"])),
     request_body(content = ApproveBody, example = json!({"runId": "run_01kahx3c5qf8k9z4v7t2m6w8np", "stepId": "sync",
         "approval": {"status": "approved", "reason": "go on"}})),
-    params(Once), extensions(("x-problems" = json!(["not-found", "already-decided", "conflict"]))),
+    params(Once), extensions(("x-problems" = json!(["not-found", "already-decided", "conflict", "unreadable-run"]))),
     responses((status = 200, description = "As it stands now", body = Approval)))]
 async fn approve(
     State(state): State<ApprovalState>,
@@ -157,7 +157,7 @@ async fn get(ctx: Ctx<ApprovalsRead>, Path(id): Path<ApprovalId>) -> Result<Json
 /// The same answer again is 200; a contrary one is 409 and says what was decided by whom.
 #[utoipa::path(post, path = "/approvals/{id}/decision", operation_id = "decideApproval", tag = "approvals", security(("bearer" = ["approvals:decide"])),
     params(("id" = ApprovalId, Path, description = "The approval"), Once),
-    extensions(("x-problems" = json!(["already-decided", "stale-digest", "conflict"]))),
+    extensions(("x-problems" = json!(["already-decided", "stale-digest", "conflict", "unreadable-run"]))),
     request_body(content = DecisionBody, example = json!({"status": "approved", "reason": "go on",
         "digest": "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"})),
     responses((status = 200, description = "As it stands now", body = Approval)))]

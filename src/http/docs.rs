@@ -44,6 +44,7 @@ pages! {
     TooManyStreams = "too-many-streams",
     TooManyRuns = "too-many-runs",
     Internal = "internal",
+    UnreadableRun = "unreadable-run",
     Unavailable = "unavailable",
 }
 

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::{payload::*, plan::StepKey};
-use crate::kernel::{Error, Result, RunId, TenantId, Timestamp, wire_time};
+use crate::kernel::{Error, Problem, Result, RunId, TenantId, Timestamp, wire_time};
 
 /// How loudly a timeline should show an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -198,9 +198,13 @@ pub fn encode(tenant_id: TenantId, run_id: RunId, seq: u64, ts: Timestamp, event
 /// Reads what [`encode`] wrote: the time it happened and the event.
 ///
 /// # Errors
-/// When the stored event is not of a form this version knows, which is a fault of ours.
+/// When the stored event is not of a form this version knows: a newer one may have written it.
 pub fn decode(data: &str) -> Result<(Timestamp, Event)> {
-    let envelope: Envelope = serde_json::from_str(data).map_err(Error::internal)?;
-    let body = Body::decode(&envelope.step, &envelope.payload).map_err(Error::internal)?;
+    let unknown = |error: serde_json::Error| {
+        let detail = "one of its events is of a form this server does not know: is there a newer version at work?";
+        Error::new(Problem::UnreadableRun, detail).because(error)
+    };
+    let envelope: Envelope = serde_json::from_str(data).map_err(unknown)?;
+    let body = Body::decode(&envelope.step, &envelope.payload).map_err(unknown)?;
     Ok((envelope.ts, Event { step: envelope.step_id, attempt: envelope.attempt, body }))
 }

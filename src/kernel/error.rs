@@ -82,6 +82,8 @@ problems! {
     TooManyRuns = 429, "too-many-runs", "Too many live runs", retry: true;
     /// A fault of ours.
     Internal = 500, "internal", "Something went wrong here", retry: true;
+    /// The run holds an event that this version does not know.
+    UnreadableRun = 500, "unreadable-run", "The run cannot be read here", retry: true;
     /// Something this server depends on is away, or it is stopping.
     Unavailable = 503, "unavailable", "The service is not available now", retry: true;
 }

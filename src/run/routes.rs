@@ -222,7 +222,7 @@ async fn plan(
 #[utoipa::path(post, path = "/agent/execute", operation_id = "executeRun", tag = "agent", security(("bearer" = ["runs:write"])),
     request_body(content = ExecuteBody, example = json!({"runId": "run_01kahx3c5qf8k9z4v7t2m6w8np"})),
     params(Once, Prefer),
-    extensions(("x-problems" = json!(["not-found", "conflict", "no-planner", "invalid-definition", "too-many-runs"]))),
+    extensions(("x-problems" = json!(["not-found", "conflict", "no-planner", "invalid-definition", "too-many-runs", "unreadable-run"]))),
     responses((status = 202, description = "The run", body = Run)))]
 async fn execute(
     State(state): State<RunRoutes>,
@@ -282,7 +282,7 @@ async fn steps(
 ///
 /// Steps in flight are told, and their outcome is still recorded before the run is `cancelled`.
 #[utoipa::path(post, path = "/workflow/runs/{id}/cancel", operation_id = "cancelRun", tag = "runs", security(("bearer" = ["runs:write"])),
-    params(("id" = RunId, Path, description = "The run"), Once, Prefer), extensions(("x-problems" = json!(["conflict"]))),
+    params(("id" = RunId, Path, description = "The run"), Once, Prefer), extensions(("x-problems" = json!(["conflict", "unreadable-run"]))),
     request_body(content = Option<CancelBody>, example = json!({"reason": "ordered twice"})),
     responses((status = 202, description = "The run", body = Run)))]
 async fn cancel(
@@ -306,7 +306,7 @@ async fn cancel(
 ///
 /// The steps that failed run again; what completed stays.
 #[utoipa::path(post, path = "/workflow/runs/{id}/retry", operation_id = "retryRun", tag = "runs", security(("bearer" = ["runs:write"])),
-    params(("id" = RunId, Path, description = "The run"), Once, Prefer), extensions(("x-problems" = json!(["conflict", "too-many-runs"]))),
+    params(("id" = RunId, Path, description = "The run"), Once, Prefer), extensions(("x-problems" = json!(["conflict", "too-many-runs", "unreadable-run"]))),
     responses((status = 202, description = "The run", body = Run)))]
 async fn retry(
     State(state): State<RunRoutes>,

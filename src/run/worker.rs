@@ -271,7 +271,7 @@ impl Worker {
         let put_aside = |delay| turns.spawn(put_aside(Arc::clone(&self.shared), life.clone(), claimed.to_vec(), delay));
         match self.load_and_begin(life, turns, claimed).await {
             Ok(()) => Ok(()),
-            Err(error) if error.problem() != Problem::Internal => {
+            Err(error) if !matches!(error.problem(), Problem::Internal | Problem::UnreadableRun) => {
                 put_aside(TimeDelta::seconds(1));
                 Err(error)
             }

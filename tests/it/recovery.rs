@@ -48,6 +48,22 @@ async fn orphaned(world: &World, upstream: &Upstream, plan: Value) -> Run {
 }
 
 #[tokio::test]
+async fn a_run_of_a_later_version_is_shown_and_left_alone() {
+    let world = World::new().await;
+    let run = world.operator().start(json!([{ "id": "act", "uses": "debug.echo", "approval": {} }])).await;
+    let approval = run.hold().await;
+    let later =
+        "update run_events set data = replace(data::text, '\"executing\"', '\"dreaming\"')::json where name = $1";
+    sqlx::query(later).bind("executing").execute(&mut world.superuser().await).await.unwrap();
+    run.cancel().await.problem(500, "unreadable-run");
+    let answer = world.approver().decide(&approval, &json!({ "status": "approved" })).await;
+    answer.problem(500, "unreadable-run");
+    assert_eq!(run.get().await["status"], "awaiting_approval");
+    // Nobody else is held up by it.
+    world.operator().start(json!([{ "id": "act", "uses": "debug.echo" }])).await.completes().await;
+}
+
+#[tokio::test]
 async fn a_call_that_may_be_repeated_is_repeated_with_the_same_key() {
     let (world, upstream) = (World::without_worker(|_| ()).await, Upstream::start().await);
     let run = orphaned(&world, &upstream, plan(&upstream, "PUT")).await;
