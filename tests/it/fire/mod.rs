@@ -6,10 +6,14 @@
 mod audit;
 mod crash_points;
 mod frozen;
+mod keys;
 mod kills;
 mod load;
 mod patient;
+mod readers;
+mod replicas;
 mod site;
+mod soak;
 
 use std::time::Duration;
 

@@ -23,7 +23,7 @@ impl Patient {
     }
 
     /// At a server that is up, any of them.
-    async fn client(&self) -> &Client {
+    pub async fn client(&self) -> &Client {
         let skip = rand::random_range(0..self.clients.len());
         let turned = self.clients.iter().skip(skip).chain(self.clients.iter().take(skip));
         let ups = turned.map(|(client, up)| {

@@ -230,6 +230,14 @@ impl Server {
         status
     }
 
+    /// What it takes of the machine's memory, in KiB.
+    pub fn memory(&self) -> usize {
+        let pid = self.child.as_ref().unwrap().id().unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        resident.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
         let pid = self.child.as_ref().unwrap().id().and_then(|pid| Pid::from_raw(pid.try_into().ok()?));

@@ -195,10 +195,15 @@ impl Request {
 
     /// A stream of events, if the server is there and opens one.
     pub async fn reach(self) -> Option<Follow> {
+        self.reach_bytes().await.map(Follow::new)
+    }
+
+    /// The same, as it comes over the wire.
+    pub async fn reach_bytes(self) -> Option<reqwest::Response> {
         let (method, path, response) = self.header("accept", "text/event-stream").exchange().await;
         let response = response.ok().filter(|response| response.status() != StatusCode::SERVICE_UNAVAILABLE)?;
         assert_eq!(response.status(), StatusCode::OK, "{method} {path}: {:?}", response.text().await);
-        Some(Follow::new(response))
+        Some(response)
     }
 
     /// A stream of events, opened.
