@@ -36,6 +36,7 @@ async fn all_points(site: &Site, server: &mut Server, load: &Load) -> BTreeMap<S
 }
 
 #[tokio::test]
+#[cfg_attr(not(debug_assertions), ignore = "a release build has no crash points")]
 async fn a_server_killed_at_any_point_loses_nothing_and_goes_on_at_once() {
     let (site, sink) = (Site::new().await, Upstream::start().await);
     let mut server = site.server("all");
