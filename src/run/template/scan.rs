@@ -9,6 +9,11 @@ use super::TemplateError;
 const MAX_JOINS: usize = 64;
 /// `*` alone, which can repeat a text.
 const MAX_PRODUCTS: usize = 8;
+/// Words, quoted texts and signs in the code of one string. The engine reads and compiles chains of operators,
+/// branches and calls by recursion, whose depth they bound with the next.
+const MAX_TOKENS: usize = 1_000;
+/// Brackets within brackets.
+const MAX_BRACKETS: usize = 32;
 /// Loops within loops.
 const MAX_LOOPS: usize = 3;
 
@@ -162,19 +167,34 @@ fn statement<'s>(body: &'s str, offset: usize, loops: &mut usize) -> Result<&'s 
 
 #[derive(Default)]
 struct Limits {
+    tokens: usize,
     joins: usize,
     products: usize,
 }
 
 impl Limits {
     fn count(&mut self, body: &str, offset: usize) -> Result<(), TemplateError> {
+        let mut brackets = 0_usize;
         for token in tokens(body) {
+            let refuse = |message: String| Err(TemplateError::new(message, offset + token.at));
+            self.tokens += 1;
+            match token.text {
+                "(" | "[" | "{" => brackets += 1,
+                ")" | "]" | "}" => brackets = brackets.saturating_sub(1),
+                _ => {}
+            }
+            if self.tokens > MAX_TOKENS {
+                return refuse(format!("too long: at most {MAX_TOKENS} words and signs of code in one text"));
+            }
+            if brackets > MAX_BRACKETS {
+                return refuse(format!("brackets nest at most {MAX_BRACKETS} deep"));
+            }
             self.joins += usize::from(matches!(token.text, "~" | "+" | "*"));
             self.products += usize::from(token.text == "*");
             if self.joins > MAX_JOINS || self.products > MAX_PRODUCTS {
-                let message =
-                    format!("too long to compute: at most {MAX_JOINS} of `~`, `+`, `*` and {MAX_PRODUCTS} of `*`");
-                return Err(TemplateError::new(message, offset + token.at));
+                return refuse(format!(
+                    "too long to compute: at most {MAX_JOINS} of `~`, `+`, `*` and {MAX_PRODUCTS} of `*`"
+                ));
             }
         }
         Ok(())
