@@ -143,7 +143,11 @@ impl IntoParams for Once {
     fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
         let text = "Makes the request happen once, whatever is lost on the way: the same key with the same request gets \
                     the first answer again for 24 hours.";
-        let schema = ObjectBuilder::new().schema_type(Type::String).min_length(Some(1)).max_length(Some(255));
+        let schema = ObjectBuilder::new()
+            .schema_type(Type::String)
+            .min_length(Some(1))
+            .max_length(Some(255))
+            .pattern(Some("^[!-~]+$"));
         let header = ParameterBuilder::new().name("Idempotency-Key").parameter_in(ParameterIn::Header);
         vec![header.required(Required::False).description(Some(text)).schema(Some(schema)).build()]
     }

@@ -33,6 +33,8 @@ impl Dev {
         let mut process = Command::new(env!("CARGO_BIN_EXE_fermata"))
             .args(["dev", "--listen", "127.0.0.1:0", "--data-dir"])
             .arg(&self.folder)
+            .env_remove("FERMATA_CAMPAIGN")
+            .env_remove("FERMATA_SEED")
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .kill_on_drop(true)

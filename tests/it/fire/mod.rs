@@ -14,6 +14,7 @@ mod readers;
 mod replicas;
 mod site;
 mod soak;
+mod stalled;
 
 use std::time::Duration;
 

@@ -205,6 +205,8 @@ impl Server {
     pub async fn start_with(&mut self, crash_point: Option<&str>) -> bool {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fermata"));
         command.args(["serve", "--role", self.role]).envs(self.settings.iter().map(|(name, value)| (name, value)));
+        // The tests' own, which the server would refuse as a setting it does not know.
+        command.env_remove("FERMATA_CAMPAIGN").env_remove("FERMATA_SEED");
         command.env("CRASH_POINT", crash_point.unwrap_or_default());
         command.stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().unwrap();

@@ -2,6 +2,7 @@
 
 mod clock;
 mod connections;
+mod crowd;
 mod depth;
 mod disk;
 mod fuzz;

@@ -73,7 +73,7 @@ async fn of_tenants(database: Database, tenants: Vec<TenantId>) -> Result<bool> 
     named.sort_unstable();
     assert_eq!(seen, named, "a transaction sees other tenants than its own");
     let write = "insert into idempotency_keys (tenant_id, route, key, body_hash, created_at, expires_at)
-                 values ($1, $1::text, $2, '', $3, $3)";
+                 values ($1, $1::text, $2, '', $3, $3 + interval '1 day')";
     let write = sqlx::query(write).bind(tenants[0].uuid()).bind(Uuid::now_v7().to_string()).bind(Clock::system().now());
     write.execute(tx.conn()).await?;
     if rand::random_bool(0.8) {
