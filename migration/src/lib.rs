@@ -10,6 +10,7 @@ mod m20261121_000003_approvals;
 mod m20261121_000004_requests;
 mod m20261121_000005_workers;
 mod m20261121_000006_dead_workers;
+mod m20261121_000007_append;
 
 /// Every migration, oldest first.
 #[derive(Debug)]
@@ -25,6 +26,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261121_000004_requests::Migration),
             Box::new(m20261121_000005_workers::Migration),
             Box::new(m20261121_000006_dead_workers::Migration),
+            Box::new(m20261121_000007_append::Migration),
         ]
     }
 }

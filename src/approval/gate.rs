@@ -97,8 +97,10 @@ mod tests {
         };
         let this = digest_of(&run, &step, 1, ("crm.sync", "1"), &arguments);
         assert_eq!(this.len(), "sha256:".len() + 64);
-        let other_run = RunState { run_id: a_run().run_id, ..run.clone() };
-        let other_tenant = RunState { tenant_id: a_run().tenant_id, ..run.clone() };
+        let mut other_run = run.clone();
+        other_run.run_id = a_run().run_id;
+        let mut other_tenant = run.clone();
+        other_tenant.tenant_id = a_run().tenant_id;
         let others = [
             digest_of(&other_run, &step, 1, ("crm.sync", "1"), &arguments),
             digest_of(&other_tenant, &step, 1, ("crm.sync", "1"), &arguments),

@@ -13,6 +13,19 @@ pub struct Inbox;
 
 #[async_trait]
 impl Projection for Inbox {
+    fn concerns(&self, append: &Append) -> bool {
+        append.events.iter().any(|event| {
+            matches!(
+                event.body,
+                Body::AwaitingApproval(_)
+                    | Body::Approved(_)
+                    | Body::Denied(_)
+                    | Body::ApprovalExpired(_)
+                    | Body::ApprovalCancelled(_)
+            )
+        })
+    }
+
     async fn project(&self, tx: &mut TenantTx, appends: &[&Append]) -> Result<()> {
         for append in appends {
             for event in &append.events {

@@ -69,7 +69,8 @@ impl Drop for Listener {
 }
 
 impl Database {
-    /// Notifies the listeners of `channel`, in all processes.
+    /// Notifies the listeners of `channel`, in all processes. A crash of the server may lose it: it waits for no
+    /// disk.
     ///
     /// # Errors
     /// When the database is away, or the payload is over [`NOTIFY_BYTES`].
@@ -78,7 +79,11 @@ impl Database {
             return Err(Error::internal(format!("a notification of {} bytes", payload.len())));
         }
         crash::point("notify", Side::Before, &channel);
-        sqlx::query("select pg_notify($1, $2)").bind(channel).bind(payload).execute(&self.pool).await?;
+        sqlx::query("select pg_notify($1, $2), set_config('synchronous_commit', 'off', true)")
+            .bind(channel)
+            .bind(payload)
+            .execute(&self.pool)
+            .await?;
         crash::point("notify", Side::After, &channel);
         Ok(())
     }

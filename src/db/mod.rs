@@ -7,6 +7,7 @@ mod failure;
 pub(crate) mod fixture;
 mod given;
 pub mod guard;
+mod lane;
 mod listen;
 mod migrate;
 mod reach;
@@ -16,6 +17,7 @@ mod tx;
 
 pub use failure::Failure;
 pub use given::adopt;
+pub use lane::Lane;
 pub use listen::{Heard, Listener, NOTIFY_BYTES, SessionLock};
 pub use migrate::migrate;
 pub use tx::{Database, SystemTx, TenantTx};

@@ -8,7 +8,7 @@ use sqlx::{
 };
 use tokio::sync::Mutex;
 
-use super::reach::reach;
+use super::{Lane, reach::reach};
 use crate::kernel::{
     Error, Result, TenantId, Timestamp,
     crash::{self, Side},
@@ -18,6 +18,7 @@ use crate::kernel::{
 #[derive(Clone, Debug)]
 pub struct Database {
     pub(super) pool: PgPool,
+    patience: Duration,
 }
 
 impl Database {
@@ -34,13 +35,13 @@ impl Database {
             .connect_with(options)
             .await
             .map_err(database_error)?;
-        Ok(Self { pool })
+        Ok(Self { pool, patience })
     }
 
     /// A pool that connects when it is first used, which for describing the API is never.
     #[must_use]
     pub fn lazy(options: PgConnectOptions) -> Self {
-        Self { pool: PgPoolOptions::new().connect_lazy_with(options) }
+        Self { pool: PgPoolOptions::new().connect_lazy_with(options), patience: Duration::ZERO }
     }
 
     /// A transaction that sees and writes the rows of `tenant` only.
@@ -58,9 +59,15 @@ impl Database {
     /// When no connection is to be had.
     pub async fn tenants(&self, tenants: &[TenantId]) -> Result<TenantTx> {
         // Ids have no quotes in them; one round trip begins the transaction and names its tenants.
-        let named = tenants.iter().map(|t| t.uuid().to_string()).collect::<Vec<_>>().join(",");
+        let named = names(tenants);
         let tx = self.begin(format!("begin; select set_config('fermata.tenants', '{named}', true)")).await?;
         Ok(TenantTx { tx: Mutex::new(tx), after_commit: Vec::new() })
+    }
+
+    /// A connection apart from the pool, made when it is first used.
+    #[must_use]
+    pub fn lane(&self) -> Lane {
+        Lane { options: self.pool.connect_options(), patience: self.patience, connection: None }
     }
 
     /// A transaction with no tenant: row-level security leaves it only the system functions.
@@ -214,6 +221,10 @@ impl ConnectionTrait for TenantTx {
     }
 }
 
+pub(super) fn names(tenants: &[TenantId]) -> String {
+    tenants.iter().map(|tenant| tenant.uuid().to_string()).collect::<Vec<_>>().join(",")
+}
+
 fn prepared(statement: &Statement) -> sqlx::query::Query<'_, Postgres, SqlxValues> {
     let values = statement.values.clone().unwrap_or(Values(Vec::new()));
     sqlx::query_with(AssertSqlSafe(statement.sql.as_str()), SqlxValues(values))
@@ -228,7 +239,7 @@ fn query_error(error: sqlx::Error) -> DbErr {
 }
 
 // The connection is gone, as opposed to: the statement was refused.
-fn is_cut(error: &sqlx::Error) -> bool {
+pub(super) fn is_cut(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(_) => true,
         // Shut down, crashed, or idle in a transaction for too long.
@@ -255,7 +266,7 @@ fn is_away(error: &sqlx::Error) -> bool {
 
 /// Sorts a driver's failure into ours: away (503) or a fault (500). Constraint names and values of
 /// other rows stay in the private half.
-fn database_error(error: sqlx::Error) -> Error {
+pub(super) fn database_error(error: sqlx::Error) -> Error {
     if is_away(&error) { Error::unavailable(error) } else { Error::internal(error) }
 }
 

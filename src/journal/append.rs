@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Body, Completed, Event, Frame, Parent, Phase, RunState, StepCompleted, StepKey, event::encode};
+use super::{Body, Completed, Event, Frame, Parent, Phase, RunState, Status, StepCompleted, StepKey, event::encode};
 use crate::kernel::{ApprovalId, Error, Result, RunId, TenantId, Timestamp, WorkerId};
 
 /// Outputs up to this many bytes travel in their event; larger ones stay in the table.
@@ -51,9 +51,8 @@ pub struct Append {
 /// The head of a run after the append.
 #[derive(Debug)]
 pub(super) struct HeadRow {
-    pub(super) status: &'static str,
+    pub(super) status: Status,
     pub(super) last_seq: u64,
-    pub(super) ended: bool,
     pub(super) pending: Vec<ApprovalId>,
     pub(super) cost: f64,
     pub(super) plan: Option<String>,
@@ -89,9 +88,8 @@ impl Append {
     ) -> Result<Self> {
         let expected = state.seq - u64::try_from(events.len()).unwrap_or_default();
         let mut head = HeadRow {
-            status: state.status().name(),
+            status: state.status(),
             last_seq: state.seq,
-            ended: state.status().is_terminal(),
             pending: state.open_holds().map(|(id, _)| id).collect(),
             cost: state.cost,
             plan: None,

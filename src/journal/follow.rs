@@ -1,5 +1,6 @@
 use bytes::Bytes;
 
+use super::Status;
 use crate::kernel::{RunId, TenantId};
 
 /// One committed event, encoded once.
@@ -22,8 +23,16 @@ pub struct Commit {
     pub run_id: RunId,
     /// The new events, in order, without a gap.
     pub frames: Vec<Frame>,
-    /// The last of them ends the run.
-    pub ended: bool,
+    /// Where the run stands now; none for a parent that is only to look after its children.
+    pub status: Option<Status>,
+}
+
+impl Commit {
+    /// Whether the last of the events ends the run.
+    #[must_use]
+    pub fn ended(&self) -> bool {
+        self.status.is_some_and(Status::is_terminal)
+    }
 }
 
 /// Hears of commits. Must not block: it is called between two commits.

@@ -6,6 +6,7 @@ mod command;
 mod decide;
 mod event;
 mod follow;
+mod frontier;
 mod load;
 mod payload;
 mod plan;

@@ -18,9 +18,20 @@ impl RunState {
         }
     }
 
-    /// The questions that stand.
+    /// The questions that stand, in the order of their steps.
     pub fn open_holds(&self) -> impl Iterator<Item = (ApprovalId, &Hold)> {
-        self.holds.iter().filter(|(_, hold)| hold.ruling.is_none()).map(|(id, hold)| (*id, hold))
+        self.frontier.open().iter().filter_map(|key| self.hold_of(key))
+    }
+
+    /// The steps and items that have begun and not ended.
+    pub fn open_steps(&self) -> impl Iterator<Item = (&StepKey, &StepState)> {
+        self.frontier.open().iter().filter_map(|key| self.steps.get_key_value(key))
+    }
+
+    /// The steps of the plan that have not begun and wait for no other.
+    pub fn ready_steps(&self) -> impl Iterator<Item = &Step> {
+        let plan = self.plan.as_deref();
+        self.frontier.ready().filter_map(move |at| plan.and_then(|plan| plan.steps.get(at)))
     }
 
     /// The stage of a step that has begun.
@@ -32,7 +43,7 @@ impl RunState {
     /// The step of the plan that `key` belongs to.
     #[must_use]
     pub fn step(&self, key: &StepKey) -> Option<&Step> {
-        self.plan.as_deref().and_then(|plan| plan.step(&key.id))
+        self.frontier.place(&key.id).and_then(|at| self.plan.as_deref()?.steps.get(at))
     }
 
     /// What an approver of this step is shown, where it asks for consent.
@@ -53,74 +64,65 @@ impl RunState {
     /// Whether every step it needs has ended.
     #[must_use]
     pub fn needs_ended(&self, step: &Step) -> bool {
-        step.needs.iter().all(|id| self.stage(&StepKey::whole(id)).is_some_and(Stage::is_ended))
+        self.frontier.place(&step.id).is_some_and(|at| self.frontier.needs_ended(at))
     }
 
     /// The failure that dooms the run, if there is one.
     #[must_use]
     pub fn doom(&self) -> Option<(&StepKey, &Failure)> {
-        self.steps.iter().find_map(|(key, step)| match &step.stage {
-            Stage::Failed { error, continued: false, .. } => Some((key, error)),
+        let key = self.frontier.doomed()?;
+        match self.stage(key)? {
+            Stage::Failed { error, .. } => Some((key, error)),
             _ => None,
-        })
+        }
     }
 
     /// Whether new steps may begin.
     #[must_use]
     pub fn is_advancing(&self) -> bool {
-        self.phase == Phase::Executing && self.cancelling.is_none() && self.doom().is_none()
+        self.phase == Phase::Executing && self.cancelling.is_none() && self.frontier.doomed().is_none()
     }
 
     /// Whether a call is out whose outcome the run has to hear before it may end.
     #[must_use]
     pub fn in_flight(&self) -> bool {
-        self.steps
-            .values()
-            .any(|step| matches!(step.stage, Stage::Running { .. } | Stage::Waiting { wait: Wait::Child { .. }, .. }))
+        self.open_steps().any(|(_, step)| {
+            matches!(step.stage, Stage::Running { .. } | Stage::Waiting { wait: Wait::Child { .. }, .. })
+        })
     }
 
     /// Whether every step of the plan has ended.
     #[must_use]
     pub fn all_ended(&self) -> bool {
-        self.plan.as_deref().is_some_and(|plan| {
-            plan.steps.iter().all(|step| self.stage(&StepKey::whole(&step.id)).is_some_and(Stage::is_ended))
-        })
+        self.plan.is_some() && self.frontier.all_ended()
     }
 
     fn can_proceed(&self) -> bool {
-        let moving = self.steps.iter().any(|(key, step)| match step.stage {
+        let moving = self.open_steps().any(|(key, step)| match step.stage {
             Stage::Running { .. } | Stage::Waiting { .. } | Stage::Retrying { .. } | Stage::Cleared { .. } => true,
             Stage::Expanded { items, .. } => self.expansion_moves(key, items),
             _ => false,
         });
-        let doomed = !self.is_advancing();
-        let startable = || {
-            self.plan.as_deref().is_some_and(|plan| {
-                plan.steps
-                    .iter()
-                    .any(|step| !self.steps.contains_key(&StepKey::whole(&step.id)) && self.needs_ended(step))
-            })
-        };
-        moving || doomed || startable() || self.all_ended()
+        moving || !self.is_advancing() || self.ready_steps().next().is_some() || self.all_ended()
     }
 
     /// Whether a `forEach` step can begin another item, or is done with all of them.
     fn expansion_moves(&self, key: &StepKey, items: u32) -> bool {
         let limit = self.step(key).map_or(1, Step::concurrency_limit);
-        let (begun, open) = self
-            .items(&key.id)
-            .fold((0, 0), |(begun, open), (_, step)| (begun + 1, open + u32::from(!step.stage.is_ended())));
+        let (begun, open) = self.item_counts(&key.id);
         if begun < items { open < limit } else { open == 0 }
+    }
+
+    /// How many items of a `forEach` step have begun, and how many of these have not ended.
+    #[must_use]
+    pub fn item_counts(&self, id: &str) -> (u32, u32) {
+        self.frontier.items(id)
     }
 
     /// The item of a `forEach` step that may begin next: they begin in order, within the step's bound.
     #[must_use]
     pub fn next_item(&self, step: &Step) -> Option<u32> {
-        let (mut begun, mut open) = (0, 0);
-        for (_, item) in self.items(&step.id) {
-            begun += 1;
-            open += u32::from(!item.stage.is_ended());
-        }
+        let (begun, open) = self.item_counts(&step.id);
         (open < step.concurrency_limit()).then_some(begun)
     }
 

@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 
 use super::{
     AwaitingApproval, Body, Effect, Event, Failure, OnDenied, Plan, Question, RunCancelling, SkipReason, StepKey, Wait,
+    frontier::Frontier,
 };
 use crate::kernel::{Actor, ApprovalId, RunId, TenantId, Timestamp};
 
@@ -272,6 +273,7 @@ pub struct RunState {
     pub cancelling: Option<RunCancelling>,
     /// What it has cost so far.
     pub cost: f64,
+    pub(super) frontier: Frontier,
 }
 
 impl RunState {
@@ -290,6 +292,7 @@ impl RunState {
             holds: BTreeMap::new(),
             cancelling: None,
             cost: 0.0,
+            frontier: Frontier::default(),
         }
     }
 
@@ -299,19 +302,22 @@ impl RunState {
         match &event.body {
             Body::Idle(_) => self.phase = Phase::Idle,
             Body::Planning(_) => self.phase = Phase::Planning,
-            Body::PlanReady(ready) => self.plan = Some(Arc::clone(&ready.plan)),
+            Body::PlanReady(ready) => {
+                self.plan = Some(Arc::clone(&ready.plan));
+                self.frontier = Frontier::of(&ready.plan);
+            }
             Body::Executing(executing) => {
                 self.phase = Phase::Executing;
                 for key in &executing.retried {
-                    if let Some(step) = self.steps.get_mut(key) {
-                        step.stage = match &step.stage {
-                            Stage::Failed { unknown: Some((version, arguments)), .. } => {
-                                Stage::unknown(version, arguments, ts)
-                            }
-                            _ => Stage::Retrying { at: ts },
-                        };
-                        step.failures = 0;
-                    }
+                    let Some(step) = self.steps.get(key) else { continue };
+                    let stage = match &step.stage {
+                        Stage::Failed { unknown: Some((version, arguments)), .. } => {
+                            Stage::unknown(version, arguments, ts)
+                        }
+                        _ => Stage::Retrying { at: ts },
+                    };
+                    let (attempt, called) = (step.attempt, step.called);
+                    self.put(key, StepState { stage, attempt, failures: 0, called });
                 }
             }
             Body::RunCancelling(cancelling) => self.cancelling = Some(cancelling.clone()),
@@ -400,15 +406,23 @@ impl RunState {
             }
             _ => return,
         };
-        self.steps.insert(key.clone(), StepState { stage, attempt, failures: failures + failed, called });
+        self.put(key, StepState { stage, attempt, failures: failures + failed, called });
     }
 
     fn rule(&mut self, approval_id: ApprovalId, ruling: Ruling, stage: impl FnOnce(&Hold) -> Stage) {
         let Some(hold) = self.holds.get_mut(&approval_id) else { return };
         hold.ruling = Some(ruling);
-        if let Some(step) = self.steps.get_mut(&hold.step) {
-            step.stage = stage(hold);
+        let (key, stage) = (hold.step.clone(), stage(hold));
+        if let Some(step) = self.steps.get(&key).cloned() {
+            self.put(&key, StepState { stage, ..step });
         }
+    }
+
+    /// The only place where a step changes.
+    fn put(&mut self, key: &StepKey, step: StepState) {
+        let before = self.steps.get(key).map(|step| &step.stage);
+        self.frontier.moved(key, before, &step.stage);
+        self.steps.insert(key.clone(), step);
     }
 
     fn end(&mut self, phase: Phase) {

@@ -2,184 +2,198 @@
 
 use std::collections::{HashMap, HashSet};
 
-use sqlx::{PgConnection, Row, postgres::PgRow};
+use sqlx::{
+    Arguments, AssertSqlSafe, PgConnection, Postgres, Row,
+    encode::IsNull,
+    error::BoxDynError,
+    postgres::{PgArgumentBuffer, PgArguments, PgHasArrayType, PgRow, PgTypeInfo, types::PgRecordEncoder},
+    query::Query,
+};
 use uuid::Uuid;
 
 use super::append::{Append, Claim};
-use crate::kernel::{Result, RunId, TenantId, Timestamp};
+use crate::kernel::{Error, Result, RunId, TenantId, Timestamp};
 
-/// Moves the heads that stand where the appends expect them; returns the runs that moved.
-pub(super) async fn move_heads(conn: &mut PgConnection, appends: &[&Append]) -> Result<HashSet<RunId>> {
-    let columns = |f: fn(&Append) -> Uuid| appends.iter().map(|a| f(a)).collect::<Vec<_>>();
-    let seqs =
-        |f: fn(&Append) -> u64| appends.iter().map(|a| i64::try_from(f(a)).unwrap_or(i64::MAX)).collect::<Vec<_>>();
-    let texts = |f: fn(&Append) -> Option<&str>| appends.iter().map(|a| f(a)).collect::<Vec<_>>();
-    let pending = |a: &&Append| a.head.pending.iter().map(|id| id.uuid().to_string()).collect::<Vec<_>>().join(",");
-    let rows = sqlx::query(
-        "update runs r
-         set status = a.status, last_seq = a.last_seq, cost = a.cost, error = a.error::json,
-             plan = coalesce(a.plan::json, r.plan), output = coalesce(a.output::json, r.output),
-             pending_approvals = coalesce(string_to_array(nullif(a.pending, ''), ',')::uuid[], '{}'),
-             updated_at = a.at, finished_at = case when a.ended then a.at end
-         from unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[], $5::text[], $6::float8[], $7::text[],
-                     $8::text[], $9::text[], $10::text[], $11::timestamptz[], $12::bool[])
-              as a (tenant_id, run_id, expected, last_seq, status, cost, error, plan, output, pending, at, ended)
-         where (r.tenant_id, r.run_id, r.last_seq) = (a.tenant_id, a.run_id, a.expected)
-         returning r.run_id",
-    )
-    .bind(columns(|a| a.tenant_id.uuid()))
-    .bind(columns(|a| a.run_id.uuid()))
-    .bind(seqs(|a| a.expected))
-    .bind(seqs(|a| a.head.last_seq))
-    .bind(appends.iter().map(|a| a.head.status).collect::<Vec<_>>())
-    .bind(appends.iter().map(|a| a.head.cost).collect::<Vec<_>>())
-    .bind(texts(|a| a.head.error.as_deref()))
-    .bind(texts(|a| a.head.plan.as_deref()))
-    .bind(texts(|a| a.head.output.as_deref()))
-    .bind(appends.iter().map(pending).collect::<Vec<_>>())
-    .bind(appends.iter().map(|a| a.at).collect::<Vec<_>>())
-    .bind(appends.iter().map(|a| a.head.ended).collect::<Vec<_>>())
-    .fetch_all(conn)
-    .await?;
-    rows.iter().map(|row| Ok(RunId::from_uuid(row.try_get(0)?))).collect()
+/// The rows of one append, as the types of the database have them.
+#[derive(Default)]
+struct Rows<'a> {
+    heads: Vec<Head<'a>>,
+    events: Vec<Event<'a>>,
+    steps: Vec<Step<'a>>,
+    claims: Vec<Settle>,
 }
 
-/// Writes the events, as they will be sent.
-pub(super) async fn insert_events(conn: &mut PgConnection, appends: &[&Append]) -> Result<()> {
-    let frames = || appends.iter().flat_map(|a| a.frames.iter().map(move |frame| (a, frame)));
-    if frames().next().is_none() {
-        return Ok(());
+struct Head<'a> {
+    tenant_id: Uuid,
+    run_id: Uuid,
+    expected: i64,
+    last_seq: i64,
+    status: &'static str,
+    ended: bool,
+    pending: Vec<Uuid>,
+    cost: f64,
+    plan: Option<&'a str>,
+    output: Option<&'a str>,
+    error: Option<&'a str>,
+    at: Timestamp,
+}
+
+struct Event<'a> {
+    tenant_id: Uuid,
+    run_id: Uuid,
+    seq: i64,
+    name: &'static str,
+    data: &'a str,
+}
+
+struct Step<'a> {
+    tenant_id: Uuid,
+    run_id: Uuid,
+    step_id: &'a str,
+    status: &'static str,
+    attempt: i32,
+    tool: &'a str,
+    arguments: Option<&'a str>,
+    output: Option<&'a str>,
+    error: Option<&'a str>,
+    started_at: Option<Timestamp>,
+    finished_at: Option<Timestamp>,
+    at: Timestamp,
+}
+
+/// What becomes of the claim on a run.
+struct Settle {
+    tenant_id: Uuid,
+    run_id: Uuid,
+    /// The run whose append says so.
+    mover: Uuid,
+    settle: &'static str,
+    worker_id: Option<Uuid>,
+    due_at: Option<Timestamp>,
+}
+
+macro_rules! composite {
+    ($($row:ty = $name:literal ($($field:ident),+);)*) => {$(
+        impl sqlx::Type<Postgres> for $row {
+            fn type_info() -> PgTypeInfo {
+                PgTypeInfo::with_name($name)
+            }
+        }
+
+        impl PgHasArrayType for $row {
+            fn array_type_info() -> PgTypeInfo {
+                PgTypeInfo::array_of($name)
+            }
+        }
+
+        impl sqlx::Encode<'_, Postgres> for $row {
+            fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+                let mut record = PgRecordEncoder::new(buffer);
+                $(record.encode(&self.$field)?;)+
+                record.finish();
+                Ok(IsNull::No)
+            }
+        }
+    )*};
+}
+
+// Fields in the order of the database's types.
+composite! {
+    Head<'_> = "run_head"
+        (tenant_id, run_id, expected, last_seq, status, ended, pending, cost, plan, output, error, at);
+    Event<'_> = "run_event" (tenant_id, run_id, seq, name, data);
+    Step<'_> = "run_step"
+        (tenant_id, run_id, step_id, status, attempt, tool, arguments, output, error, started_at, finished_at, at);
+    Settle = "run_claim" (tenant_id, run_id, mover, settle, worker_id, due_at);
+}
+
+impl<'a> Rows<'a> {
+    fn add(&mut self, append: &'a Append) -> Result<()> {
+        let (tenant_id, run_id, at) = (append.tenant_id.uuid(), append.run_id.uuid(), append.at);
+        let head = &append.head;
+        self.heads.push(Head {
+            tenant_id,
+            run_id,
+            expected: signed(append.expected),
+            last_seq: signed(head.last_seq),
+            status: head.status.name(),
+            ended: head.status.is_terminal(),
+            pending: head.pending.iter().map(|id| id.uuid()).collect(),
+            cost: head.cost,
+            plan: head.plan.as_deref(),
+            output: head.output.as_deref(),
+            error: head.error.as_deref(),
+            at,
+        });
+        for frame in &append.frames {
+            let data = std::str::from_utf8(&frame.data).map_err(Error::internal)?;
+            self.events.push(Event { tenant_id, run_id, seq: signed(frame.seq), name: frame.name, data });
+        }
+        self.steps.extend(append.steps.iter().map(|step| Step {
+            tenant_id,
+            run_id,
+            step_id: &step.step_id,
+            status: step.status,
+            attempt: i32::try_from(step.attempt).unwrap_or(i32::MAX),
+            tool: &step.tool,
+            arguments: step.arguments.as_deref(),
+            output: step.output.as_deref(),
+            error: step.error.as_deref(),
+            started_at: step.started_at,
+            finished_at: step.finished_at,
+            at,
+        }));
+        self.settle(append);
+        Ok(())
     }
-    let data = |bytes| std::str::from_utf8(bytes).map_err(crate::kernel::Error::internal);
-    sqlx::query(
-        "insert into run_events (tenant_id, run_id, seq, name, data)
-         select * from unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::text[], $5::json[])",
-    )
-    .bind(frames().map(|(a, _)| a.tenant_id.uuid()).collect::<Vec<_>>())
-    .bind(frames().map(|(a, _)| a.run_id.uuid()).collect::<Vec<_>>())
-    .bind(frames().map(|(_, f)| i64::try_from(f.seq).unwrap_or(i64::MAX)).collect::<Vec<_>>())
-    .bind(frames().map(|(_, f)| f.name).collect::<Vec<_>>())
-    .bind(frames().map(|(_, f)| data(&f.data)).collect::<Result<Vec<_>>>()?)
-    .execute(conn)
-    .await?;
-    Ok(())
-}
 
-/// Brings the step rows up to date.
-pub(super) async fn upsert_steps(conn: &mut PgConnection, appends: &[&Append]) -> Result<()> {
-    let steps = || appends.iter().flat_map(|a| a.steps.iter().map(move |step| (a, step)));
-    if steps().next().is_none() {
-        return Ok(());
-    }
-    sqlx::query(
-        "insert into run_steps as s (tenant_id, run_id, step_id, status, attempt, tool, arguments, output, error,
-                                     started_at, finished_at, updated_at)
-         select * from unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::int[], $6::text[], $7::json[],
-                              $8::json[], $9::json[], $10::timestamptz[], $11::timestamptz[], $12::timestamptz[])
-         on conflict (tenant_id, run_id, step_id) do update
-         set status = excluded.status, attempt = excluded.attempt, error = excluded.error,
-             arguments = coalesce(excluded.arguments, s.arguments), output = coalesce(excluded.output, s.output),
-             started_at = coalesce(s.started_at, excluded.started_at), finished_at = excluded.finished_at,
-             updated_at = excluded.updated_at",
-    )
-    .bind(steps().map(|(a, _)| a.tenant_id.uuid()).collect::<Vec<_>>())
-    .bind(steps().map(|(a, _)| a.run_id.uuid()).collect::<Vec<_>>())
-    .bind(steps().map(|(_, s)| s.step_id.as_str()).collect::<Vec<_>>())
-    .bind(steps().map(|(_, s)| s.status).collect::<Vec<_>>())
-    .bind(steps().map(|(_, s)| i32::try_from(s.attempt).unwrap_or(i32::MAX)).collect::<Vec<_>>())
-    .bind(steps().map(|(_, s)| s.tool.as_str()).collect::<Vec<_>>())
-    .bind(steps().map(|(_, s)| s.arguments.as_deref()).collect::<Vec<_>>())
-    .bind(steps().map(|(_, s)| s.output.as_deref()).collect::<Vec<_>>())
-    .bind(steps().map(|(_, s)| s.error.as_deref()).collect::<Vec<_>>())
-    .bind(steps().map(|(_, s)| s.started_at).collect::<Vec<_>>())
-    .bind(steps().map(|(_, s)| s.finished_at).collect::<Vec<_>>())
-    .bind(steps().map(|(a, _)| a.at).collect::<Vec<_>>())
-    .execute(conn)
-    .await?;
-    Ok(())
-}
-
-/// Settles who works on the runs next: released, due, or, once ended, nobody, and their parents are due.
-pub(super) async fn settle_claims(conn: &mut PgConnection, appends: &[&Append]) -> Result<()> {
-    let mut released: (Vec<Uuid>, Vec<Uuid>, Vec<Uuid>, Vec<Option<Timestamp>>) = Default::default();
-    let mut due: (Vec<Uuid>, Vec<Uuid>, Vec<Timestamp>) = Default::default();
-    let mut ended: (Vec<Uuid>, Vec<Uuid>) = Default::default();
-    let mut parents: (Vec<Uuid>, Vec<Uuid>, Vec<Timestamp>) = Default::default();
-    for append in appends {
-        let (tenant, run) = (append.tenant_id.uuid(), append.run_id.uuid());
+    /// Who works on the run next: whoever claims it, or, once it ended, nobody, and its parent is due.
+    fn settle(&mut self, append: &Append) {
+        let (tenant_id, run_id, at) = (append.tenant_id.uuid(), append.run_id.uuid(), append.at);
+        let own = Settle { tenant_id, run_id, mover: run_id, settle: "due", worker_id: None, due_at: Some(at) };
         match append.claim {
-            _ if append.head.ended => {
-                ended.0.push(tenant);
-                ended.1.push(run);
-                if let Some(parent) = append.parent {
-                    parents.0.push(tenant);
-                    parents.1.push(parent.uuid());
-                    parents.2.push(append.at);
-                }
+            _ if append.head.status.is_terminal() => {
+                let parent = append.parent.map(|parent| parent.uuid());
+                self.claims.extend(parent.map(|run_id| Settle { run_id, settle: "nudge", ..own }));
+                self.claims.push(Settle { settle: "end", ..own });
             }
             Claim::Keep => {}
             Claim::Release { worker, due_at } => {
-                released.0.push(tenant);
-                released.1.push(run);
-                released.2.push(worker.uuid());
-                released.3.push(due_at);
+                let worker_id = Some(worker.uuid());
+                self.claims.push(Settle { settle: "release", worker_id, due_at, ..own });
             }
-            Claim::Due => {
-                due.0.push(tenant);
-                due.1.push(run);
-                due.2.push(append.at);
-            }
+            Claim::Due => self.claims.push(own),
         }
     }
-    if !released.0.is_empty() {
-        // A wake-up that came while the run was claimed is in `due_at` and must outlive the release.
-        sqlx::query(
-            "update run_leases l set worker_id = null, due_at = least(l.due_at, a.due_at)
-             from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::timestamptz[]) as a (tenant_id, run_id, worker_id, due_at)
-             where (l.tenant_id, l.run_id, l.worker_id) = (a.tenant_id, a.run_id, a.worker_id)",
-        )
-        .bind(released.0)
-        .bind(released.1)
-        .bind(released.2)
-        .bind(released.3)
-        .execute(&mut *conn)
-        .await?;
-    }
-    if !due.0.is_empty() {
-        sqlx::query(
-            "insert into run_leases as l (tenant_id, run_id, due_at)
-             select * from unnest($1::uuid[], $2::uuid[], $3::timestamptz[])
-             on conflict (tenant_id, run_id) do update set due_at = least(l.due_at, excluded.due_at)",
-        )
-        .bind(due.0)
-        .bind(due.1)
-        .bind(due.2)
-        .execute(&mut *conn)
-        .await?;
-    }
-    if !ended.0.is_empty() {
-        sqlx::query(
-            "delete from run_leases l using unnest($1::uuid[], $2::uuid[]) as a (tenant_id, run_id)
-             where (l.tenant_id, l.run_id) = (a.tenant_id, a.run_id)",
-        )
-        .bind(ended.0)
-        .bind(ended.1)
-        .execute(&mut *conn)
-        .await?;
-    }
-    if !parents.0.is_empty() {
-        sqlx::query(
-            "update run_leases l set due_at = least(l.due_at, a.at)
-             from unnest($1::uuid[], $2::uuid[], $3::timestamptz[]) as a (tenant_id, run_id, at)
-             where (l.tenant_id, l.run_id) = (a.tenant_id, a.run_id)",
-        )
-        .bind(parents.0)
-        .bind(parents.1)
-        .bind(parents.2)
-        .execute(&mut *conn)
-        .await?;
-    }
-    Ok(())
+}
+
+/// Writes the appends whose heads stand where they expect them, and answers with the runs that moved. The
+/// statement names its tenants by itself where `named` has them, as a transaction of its own.
+pub(super) fn append(named: Option<&str>, appends: &[&Append]) -> Result<Query<'static, Postgres, PgArguments>> {
+    let mut rows = Rows::default();
+    // One order for all, so that two writers cannot wait for each other.
+    let mut appends = appends.to_vec();
+    appends.sort_unstable_by_key(|append| (append.tenant_id, append.run_id));
+    appends.iter().try_for_each(|append| rows.add(append))?;
+    let mut arguments = PgArguments::default();
+    let mut add = || -> Result<(), BoxDynError> {
+        arguments.add(named)?;
+        arguments.add(&rows.heads)?;
+        arguments.add(&rows.events)?;
+        arguments.add(&rows.steps)?;
+        arguments.add(&rows.claims)
+    };
+    add().map_err(|error| Error::internal(error.to_string()))?;
+    Ok(sqlx::query_with("select append_events($1, $2, $3, $4, $5)", arguments))
+}
+
+/// The runs that [`append`] says moved.
+pub(super) fn moved(row: &PgRow) -> Result<HashSet<RunId>> {
+    Ok(row.try_get::<Vec<Uuid>, _>(0)?.into_iter().map(RunId::from_uuid).collect())
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
 }
 
 /// A new run's row, before its first event.
@@ -238,18 +252,17 @@ pub(super) async fn insert_run(
 /// The heads of the runs that exist; locked against every other writer when `lock` is set.
 pub(super) async fn heads(conn: &mut PgConnection, runs: &[(TenantId, RunId)], lock: bool) -> Result<Vec<PgRow>> {
     let (tenants, ids) = columns(runs);
-    let select =
-        "select r.tenant_id, r.run_id, r.last_seq, r.goal, r.workflow_name, r.workflow_version, r.input, r.budget,
-                r.on_denied, r.metadata, r.created_by, r.parent_run_id, r.parent_step_id, r.created_at
-         from runs r join unnest($1::uuid[], $2::uuid[]) as a (tenant_id, run_id)
-           on (r.tenant_id, r.run_id) = (a.tenant_id, a.run_id)";
-    let locked =
-        "select r.tenant_id, r.run_id, r.last_seq, r.goal, r.workflow_name, r.workflow_version, r.input, r.budget,
-                r.on_denied, r.metadata, r.created_by, r.parent_run_id, r.parent_step_id, r.created_at
-         from runs r join unnest($1::uuid[], $2::uuid[]) as a (tenant_id, run_id)
-           on (r.tenant_id, r.run_id) = (a.tenant_id, a.run_id)
-         order by r.tenant_id, r.run_id for update of r";
-    Ok(sqlx::query(if lock { locked } else { select }).bind(tenants).bind(ids).fetch_all(conn).await?)
+    // One run at a time by its key, whatever the planner thinks of the table's size.
+    let sql = format!(
+        "select r.* from unnest($1::uuid[], $2::uuid[]) as a (tenant_id, run_id)
+         cross join lateral (
+           select tenant_id, run_id, last_seq, goal, workflow_name, workflow_version, input, budget, on_denied,
+                  metadata, created_by, parent_run_id, parent_step_id, created_at
+           from runs where tenant_id = a.tenant_id and run_id = a.run_id {}
+         ) r",
+        if lock { "for update" } else { "limit 1" }
+    );
+    Ok(sqlx::query(AssertSqlSafe(sql)).bind(tenants).bind(ids).fetch_all(conn).await?)
 }
 
 /// The events that shape a run's state, in order; reports of progress are left out.
@@ -259,11 +272,13 @@ pub(super) async fn past(
 ) -> Result<HashMap<RunId, Vec<(u64, String)>>> {
     let (tenants, ids) = columns(runs);
     let rows = sqlx::query(
-        "select e.run_id, e.seq, e.data::text
-         from run_events e join unnest($1::uuid[], $2::uuid[]) as a (tenant_id, run_id)
-           on (e.tenant_id, e.run_id) = (a.tenant_id, a.run_id)
-         where e.name <> 'tool.progress'
-         order by e.run_id, e.seq",
+        "select e.run_id, e.seq, e.data
+         from unnest($1::uuid[], $2::uuid[]) as a (tenant_id, run_id)
+         cross join lateral (
+           select run_id, seq, data::text from run_events
+           where tenant_id = a.tenant_id and run_id = a.run_id and name <> 'tool.progress'
+           order by seq
+         ) e",
     )
     .bind(tenants)
     .bind(ids)

@@ -14,8 +14,8 @@ use super::{
     store::{self, NewRun},
 };
 use crate::{
-    db::{Database, TenantTx},
-    kernel::{Error, Problem, Result, RunId, Timestamp},
+    db::{Database, Lane, TenantTx},
+    kernel::{Error, Problem, Result, RunId, TenantId, Timestamp},
 };
 
 /// How many runs one commit may carry.
@@ -28,6 +28,9 @@ const QUEUE: usize = 1024;
 /// A table that follows the events in the same commit (the inbox of approvals).
 #[async_trait]
 pub trait Projection: Send + Sync + 'static {
+    /// Whether the append means anything for its table.
+    fn concerns(&self, append: &Append) -> bool;
+
     /// Writes what the appends mean for its table.
     ///
     /// # Errors
@@ -122,7 +125,7 @@ impl Journal {
 }
 
 async fn commit_batches(shared: Arc<Shared>, waiting: Arc<Mutex<mpsc::Receiver<Waiting>>>) {
-    let mut batch = Vec::with_capacity(BATCH);
+    let (mut batch, mut lane) = (Vec::with_capacity(BATCH), shared.db.lane());
     loop {
         // The lock is the queue's: whoever holds it gathers, the other one commits.
         if waiting.lock().await.recv_many(&mut batch, BATCH).await == 0 {
@@ -130,7 +133,7 @@ async fn commit_batches(shared: Arc<Shared>, waiting: Arc<Mutex<mpsc::Receiver<W
         }
         metrics::histogram!("fermata_journal_batch_runs").record(as_f64(batch.len()));
         let (appends, replies): (Vec<_>, Vec<_>) = batch.drain(..).map(|w| (w.append, w.reply)).unzip();
-        for (outcome, reply) in shared.commit_shared(&appends).await.into_iter().zip(replies) {
+        for (outcome, reply) in shared.commit_shared(&mut lane, &appends).await.into_iter().zip(replies) {
             drop(reply.send(outcome));
         }
     }
@@ -139,14 +142,14 @@ async fn commit_batches(shared: Arc<Shared>, waiting: Arc<Mutex<mpsc::Receiver<W
 impl Shared {
     /// All appends in one commit; each alone where the database refuses them together, so that one bad
     /// append cannot hold up its neighbours.
-    async fn commit_shared(&self, appends: &[Append]) -> Vec<Result<(), AppendError>> {
-        match self.commit(&appends.iter().collect::<Vec<_>>()).await {
+    async fn commit_shared(&self, lane: &mut Lane, appends: &[Append]) -> Vec<Result<(), AppendError>> {
+        match self.commit(lane, &appends.iter().collect::<Vec<_>>()).await {
             Ok(outcomes) => outcomes,
             Err(error) if appends.len() > 1 && error.problem() == Problem::Internal => {
                 tracing::warn!(?error, runs = appends.len(), "a shared commit was refused; trying each append alone");
                 let mut outcomes = Vec::with_capacity(appends.len());
                 for append in appends {
-                    let alone = self.commit(&[append]).await;
+                    let alone = self.commit(lane, &[append]).await;
                     outcomes.extend(alone.unwrap_or_else(|error| vec![Err(AppendError::Failed(error))]));
                 }
                 outcomes
@@ -161,14 +164,20 @@ impl Shared {
         }
     }
 
-    async fn commit(&self, appends: &[&Append]) -> Result<Vec<Result<(), AppendError>>> {
+    async fn commit(&self, lane: &mut Lane, appends: &[&Append]) -> Result<Vec<Result<(), AppendError>>> {
         let begun = Instant::now();
         let mut tenants: Vec<_> = appends.iter().map(|append| append.tenant_id).collect();
         tenants.sort_unstable();
         tenants.dedup();
-        let mut tx = self.db.tenants(&tenants).await?;
-        let (moved, commits) = self.write(&mut tx, appends).await?;
-        tx.commit().await?;
+        let projected = appends.iter().any(|append| self.projections.iter().any(|one| one.concerns(append)));
+        let (moved, commits) = if projected {
+            let mut tx = self.db.tenants(&tenants).await?;
+            let written = self.write(&mut tx, appends).await?;
+            tx.commit().await?;
+            written
+        } else {
+            self.write_at_once(lane, &tenants, appends).await?
+        };
         metrics::histogram!("fermata_journal_commit_seconds").record(begun.elapsed().as_secs_f64());
         self.announce(&commits);
         let outcome = |append: &&Append| moved.contains(&append.run_id).then_some(()).ok_or(AppendError::Conflict);
@@ -177,26 +186,33 @@ impl Shared {
 
     /// Writes what may be written; returns the runs whose head moved, and the news.
     async fn write(&self, tx: &mut TenantTx, appends: &[&Append]) -> Result<(HashSet<RunId>, Vec<Commit>)> {
-        let mut appends = appends.to_vec();
-        // One order for all, so that two writers cannot wait for each other.
-        appends.sort_unstable_by_key(|append| (append.tenant_id, append.run_id));
-        let moved = store::move_heads(tx.conn(), &appends).await?;
-        appends.retain(|append| moved.contains(&append.run_id));
-        store::insert_events(tx.conn(), &appends).await?;
-        store::upsert_steps(tx.conn(), &appends).await?;
+        let row = store::append(None, appends)?.fetch_one(tx.conn()).await?;
+        let moved = store::moved(&row)?;
+        let written: Vec<_> = appends.iter().filter(|append| moved.contains(&append.run_id)).copied().collect();
         for projection in &self.projections {
-            projection.project(tx, &appends).await?;
+            projection.project(tx, &written).await?;
         }
-        store::settle_claims(tx.conn(), &appends).await?;
-        let commits = appends.into_iter().flat_map(commits_of).collect();
-        Ok((moved, commits))
+        Ok((moved, written.into_iter().flat_map(commits_of).collect()))
+    }
+
+    /// The same for appends that no projection follows: a transaction in one round trip.
+    async fn write_at_once(
+        &self,
+        lane: &mut Lane,
+        tenants: &[TenantId],
+        appends: &[&Append],
+    ) -> Result<(HashSet<RunId>, Vec<Commit>)> {
+        let row = lane.at_once(tenants, |named| store::append(Some(named), appends)).await?;
+        let moved = store::moved(&row)?;
+        let written = appends.iter().filter(|append| moved.contains(&append.run_id));
+        Ok((moved.clone(), written.flat_map(|append| commits_of(append)).collect()))
     }
 
     fn announce(&self, commits: &[Commit]) {
         for follower in &self.followers {
             follower.committed(commits);
         }
-        let ends = commits.iter().filter(|commit| commit.ended).filter_map(|commit| commit.frames.last());
+        let ends = commits.iter().filter(|commit| commit.ended()).filter_map(|commit| commit.frames.last());
         for end in ends {
             metrics::counter!("fermata_runs_ended_total", "status" => end.name).increment(1);
         }
@@ -205,10 +221,10 @@ impl Shared {
 
 /// The run's own news and, when it ended, a nudge without frames for the parent that waits for it.
 fn commits_of(append: &Append) -> impl Iterator<Item = Commit> {
-    let (tenant_id, ended) = (append.tenant_id, append.head.ended);
-    let own = Commit { tenant_id, run_id: append.run_id, frames: append.frames.clone(), ended };
-    let nudge = append.parent.filter(|_| ended);
-    let nudge = nudge.map(|run_id| Commit { tenant_id, run_id, frames: vec![], ended: false });
+    let (tenant_id, status) = (append.tenant_id, append.head.status);
+    let own = Commit { tenant_id, run_id: append.run_id, frames: append.frames.clone(), status: Some(status) };
+    let nudge = append.parent.filter(|_| status.is_terminal());
+    let nudge = nudge.map(|run_id| Commit { tenant_id, run_id, frames: vec![], status: None });
     [own].into_iter().chain(nudge)
 }
 

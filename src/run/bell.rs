@@ -1,6 +1,10 @@
-use std::time::Duration;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-use tokio::{sync::broadcast, time::Instant};
+use tokio::{sync::Notify, time::Instant};
 
 use super::store;
 use crate::{
@@ -9,19 +13,20 @@ use crate::{
     kernel::{Result, RunId, TenantId},
 };
 
-/// Runs whose news may be on its way to those who wait; who falls behind looks at the table instead.
-const QUEUE: usize = 1024;
+/// Another process's news may be missed, so the table is looked at this often.
+const LOOK: Duration = Duration::from_secs(1);
 
-/// Rings when runs end or are held, for callers who said `Prefer: wait`.
-#[derive(Clone, Debug)]
+/// Rings when runs settle, for callers who said `Prefer: wait`.
+#[derive(Debug, Default)]
 pub struct Bell {
-    moved: broadcast::Sender<RunId>,
+    waited_for: Mutex<HashMap<RunId, Arc<Notify>>>,
 }
 
-impl Default for Bell {
-    fn default() -> Self {
-        Self { moved: broadcast::channel(QUEUE).0 }
-    }
+/// Somebody who waits for a run.
+struct Waiter<'a> {
+    bell: &'a Bell,
+    run: RunId,
+    rung: Arc<Notify>,
 }
 
 impl Bell {
@@ -31,45 +36,60 @@ impl Bell {
     /// When the database is away.
     pub(super) async fn settled(&self, db: &Database, tenant: TenantId, run: RunId, patience: Duration) -> Result<()> {
         let until = Instant::now() + patience;
-        let mut moved = self.moved.subscribe();
+        let waiter = self.wait_for(run);
         loop {
+            // Heard from here on, so that nothing is missed between the look and the wait.
+            let mut rung = std::pin::pin!(waiter.rung.notified());
+            rung.as_mut().enable();
             let mut tx = db.tenant(tenant).await?;
             let status = store::status(&mut tx, tenant, run).await?;
             drop(tx);
-            if status.is_none_or(|status| status.is_terminal() || status == Status::AwaitingApproval) {
+            if status.is_none_or(is_settled) || Instant::now() >= until {
                 return Ok(());
             }
-            // Another process's news may be missed, so the table is looked at every second.
-            let look = Instant::now() + Duration::from_secs(1);
-            loop {
-                tokio::select! {
-                    heard = moved.recv() => if !matches!(heard, Ok(other) if other != run) { break },
-                    () = tokio::time::sleep_until(look.min(until)) => break,
-                }
+            tokio::select! {
+                () = rung => {}
+                () = tokio::time::sleep_until(until.min(Instant::now() + LOOK)) => {}
             }
-            if Instant::now() >= until {
-                return Ok(());
-            }
+        }
+    }
+
+    fn wait_for(&self, run: RunId) -> Waiter<'_> {
+        let rung = Arc::clone(self.waited_for().entry(run).or_default());
+        Waiter { bell: self, run, rung }
+    }
+
+    fn ring(&self, runs: impl Iterator<Item = RunId>) {
+        let waited_for = self.waited_for();
+        runs.filter_map(|run| waited_for.get(&run)).for_each(|rung| rung.notify_waiters());
+    }
+
+    fn waited_for(&self) -> MutexGuard<'_, HashMap<RunId, Arc<Notify>>> {
+        self.waited_for.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        let mut waited_for = self.bell.waited_for();
+        // The map's own and this one: nobody else waits.
+        if Arc::strong_count(&self.rung) == 2 {
+            waited_for.remove(&self.run);
         }
     }
 }
 
 impl Follower for Bell {
     fn committed(&self, commits: &[Commit]) {
-        // Steps on the way to an end are no news to those who wait for it, and each would have them look.
-        for commit in commits.iter().filter(|commit| settles(commit)) {
-            // Nobody listens most of the time.
-            let _ = self.moved.send(commit.run_id);
-        }
+        let settled = commits.iter().filter(|commit| commit.status.is_some_and(is_settled));
+        self.ring(settled.map(|commit| commit.run_id));
     }
 
     fn signalled(&self, runs: &[(TenantId, RunId)]) {
-        for (_, run) in runs {
-            let _ = self.moved.send(*run);
-        }
+        self.ring(runs.iter().map(|(_, run)| *run));
     }
 }
 
-fn settles(commit: &Commit) -> bool {
-    commit.ended || commit.frames.iter().any(|frame| frame.name == Status::AwaitingApproval.name())
+fn is_settled(status: Status) -> bool {
+    status.is_terminal() || status == Status::AwaitingApproval
 }

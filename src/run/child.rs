@@ -37,8 +37,7 @@ impl Children {
     /// What became of the children that steps wait for, as commands for the parent.
     pub(super) async fn ended(&self, parent: &RunState) -> Result<Vec<Command>> {
         let waiting: Vec<_> = parent
-            .steps
-            .iter()
+            .open_steps()
             .filter_map(|(key, step)| match step.stage {
                 Stage::Waiting { wait: Wait::Child { child_run_id }, .. } => Some((key, step.attempt, child_run_id)),
                 _ => None,

@@ -190,7 +190,7 @@ impl Turn {
         let Some(budget) = self.head.budget else { return false };
         let expected = |terms: Option<&ApprovalTerms>| terms.and_then(|terms| terms.cost).unwrap_or_default();
         // Calls that are out have not said yet what they cost.
-        let out = self.state.steps.iter().filter(|(other, step)| {
+        let out = self.state.open_steps().filter(|(other, step)| {
             *other != key && matches!(step.stage, Stage::Running { .. } | Stage::Waiting { .. })
         });
         let reserved: f64 = out.map(|(other, _)| expected(self.state.terms(other))).sum();

@@ -1,8 +1,6 @@
 //! What a run wants done now: `(state, what is in flight here, now)` → moves. Pure; the worker carries the
 //! moves out, and the state machine still has the last word on each.
 
-use std::collections::HashSet;
-
 use crate::{
     journal::{Phase, RunState, SkipReason, Stage, Step, StepKey, Wait},
     kernel::{ApprovalId, RunId, Timestamp},
@@ -31,82 +29,74 @@ pub enum Move {
     Finish,
 }
 
-/// Everything that can be done at `now`, given the calls that are in flight in this very turn.
+/// Everything that can be done at `now`; `in_flight` knows the calls of this very turn.
 #[must_use]
-pub fn moves(state: &RunState, in_flight: &HashSet<StepKey>, now: Timestamp) -> Vec<Move> {
+pub fn moves(state: &RunState, in_flight: impl Fn(&StepKey) -> bool, now: Timestamp) -> Vec<Move> {
     if state.phase != Phase::Executing {
         return vec![];
     }
     let mut moves = vec![];
-    for (key, step) in &state.steps {
+    let advancing = state.is_advancing();
+    for (key, step) in state.open_steps() {
         match &step.stage {
-            Stage::Running { .. } if !in_flight.contains(key) => moves.push(Move::Recover(key.clone(), step.attempt)),
-            Stage::Waiting { wait: Wait::Child { child_run_id }, .. } if !state.is_advancing() => {
+            Stage::Running { .. } if !in_flight(key) => moves.push(Move::Recover(key.clone(), step.attempt)),
+            Stage::Waiting { wait: Wait::Child { child_run_id }, .. } if !advancing => {
                 moves.push(Move::CancelChild(key.clone(), *child_run_id));
             }
-            Stage::Waiting { wait: Wait::Until { until }, .. } if state.is_advancing() && *until <= now => {
+            _ if !advancing => {}
+            Stage::Waiting { wait: Wait::Until { until }, .. } if *until <= now => {
                 moves.push(Move::EndWait(key.clone(), step.attempt, *until));
             }
+            Stage::Held { approval_id } if is_late(state, *approval_id, now) => {
+                moves.push(Move::Expire(*approval_id));
+            }
+            Stage::Retrying { at } if *at <= now => moves.push(begin(state.step(key), key)),
+            Stage::Cleared { .. } => moves.push(Move::Begin(key.clone())),
+            Stage::Expanded { items, .. } => go_on(state, key, *items, &mut moves),
             _ => {}
         }
     }
-    if state.is_advancing() {
-        let late = |deadline: Option<Timestamp>| deadline.is_some_and(|deadline| deadline <= now);
-        moves
-            .extend(state.open_holds().filter(|(_, hold)| late(hold.asked.expires_at)).map(|(id, _)| Move::Expire(id)));
-        for step in state.plan.iter().flat_map(|plan| &plan.steps) {
-            advance(state, step, now, &mut moves);
-        }
+    if advancing {
+        moves.extend(state.ready_steps().map(|step| first_move(state, step)));
     }
-    let over = !state.in_flight() && (!state.is_advancing() || state.all_ended());
-    if moves.is_empty() && over {
+    if moves.is_empty() && !state.in_flight() && (!advancing || state.all_ended()) {
         moves.push(Move::Finish);
     }
     moves
 }
 
-/// What one step of the plan wants.
-fn advance(state: &RunState, step: &Step, now: Timestamp, moves: &mut Vec<Move>) {
+fn is_late(state: &RunState, approval_id: ApprovalId, now: Timestamp) -> bool {
+    let hold = state.holds.get(&approval_id);
+    hold.and_then(|hold| hold.asked.expires_at).is_some_and(|deadline| deadline <= now)
+}
+
+/// How a step begins whose needs have ended.
+fn first_move(state: &RunState, step: &Step) -> Move {
     let key = StepKey::whole(&step.id);
-    match state.stage(&key) {
-        None if state.needs_ended(step) => {
-            let skipped = |id: &String| matches!(state.stage(&StepKey::whole(id)), Some(Stage::Skipped { reason }) if *reason != SkipReason::TakenAsDone);
-            if step.condition.is_none() && step.needs.iter().any(skipped) {
-                moves.push(Move::SkipWithUpstream(key));
-            } else if step.for_each.is_some() {
-                moves.push(Move::Expand(key));
-            } else {
-                moves.push(Move::Begin(key));
-            }
-        }
-        Some(Stage::Retrying { at }) if *at <= now => {
-            moves.push(if step.for_each.is_some() { Move::Expand(key) } else { Move::Begin(key) });
-        }
-        Some(Stage::Cleared { .. }) => moves.push(Move::Begin(key)),
-        Some(Stage::Expanded { items, .. }) => advance_items(state, step, *items, now, moves),
-        _ => {}
+    let skipped = |id: &String| matches!(state.stage(&StepKey::whole(id)), Some(Stage::Skipped { reason }) if *reason != SkipReason::TakenAsDone);
+    if step.condition.is_none() && step.needs.iter().any(skipped) {
+        Move::SkipWithUpstream(key)
+    } else {
+        begin(Some(step), &key)
     }
 }
 
-/// What the items of a `forEach` step want: those that may go on, then new ones up to the limit.
-fn advance_items(state: &RunState, step: &Step, items: u32, now: Timestamp, moves: &mut Vec<Move>) {
-    let (mut open, mut begun) = (0, 0);
-    for (key, item) in state.items(&step.id) {
-        begun += 1;
-        open += u32::from(!item.stage.is_ended());
-        match item.stage {
-            Stage::Cleared { .. } => moves.push(Move::Begin(key.clone())),
-            Stage::Retrying { at } if at <= now => moves.push(Move::Begin(key.clone())),
-            _ => {}
-        }
-    }
+fn begin(step: Option<&Step>, key: &StepKey) -> Move {
+    let spread = key.item.is_none() && step.is_some_and(|step| step.for_each.is_some());
+    if spread { Move::Expand(key.clone()) } else { Move::Begin(key.clone()) }
+}
+
+/// What a `forEach` step wants: new items up to its limit, or its end.
+fn go_on(state: &RunState, key: &StepKey, items: u32, moves: &mut Vec<Move>) {
+    let (begun, open) = state.item_counts(&key.id);
     if begun == items && open == 0 {
-        moves.push(Move::Gather(StepKey::whole(&step.id)));
+        moves.push(Move::Gather(key.clone()));
         return;
     }
     // Items begin in order, so those that have begun are the first ones.
-    let room = step.concurrency_limit().saturating_sub(open).min(items - begun);
-    moves.extend((begun..begun + room).map(|item| Move::Begin(StepKey::item(&step.id, item))));
+    let limit = state.step(key).map_or(1, Step::concurrency_limit);
+    let room = limit.saturating_sub(open).min(items - begun);
+    moves.extend((begun..begun + room).map(|item| Move::Begin(StepKey::item(&key.id, item))));
 }
 
 /// When the clock alone will make something possible.
@@ -115,10 +105,11 @@ pub fn wake_at(state: &RunState) -> Option<Timestamp> {
     if !state.is_advancing() {
         return None;
     }
-    let steps = state.steps.values().filter_map(|step| match &step.stage {
+    let times = state.open_steps().filter_map(|(_, step)| match &step.stage {
         Stage::Retrying { at } => Some(*at),
         Stage::Waiting { wait: Wait::Until { until }, .. } => Some(*until),
+        Stage::Held { approval_id } => state.holds.get(approval_id).and_then(|hold| hold.asked.expires_at),
         _ => None,
     });
-    steps.chain(state.open_holds().filter_map(|(_, hold)| hold.asked.expires_at)).min()
+    times.min()
 }

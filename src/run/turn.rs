@@ -8,6 +8,7 @@ use std::{
 };
 
 use chrono::TimeDelta;
+use futures_util::FutureExt;
 use serde_json::Value;
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -216,7 +217,7 @@ impl Turn {
         for launch in std::mem::take(&mut self.launches) {
             self.launch(launch, now);
         }
-        Ok(if more { Next::Again } else { Next::Wait })
+        Ok(if more || !self.heard.is_empty() { Next::Again } else { Next::Wait })
     }
 
     /// Forgets what the journal did not take and reads what is true; what was heard is decided anew.
@@ -262,8 +263,7 @@ impl Turn {
         let mut futile: HashSet<Move> = HashSet::new();
         (self.starved, self.again_at) = (false, None);
         while self.events.len() < EVENTS {
-            let in_flight = self.in_flight.keys().cloned().collect();
-            let mut moves = scheduler::moves(&self.state, &in_flight, now);
+            let mut moves = scheduler::moves(&self.state, |key| self.in_flight.contains_key(key), now);
             moves.retain(|one| !futile.contains(one));
             if moves.is_empty() {
                 break;
@@ -302,11 +302,19 @@ impl Turn {
         };
         let (registry, clock, slot) = (self.shared.registry.clone(), self.shared.clock.clone(), launch.slot);
         let (tool, timeout) = (launch.tool, launch.timeout);
-        self.calls.spawn(async move {
+        let mut call = Box::pin(async move {
             let ended = call::make(registry, clock, tool, timeout, call).await;
             drop(slot);
             ended
         });
+        // A call that has nothing to wait for takes no task.
+        match call.as_mut().now_or_never() {
+            Some(ended) => {
+                self.hear_reports();
+                self.hear(ended);
+            }
+            None => drop(self.calls.spawn(call)),
+        }
     }
 
     fn wake_at(&self) -> Option<Timestamp> {
@@ -337,12 +345,13 @@ impl Turn {
             () = shared.abandon.cancelled() => self.abandon().await,
         }
         over.extend(std::iter::from_fn(|| self.calls.try_join_next()));
-        // Whatever these calls reported was sent before they ended, and is heard before their ends.
-        while let Ok(report) = self.reports.1.try_recv() {
-            self.hear_report(report);
-        }
+        self.hear_reports();
         for ended in over {
-            self.hear(ended);
+            match ended {
+                Ok(ended) => self.hear(ended),
+                // Called off by this turn, which knows.
+                Err(fault) => tracing::debug!(%fault, run = %self.state.run_id, "a call was dropped"),
+            }
         }
     }
 
@@ -352,16 +361,19 @@ impl Turn {
         self.in_flight.clear();
     }
 
+    /// Whatever a call reported was sent before it ended, and is heard before its end.
+    fn hear_reports(&mut self) {
+        while let Ok(report) = self.reports.1.try_recv() {
+            self.hear_report(report);
+        }
+    }
+
     fn hear_report(&mut self, (step, attempt, progress): Report) {
         self.heard.push(Command::Report { step, attempt, progress });
     }
 
-    fn hear(&mut self, ended: Result<Ended, tokio::task::JoinError>) {
-        let Ended { step, attempt, end } = match ended {
-            Ok(ended) => ended,
-            // Called off by this turn, which knows.
-            Err(fault) => return tracing::debug!(%fault, run = %self.state.run_id, "a call was dropped"),
-        };
+    fn hear(&mut self, ended: Ended) {
+        let Ended { step, attempt, end } = ended;
         let tool = self.state.step(&step).map(|step| step.uses.clone()).unwrap_or_default();
         metrics::counter!("fermata_steps_total", "tool" => tool, "outcome" => end.word()).increment(1);
         self.in_flight.remove(&step);

@@ -105,7 +105,7 @@ impl Follower for Waker {
                     }
                 }
                 (Some(news), None) => news.look(),
-                (None, _) => work |= !commit.ended,
+                (None, _) => work |= !commit.ended(),
             }
         }
         drop(turns);

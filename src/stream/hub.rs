@@ -195,7 +195,7 @@ impl Follower for Hub {
         for commit in commits {
             let key = (commit.tenant_id, commit.run_id);
             if let Some(topic) = self.topic(key) {
-                let news = topic.with(|feed| feed.committed(&commit.frames, commit.ended, self.share()));
+                let news = topic.with(|feed| feed.committed(&commit.frames, commit.ended(), self.share()));
                 self.act(key, &topic, news);
             }
         }

@@ -1,14 +1,18 @@
 //! Word between processes that there is news: ids over LISTEN/NOTIFY. It may be late, doubled or lost;
-//! what happened is in the tables.
+//! what happened is in the tables. A process that hears of no other says nothing.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt::Write,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use sqlx::postgres::PgConnectOptions;
-use tokio::sync::Notify;
+use tokio::{
+    sync::Notify,
+    time::{Instant, interval},
+};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -24,6 +28,15 @@ const CHANNEL: &str = "fermata_news";
 /// Payloads that may wait for this process to look at them.
 const QUEUE: usize = 1024;
 
+/// How often a process lets the others know that it is there.
+const BEAT: Duration = Duration::from_secs(5);
+
+/// How long a process that was heard of counts as company.
+const COMPANY: Duration = Duration::from_secs(15);
+
+/// How long the answers to a greeting may take.
+const GREETING: Duration = Duration::from_secs(1);
+
 type News = BTreeMap<TenantId, BTreeSet<RunId>>;
 
 /// Tells other processes of this one's commits and this one's followers of theirs. While one word is on
@@ -34,6 +47,8 @@ pub struct Signals {
     process: String,
     gathered: Mutex<News>,
     ready: Notify,
+    /// The others, and until when they are taken to listen.
+    company: Mutex<HashMap<String, Instant>>,
 }
 
 impl Signals {
@@ -41,7 +56,7 @@ impl Signals {
     #[must_use]
     pub fn new() -> Arc<Self> {
         let process = format!("{:016x}", rand::random::<u64>());
-        Arc::new(Self { process, gathered: Mutex::default(), ready: Notify::new() })
+        Arc::new(Self { process, gathered: Mutex::default(), ready: Notify::new(), company: Mutex::default() })
     }
 
     /// Sends through `db` and listens through `direct`, which must not be a pooler, until `stopping`.
@@ -56,7 +71,8 @@ impl Signals {
         tokio::select! {
             () = stopping.cancelled() => {}
             () = self.send_always(&db) => {}
-            () = self.hear(direct, &followers) => {}
+            () = self.beat(&db) => {}
+            () = self.hear(&db, direct, &followers) => {}
         }
         self.send(&db).await;
     }
@@ -71,22 +87,47 @@ impl Signals {
     async fn send(&self, db: &Database) {
         let news = std::mem::take(&mut *held(&self.gathered));
         for payload in write(&self.process, &news) {
-            match db.notify(CHANNEL, &payload).await {
-                Ok(()) => metrics::counter!("fermata_signals_sent_total").increment(1),
-                // The others look at the tables now and then.
-                Err(error) => tracing::warn!(?error, "a signal was not sent"),
-            }
+            self.say(db, &payload).await;
         }
     }
 
-    async fn hear(&self, direct: PgConnectOptions, followers: &[Arc<dyn Follower>]) {
+    async fn say(&self, db: &Database, payload: &str) {
+        match db.notify(CHANNEL, payload).await {
+            Ok(()) => metrics::counter!("fermata_signals_sent_total").increment(1),
+            // The others look at the tables now and then.
+            Err(error) => tracing::warn!(?error, "a signal was not sent"),
+        }
+    }
+
+    /// Tells whoever listens that this process does.
+    async fn beat(&self, db: &Database) {
+        let mut beats = interval(BEAT);
+        loop {
+            beats.tick().await;
+            self.say(db, &self.process).await;
+        }
+    }
+
+    async fn hear(&self, db: &Database, direct: PgConnectOptions, followers: &[Arc<dyn Follower>]) {
         let mut listener = Listener::start(direct, CHANNEL, QUEUE);
         while let Some(heard) = listener.next().await {
             let news = match heard {
-                Heard::Missed => None,
+                Heard::Missed => {
+                    // Until they have answered, there may be others.
+                    self.expect("", GREETING);
+                    self.say(db, &self.process).await;
+                    None
+                }
                 Heard::Payload(payload) => match read(&payload) {
                     Some((process, _)) if process == self.process => continue,
-                    news => news.map(|(_, runs)| runs),
+                    Some((process, runs)) => {
+                        if self.expect(process, COMPANY) {
+                            // A newcomer hears of this one at once.
+                            self.say(db, &self.process).await;
+                        }
+                        Some(runs)
+                    }
+                    None => None,
                 },
             };
             for follower in followers {
@@ -99,8 +140,26 @@ impl Signals {
     }
 }
 
+impl Signals {
+    /// Another process listens for that long at least; whether it is a new one.
+    fn expect(&self, process: &str, time: Duration) -> bool {
+        let now = Instant::now();
+        let mut company = held(&self.company);
+        company.retain(|_, until| *until > now);
+        company.insert(process.to_owned(), now + time).is_none()
+    }
+
+    fn is_alone(&self) -> bool {
+        let now = Instant::now();
+        held(&self.company).values().all(|until| *until <= now)
+    }
+}
+
 impl Follower for Signals {
     fn committed(&self, commits: &[Commit]) {
+        if self.is_alone() {
+            return;
+        }
         let mut gathered = held(&self.gathered);
         for commit in commits {
             gathered.entry(commit.tenant_id).or_default().insert(commit.run_id);

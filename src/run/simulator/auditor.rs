@@ -123,6 +123,7 @@ impl Auditor {
 
     /// After each commit: what the status says is so.
     pub(super) fn weigh(&self, state: &RunState) {
+        Self::weigh_frontier(state);
         if self.ended.is_some() {
             assert!(state.status().is_terminal());
             assert_eq!(state.open_holds().count(), 0, "a question outlives its run");
@@ -139,6 +140,31 @@ impl Auditor {
             assert!(!moving, "it awaits approval while a step can proceed");
         }
         assert!(state.phase != Phase::Idle || state.seq <= 1);
+    }
+
+    /// After each commit: what the state keeps of its steps' standing is what the steps say.
+    fn weigh_frontier(state: &RunState) {
+        let begun_open = state.steps.iter().filter(|(_, step)| !step.stage.is_ended()).map(|(key, _)| key);
+        assert!(state.open_steps().map(|(key, _)| key).eq(begun_open), "what is open");
+        let asked = state.holds.iter().filter(|(_, hold)| hold.ruling.is_none()).map(|(id, _)| *id);
+        let mut open: Vec<_> = state.open_holds().map(|(id, _)| id).collect();
+        open.sort_unstable();
+        assert!(open.into_iter().eq(asked), "what is asked");
+        let failed = |stage: &Stage| matches!(stage, Stage::Failed { continued: false, .. });
+        let doom = state.steps.iter().find(|(_, step)| failed(&step.stage)).map(|(key, _)| key);
+        assert_eq!(state.doom().map(|(key, _)| key), doom);
+        let Some(plan) = &state.plan else { return };
+        let ended = |id: &str| state.stage(&StepKey::whole(id)).is_some_and(Stage::is_ended);
+        assert_eq!(state.all_ended(), plan.steps.iter().all(|step| ended(&step.id)));
+        let ready = plan.steps.iter().filter(|step| state.stage(&StepKey::whole(&step.id)).is_none());
+        let ready = ready.filter(|step| step.needs.iter().all(|id| ended(id))).map(|step| &step.id);
+        assert!(state.ready_steps().map(|step| &step.id).eq(ready), "what is ready");
+        for step in &plan.steps {
+            let (begun, open) = state
+                .items(&step.id)
+                .fold((0, 0), |(begun, open), (_, item)| (begun + 1, open + u32::from(!item.stage.is_ended())));
+            assert_eq!(state.item_counts(&step.id), (begun, open), "the items of {}", step.id);
+        }
     }
 
     /// Whether a process may make this call now, judged by what is committed.

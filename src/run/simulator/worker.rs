@@ -158,7 +158,7 @@ impl Worker {
         loop {
             let flying = self.in_flight.keys().chain(self.launches.iter().map(|(key, _)| key));
             let in_flight: HashSet<_> = flying.cloned().collect();
-            let mut moves = scheduler::moves(&self.state, &in_flight, now);
+            let mut moves = scheduler::moves(&self.state, |key| in_flight.contains(key), now);
             moves.retain(|one| !futile.contains(one));
             if moves.is_empty() {
                 return;

@@ -21,7 +21,7 @@ use crate::{
     config::{AuthSettings, HttpSettings, StreamSettings},
     db::fixture::Fixture,
     http::Front,
-    journal::{Commit, Follower, Frame},
+    journal::{Commit, Follower, Frame, Status},
     kernel::{Clock, RunId, Span, TenantId},
     stream::{Hub, Signals, Streams, routes},
 };
@@ -128,16 +128,17 @@ pub async fn write(tx: &mut crate::db::TenantTx, tenant: TenantId, run: RunId, n
             .unwrap();
         frames.push(Frame { seq: u64::try_from(seq).unwrap(), name, data: Bytes::from(data) });
     }
-    let ended = matches!(names.last(), Some(&("completed" | "failed" | "cancelled")));
+    let end = names.last().and_then(|name| Status::named(name)).filter(|status| status.is_terminal());
+    let status = end.unwrap_or(Status::Executing);
     sqlx::query("update runs set last_seq = $3, status = $4 where tenant_id = $1 and run_id = $2")
         .bind(tenant.uuid())
         .bind(run.uuid())
         .bind(last + i64::try_from(names.len()).unwrap())
-        .bind(if ended { *names.last().unwrap() } else { "executing" })
+        .bind(status.name())
         .execute(tx.conn())
         .await
         .unwrap();
-    Commit { tenant_id: tenant, run_id: run, frames, ended }
+    Commit { tenant_id: tenant, run_id: run, frames, status: Some(status) }
 }
 
 pub struct Process {
