@@ -21,7 +21,7 @@ use crate::{
     identity::Tenants,
     journal::{Follower, Journal},
     kernel::{Clock, Error, Result},
-    run::{Bell, Children, RunRoutes, Runs, Waker, Worker, WorkerParts},
+    run::{Bell, Children, Desk, RunRoutes, Runs, Waker, Worker, WorkerParts},
     stream::{Hub, Signals, Streams},
     telemetry,
     tool::{Ports, Registry},
@@ -151,6 +151,7 @@ struct Rooms {
     hub: Arc<Hub>,
     signals: Arc<Signals>,
     waker: Arc<Waker>,
+    desk: Arc<Desk>,
     bell: Arc<Bell>,
     metrics: telemetry::Metrics,
     stop: CancellationToken,
@@ -170,12 +171,12 @@ impl Rooms {
         let verifier = Verifier::new(&settings.auth).map_err(unusable)?;
         let front = Front::new(verifier, db.clone(), clock.clone(), settings.http.clone(), stop.clone());
         let (hub, signals) = (Hub::new(db.clone(), &settings.streams), Signals::new());
-        let (waker, bell) = (Arc::new(Waker::default()), Arc::new(Bell::default()));
+        let (waker, bell, desk) = (Arc::new(Waker::default()), Arc::new(Bell::default()), Arc::new(Desk::default()));
         let mut followers: Vec<Arc<dyn Follower>> = vec![hub.clone(), bell.clone(), signals.clone()];
         if role != Role::Api {
             followers.push(waker.clone());
         }
-        let journal = Journal::start(db.clone(), followers, vec![Arc::new(Inbox)], service);
+        let journal = Journal::start(db.clone(), followers, vec![Arc::new(Inbox)], desk.clone(), service);
         let runs = Runs::new(journal.clone(), settings.limits.clone(), &settings.worker);
         let children = Children::new(db.clone(), runs.clone(), clock.clone());
         let tenants = Tenants::new(db.clone(), clock.clone());
@@ -196,6 +197,7 @@ impl Rooms {
             hub,
             signals,
             waker,
+            desk,
             bell,
         })
     }
@@ -225,6 +227,7 @@ impl Rooms {
             children: self.children.clone(),
             clock: self.clock.clone(),
             waker: self.waker.clone(),
+            desk: self.desk.clone(),
             settings: settings.worker.clone(),
             items: settings.limits.items,
             stop: self.stop.clone(),

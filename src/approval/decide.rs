@@ -95,7 +95,7 @@ impl Approvals {
         let run_id = store::run_of(tx, ctx.tenant_id, approval_id).await?;
         let run_id = run_id.ok_or_else(|| Error::not_found("approval"))?;
         let mut run = journal::load(tx, &[(ctx.tenant_id, run_id)], Lock::Held).await?;
-        let Some(run) = run.first_mut() else { return Err(Error::not_found("approval")) };
+        let Some(mut run) = run.pop() else { return Err(Error::not_found("approval")) };
         let hold = run.state.holds.get(&approval_id).ok_or_else(|| Error::not_found("approval"))?;
         if answer.digest.as_ref().is_some_and(|seen| *seen != hold.asked.digest) {
             let detail = "the digest is not that of the held call: read the approval again";
@@ -115,7 +115,7 @@ impl Approvals {
             Ok(events) => {
                 events.iter().for_each(|event| run.state.apply(now, event));
                 let append = Append::new(&run.state, events, run.head.parent.as_ref(), Claim::Due, now)?;
-                self.journal.append_in(tx, append).await?;
+                self.journal.append_in(tx, run, append).await?;
                 store::record(tx, ctx.tenant_id, approval_id, &ctx.actor(), &answer, &digest, now).await?;
                 enter_in_audit_log(tx, ctx, approval_id, run_id, &answer, &digest).await?;
             }

@@ -7,7 +7,10 @@ use sqlx::{
 };
 
 use super::tx::{database_error, is_cut, names};
-use crate::kernel::{Error, Result, TenantId};
+use crate::kernel::{
+    Error, Result, TenantId,
+    crash::{self, Side},
+};
 
 /// A connection of its own for statements that are transactions by themselves: nobody to ask for it, and what
 /// the server has prepared stays warm.
@@ -29,10 +32,20 @@ impl Lane {
         tenants: &[TenantId],
         statement: impl Fn(&str) -> Result<Query<'static, Postgres, PgArguments>>,
     ) -> Result<PgRow> {
-        let named = names(tenants);
+        crash::point("append", Side::Before, &"shared");
+        let row = self.fetch(&names(tenants), statement).await;
+        crash::point("append", Side::After, &"shared");
+        row
+    }
+
+    async fn fetch(
+        &mut self,
+        named: &str,
+        statement: impl Fn(&str) -> Result<Query<'static, Postgres, PgArguments>>,
+    ) -> Result<PgRow> {
         // Taken while it is used: a connection that was dropped in the middle of a statement is not used again.
         if let Some(mut connection) = self.connection.take() {
-            match statement(&named)?.fetch_one(&mut connection).await {
+            match statement(named)?.fetch_one(&mut connection).await {
                 Err(error) if is_cut(&error) => {}
                 done => {
                     self.connection = Some(connection);
@@ -42,7 +55,7 @@ impl Lane {
         }
         let connecting = tokio::time::timeout(self.patience, self.options.connect());
         let mut connection = connecting.await.map_err(Error::unavailable)?.map_err(Error::unavailable)?;
-        let done = statement(&named)?.fetch_one(&mut connection).await;
+        let done = statement(named)?.fetch_one(&mut connection).await;
         self.connection = Some(connection);
         done.map_err(database_error)
     }

@@ -25,6 +25,8 @@ pub enum Claim {
     },
     /// A command moved it: it is due at once.
     Due,
+    /// A command moved it, and a worker of this process takes it in the same commit, unless somebody has it.
+    Take(WorkerId),
 }
 
 /// What is written of one run in one commit.

@@ -26,4 +26,4 @@ pub use payload::*;
 pub use plan::*;
 pub use state::{Hold, Intent, Phase, Ruling, RunState, Stage, Status, StepState};
 pub use store::NewRun;
-pub use write::{AppendError, Journal, Projection};
+pub use write::{AppendError, Desk, Journal, Place, Projection};

@@ -163,11 +163,14 @@ impl<'a> Rows<'a> {
                 self.claims.push(Settle { settle: "release", worker_id, due_at, ..own });
             }
             Claim::Due => self.claims.push(own),
+            Claim::Take(worker) => {
+                self.claims.push(Settle { settle: "take", worker_id: Some(worker.uuid()), ..own });
+            }
         }
     }
 }
 
-/// Writes the appends whose heads stand where they expect them, and answers with the runs that moved. The
+/// Writes the appends whose heads stand where they expect them, and answers as [`written`] reads it. The
 /// statement names its tenants by itself where `named` has them, as a transaction of its own.
 pub(super) fn append(named: Option<&str>, appends: &[&Append]) -> Result<Query<'static, Postgres, PgArguments>> {
     let mut rows = Rows::default();
@@ -184,12 +187,24 @@ pub(super) fn append(named: Option<&str>, appends: &[&Append]) -> Result<Query<'
         arguments.add(&rows.claims)
     };
     add().map_err(|error| Error::internal(error.to_string()))?;
-    Ok(sqlx::query_with("select append_events($1, $2, $3, $4, $5)", arguments))
+    Ok(sqlx::query_with("select moved, taken from append_events($1, $2, $3, $4, $5)", arguments))
 }
 
-/// The runs that [`append`] says moved.
-pub(super) fn moved(row: &PgRow) -> Result<HashSet<RunId>> {
-    Ok(row.try_get::<Vec<Uuid>, _>(0)?.into_iter().map(RunId::from_uuid).collect())
+/// What [`append`] did: the runs that moved, and those a worker took.
+pub(super) fn written(row: &PgRow) -> Result<Written> {
+    let ids = |column: &str| -> Result<HashSet<RunId>> {
+        Ok(row.try_get::<Vec<Uuid>, _>(column)?.into_iter().map(RunId::from_uuid).collect())
+    };
+    Ok(Written { moved: ids("moved")?, taken: ids("taken")? })
+}
+
+/// What an append did.
+#[derive(Debug)]
+pub(super) struct Written {
+    /// The runs whose head moved.
+    pub(super) moved: HashSet<RunId>,
+    /// Those of them that a worker took.
+    pub(super) taken: HashSet<RunId>,
 }
 
 fn signed(value: u64) -> i64 {

@@ -2,26 +2,26 @@
 //! transaction, and [`Journal::append`] for workers, whose appends gather while a commit is in flight and
 //! share the next one.
 
-use std::{collections::HashSet, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use async_trait::async_trait;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Commit, Follower, RunState,
+    Claim, Commit, Follower, Loaded, RunState,
     append::Append,
-    store::{self, NewRun},
+    store::{self, NewRun, Written},
 };
 use crate::{
     db::{Database, Lane, TenantTx},
-    kernel::{Error, Problem, Result, RunId, TenantId, Timestamp},
+    kernel::{Error, Problem, Result, RunId, TenantId, Timestamp, WorkerId},
 };
 
 /// How many runs one commit may carry.
 const BATCH: usize = 64;
 /// How many commits may be in flight: one gathers while the other waits for the disk.
-const COMMITTERS: usize = 2;
+const COMMITTERS: usize = 1;
 /// How many appends may wait; past it, workers wait in turn.
 const QUEUE: usize = 1024;
 
@@ -36,6 +36,21 @@ pub trait Projection: Send + Sync + 'static {
     /// # Errors
     /// Any error undoes the commit.
     async fn project(&self, tx: &mut TenantTx, appends: &[&Append]) -> Result<()>;
+}
+
+/// Where a worker of this process takes runs over in the very commit that makes them due.
+pub trait Desk: Send + Sync + 'static {
+    /// Keeps a place for the run; none where there is no room, or it has its turn already.
+    fn offer(&self, tenant: TenantId, run: RunId) -> Option<Box<dyn Place>>;
+}
+
+/// A place kept for a run; given up when it is dropped.
+pub trait Place: Send + Sync {
+    /// The worker.
+    fn worker(&self) -> WorkerId;
+
+    /// The claim is the worker's, and this is the run: its turn begins.
+    fn take(self: Box<Self>, run: Loaded);
 }
 
 /// Why a worker's append did not happen.
@@ -58,6 +73,7 @@ struct Shared {
     db: Database,
     followers: Vec<Arc<dyn Follower>>,
     projections: Vec<Arc<dyn Projection>>,
+    desk: Arc<dyn Desk>,
 }
 
 struct Waiting {
@@ -78,9 +94,10 @@ impl Journal {
         db: Database,
         followers: Vec<Arc<dyn Follower>>,
         projections: Vec<Arc<dyn Projection>>,
+        desk: Arc<dyn Desk>,
         tracker: &TaskTracker,
     ) -> Self {
-        let shared = Arc::new(Shared { db, followers, projections });
+        let shared = Arc::new(Shared { db, followers, projections, desk });
         let (queue, waiting) = mpsc::channel(QUEUE);
         let waiting = Arc::new(Mutex::new(waiting));
         for _ in 0..COMMITTERS {
@@ -98,17 +115,29 @@ impl Journal {
     }
 
     /// Appends within a command's transaction, whose load holds the run's lock; others hear of it once
-    /// that transaction has committed.
+    /// that transaction has committed. A run that is due by then goes straight to a worker of this process,
+    /// where there is one with room.
     ///
     /// # Errors
     /// When the head moved all the same (503: try again) or the database refuses.
-    pub async fn append_in(&self, tx: &mut TenantTx, append: Append) -> Result<()> {
-        let (moved, commits) = self.shared.write(tx, &[&append]).await?;
-        if moved.is_empty() {
+    pub async fn append_in(&self, tx: &mut TenantTx, run: Loaded, mut append: Append) -> Result<()> {
+        let wanted = append.claim == Claim::Due && !append.head.status.is_terminal();
+        let place = if wanted { self.shared.desk.offer(append.tenant_id, append.run_id) } else { None };
+        if let Some(place) = &place {
+            append.claim = Claim::Take(place.worker());
+        }
+        let (written, commits) = self.shared.write(tx, &[&append]).await?;
+        if written.moved.is_empty() {
             return Err(Error::unavailable("the run moved under a command that did not hold its lock"));
         }
+        let place = place.filter(|_| written.taken.contains(&append.run_id));
         let shared = Arc::clone(&self.shared);
-        tx.after_commit(move || shared.announce(&commits));
+        tx.after_commit(move || {
+            if let Some(place) = place {
+                place.take(run);
+            }
+            shared.announce(&commits);
+        });
         Ok(())
     }
 
@@ -170,29 +199,30 @@ impl Shared {
         tenants.sort_unstable();
         tenants.dedup();
         let projected = appends.iter().any(|append| self.projections.iter().any(|one| one.concerns(append)));
-        let (moved, commits) = if projected {
+        let (written, commits) = if projected {
             let mut tx = self.db.tenants(&tenants).await?;
-            let written = self.write(&mut tx, appends).await?;
+            let done = self.write(&mut tx, appends).await?;
             tx.commit().await?;
-            written
+            done
         } else {
             self.write_at_once(lane, &tenants, appends).await?
         };
         metrics::histogram!("fermata_journal_commit_seconds").record(begun.elapsed().as_secs_f64());
         self.announce(&commits);
-        let outcome = |append: &&Append| moved.contains(&append.run_id).then_some(()).ok_or(AppendError::Conflict);
+        let outcome =
+            |append: &&Append| written.moved.contains(&append.run_id).then_some(()).ok_or(AppendError::Conflict);
         Ok(appends.iter().map(outcome).collect())
     }
 
     /// Writes what may be written; returns the runs whose head moved, and the news.
-    async fn write(&self, tx: &mut TenantTx, appends: &[&Append]) -> Result<(HashSet<RunId>, Vec<Commit>)> {
+    async fn write(&self, tx: &mut TenantTx, appends: &[&Append]) -> Result<(Written, Vec<Commit>)> {
         let row = store::append(None, appends)?.fetch_one(tx.conn()).await?;
-        let moved = store::moved(&row)?;
-        let written: Vec<_> = appends.iter().filter(|append| moved.contains(&append.run_id)).copied().collect();
+        let written = store::written(&row)?;
+        let moved: Vec<_> = appends.iter().filter(|append| written.moved.contains(&append.run_id)).copied().collect();
         for projection in &self.projections {
-            projection.project(tx, &written).await?;
+            projection.project(tx, &moved).await?;
         }
-        Ok((moved, written.into_iter().flat_map(commits_of).collect()))
+        Ok((written, moved.into_iter().flat_map(commits_of).collect()))
     }
 
     /// The same for appends that no projection follows: a transaction in one round trip.
@@ -201,11 +231,12 @@ impl Shared {
         lane: &mut Lane,
         tenants: &[TenantId],
         appends: &[&Append],
-    ) -> Result<(HashSet<RunId>, Vec<Commit>)> {
+    ) -> Result<(Written, Vec<Commit>)> {
         let row = lane.at_once(tenants, |named| store::append(Some(named), appends)).await?;
-        let moved = store::moved(&row)?;
-        let written = appends.iter().filter(|append| moved.contains(&append.run_id));
-        Ok((moved.clone(), written.flat_map(|append| commits_of(append)).collect()))
+        let written = store::written(&row)?;
+        let moved = appends.iter().filter(|append| written.moved.contains(&append.run_id));
+        let commits = moved.flat_map(|append| commits_of(append)).collect();
+        Ok((written, commits))
     }
 
     fn announce(&self, commits: &[Commit]) {

@@ -5,6 +5,7 @@ mod bell;
 mod call;
 mod child;
 pub mod definition;
+mod desk;
 mod perform;
 mod routes;
 pub mod scheduler;
@@ -21,6 +22,7 @@ mod worker;
 
 pub use bell::Bell;
 pub use child::Children;
+pub use desk::Desk;
 pub use routes::{RunRoutes, routes};
 pub use service::{Opening, Request, Runs, Source};
 pub use view::{Links, Run, RunSummary, StepView};

@@ -119,7 +119,18 @@ impl Runs {
         }
         let events = decide_all(&mut state, commands, now)?;
         let claim = if request.execute { Claim::Due } else { Claim::Keep };
-        self.journal.append_in(tx, Append::new(&state, events, parent.as_ref(), claim, now)?).await?;
+        let append = Append::new(&state, events, parent.as_ref(), claim, now)?;
+        let head = RunHead {
+            goal: request.goal,
+            workflow: resolved.workflow,
+            input: Arc::new(request.input),
+            budget: request.budget,
+            metadata: Arc::new(request.metadata),
+            created_by: by.clone(),
+            parent: parent.clone(),
+            created_at: now,
+        };
+        self.journal.append_in(tx, Loaded { head, state }, append).await?;
         let detail = json!({ "workflow": named, "parent": parent, "execute": request.execute });
         let target = run_id.to_string();
         let entry = audit::Entry {
@@ -228,13 +239,11 @@ impl Runs {
         now: Timestamp,
     ) -> Result<bool> {
         let mut loaded = journal::load(tx, &[(tenant_id, run_id)], Lock::Held).await?;
-        let Some(Loaded { head: RunHead { parent, .. }, state }) = loaded.first_mut() else {
-            return Err(Error::not_found("run"));
-        };
-        match decide_all(state, vec![command], now) {
+        let Some(mut run) = loaded.pop() else { return Err(Error::not_found("run")) };
+        match decide_all(&mut run.state, vec![command], now) {
             Ok(events) => {
-                let append = Append::new(state, events, parent.as_ref(), Claim::Due, now)?;
-                self.journal.append_in(tx, append).await?;
+                let append = Append::new(&run.state, events, run.head.parent.as_ref(), Claim::Due, now)?;
+                self.journal.append_in(tx, run, append).await?;
                 Ok(true)
             }
             Err(Refusal::AlreadySo) => Ok(false),

@@ -8,7 +8,7 @@ use std::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{child::Children, waker::Waker};
+use super::{child::Children, desk::Desk, waker::Waker};
 use crate::{
     config::WorkerSettings,
     db::Database,
@@ -25,6 +25,7 @@ pub(super) struct Shared {
     pub(super) children: Children,
     pub(super) clock: Clock,
     pub(super) waker: Arc<Waker>,
+    pub(super) desk: Arc<Desk>,
     pub(super) items: usize,
     pub(super) settings: WorkerSettings,
     /// Fires when the process is asked to stop.
@@ -90,6 +91,12 @@ impl Life {
     /// Whether its time has not run out.
     pub(super) fn is_believed(&self, now: Timestamp) -> bool {
         now < self.standing.borrow().until
+    }
+
+    /// Whether nobody can take it for dead.
+    pub(super) fn is_safe(&self, now: Timestamp) -> bool {
+        let standing = self.standing.borrow();
+        standing.locked && now < standing.until
     }
 
     /// Waits until nobody can take it for dead: only then may it claim, and call.

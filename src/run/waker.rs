@@ -21,8 +21,9 @@ pub struct Waker {
 }
 
 /// What a turn has not looked at yet.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct News {
+    tenant: TenantId,
     /// The newest event this process committed to the run.
     head: AtomicU64,
     /// The newest event the turn itself knows of.
@@ -33,6 +34,11 @@ pub(super) struct News {
 }
 
 impl News {
+    fn of(tenant: TenantId) -> Arc<Self> {
+        let (head, known, look) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
+        Arc::new(Self { tenant, head, known, look, arrived: Notify::new() })
+    }
+
     /// Waits until something arrives.
     pub(super) async fn arrived(&self) {
         self.arrived.notified().await;
@@ -68,10 +74,32 @@ impl Waker {
     }
 
     /// The turn for `run` begins and wants its news.
-    pub(super) fn begin(&self, run: RunId) -> Arc<News> {
-        let news = Arc::new(News::default());
+    pub(super) fn begin(&self, tenant: TenantId, run: RunId) -> Arc<News> {
+        let news = News::of(tenant);
         self.turns().insert(run, Arc::clone(&news));
         news
+    }
+
+    /// The same, unless the run has its turn, or there are so many already, of all tenants or of this one.
+    pub(super) fn begin_within(
+        &self,
+        tenant: TenantId,
+        run: RunId,
+        (most, tenant_most): (usize, usize),
+    ) -> Option<Arc<News>> {
+        let mut turns = self.turns();
+        let of_tenant = || turns.values().filter(|news| news.tenant == tenant).count();
+        if turns.contains_key(&run) || turns.len() >= most || of_tenant() >= tenant_most {
+            return None;
+        }
+        let news = News::of(tenant);
+        turns.insert(run, Arc::clone(&news));
+        Some(news)
+    }
+
+    /// How many runs have a turn, or a place kept for one.
+    pub(super) fn turns_begun(&self) -> usize {
+        self.turns().len()
     }
 
     /// The runs that have a turn now.

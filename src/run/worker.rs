@@ -9,6 +9,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     child::Children,
+    desk::Desk,
     shared::{Life, Shared, Slots},
     store,
     turn::Turn,
@@ -37,6 +38,8 @@ pub struct WorkerParts {
     pub clock: Clock,
     /// Who brings the news.
     pub waker: Arc<Waker>,
+    /// Where commands hand it their runs.
+    pub desk: Arc<Desk>,
     /// How much at once.
     pub settings: WorkerSettings,
     /// The most items a `forEach` may have.
@@ -67,8 +70,9 @@ impl Worker {
     #[must_use]
     pub fn new(parts: WorkerParts, lock: SessionLockOptions) -> Self {
         let slots = Slots::new(&parts.settings);
-        let WorkerParts { db, journal, registry, children, clock, waker, settings, items, stop, abandon } = parts;
-        let shared = Shared { db, journal, registry, children, clock, waker, items, settings, stop, abandon, slots };
+        let WorkerParts { db, journal, registry, children, clock, waker, desk, settings, items, stop, abandon } = parts;
+        let shared =
+            Shared { db, journal, registry, children, clock, waker, desk, items, settings, stop, abandon, slots };
         Self { shared: Arc::new(shared), lock }
     }
 
@@ -95,11 +99,13 @@ impl Worker {
         store::beat(&shared.db, life.worker, life.lock_key, now + self.lease(), true).await?;
         tracing::info!(worker = %life.worker, "working");
         let turns = TaskTracker::new();
+        shared.desk.open(shared, &life, &turns);
         let outcome = tokio::select! {
             outcome = self.keep_alive(&life) => outcome,
             outcome = self.keep_lock(&life, &mut lock) => outcome,
             outcome = self.claim_and_turn(&life, &turns) => outcome,
         };
+        shared.desk.close();
         let stopping = shared.stop.is_cancelled() && outcome.is_ok();
         if !stopping {
             life.lost.cancel();
@@ -214,7 +220,8 @@ impl Worker {
                 }
                 Err(error) => return Err(error),
             };
-            let until = next.map_or(now + self.poll(), |due| due.min(now + self.poll()));
+            // What is due already waits for room, and is woken for it.
+            let until = next.filter(|due| *due > now).map_or(now + self.poll(), |due| due.min(now + self.poll()));
             tokio::select! {
                 () = shared.waker.work(), if failures == 0 => {}
                 () = shared.clock.sleep_until(until) => {}
@@ -232,13 +239,26 @@ impl Worker {
     async fn claim(&self, life: &Life, turns: &TaskTracker, sweep: bool) -> Result<Option<Timestamp>> {
         let shared = &self.shared;
         let now = shared.clock.now();
+        // Nobody comes in by the desk while the table is looked at; nor afterwards, while somebody waits in it.
+        shared.desk.queue(true);
         if sweep {
             self.sweep(life, now).await?;
         }
+        let next = self.claim_all(life, turns, now).await?;
+        shared.desk.queue(next.is_some_and(|due| due <= now));
+        Ok(next)
+    }
+
+    fn room(&self) -> usize {
+        self.shared.settings.runs.saturating_sub(self.shared.waker.turns_begun()).min(64)
+    }
+
+    async fn claim_all(&self, life: &Life, turns: &TaskTracker, now: Timestamp) -> Result<Option<Timestamp>> {
+        let shared = &self.shared;
         loop {
-            let room = shared.settings.runs.saturating_sub(turns.len()).min(64);
+            let room = self.room();
             if room == 0 {
-                return Ok(None);
+                return store::next_due(&shared.db).await;
             }
             let claimed = store::claim(&shared.db, life.worker, room, shared.settings.runs_per_tenant, now).await?;
             metrics::counter!("fermata_runs_claimed_total").increment(u64::try_from(claimed.len()).unwrap_or_default());
@@ -258,7 +278,7 @@ impl Worker {
         if store::release_dead(db, now).await? > 0 {
             tracing::info!("took over the runs of a worker that is gone");
         }
-        // Claims are made by this very task, so whatever has no turn by now was never heard of.
+        // Claims are made by this very task, or by the desk, which is closed: whatever has no turn was never heard of.
         if store::release_strays(db, life.worker, &self.shared.waker.having_turns(), now).await? > 0 {
             tracing::warn!("gave back runs whose claim was not heard of");
         }
@@ -297,7 +317,8 @@ impl Worker {
         tenants.sort_unstable();
         tenants.dedup();
         // The news is subscribed to before the state is read, so nothing falls between.
-        let news: HashMap<_, _> = claimed.iter().map(|(_, run)| (*run, shared.waker.begin(*run))).collect();
+        let news: HashMap<_, _> =
+            claimed.iter().map(|(tenant, run)| (*run, shared.waker.begin(*tenant, *run))).collect();
         let loaded = async {
             let mut tx = shared.db.tenants(&tenants).await?;
             journal::load(&mut tx, claimed, Lock::Free).await
@@ -315,14 +336,16 @@ impl Worker {
 
 /// Lets a run have its turn. One that breaks the turn is put aside for a while, so that it is neither lost
 /// nor tried without end.
-async fn have_turn(shared: Arc<Shared>, life: Life, turn: Turn) {
+pub(super) async fn have_turn(shared: Arc<Shared>, life: Life, turn: Turn) {
     let run = turn.run_key();
     if AssertUnwindSafe(turn.run()).catch_unwind().await.is_err() {
         tracing::error!(run = %run.1, "a turn panicked; the run is put aside for a minute");
         put_aside(Arc::clone(&shared), life, vec![run], TimeDelta::minutes(1)).await;
     }
     // There is room for another run.
-    shared.waker.wake();
+    if shared.desk.has_queue() {
+        shared.waker.wake();
+    }
 }
 
 /// Gives claims back, due again after `delay`; goes on until that is recorded, since a claim that nobody works
