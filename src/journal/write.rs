@@ -21,7 +21,7 @@ use crate::{
 /// How many runs one commit may carry.
 const BATCH: usize = 64;
 /// How many commits may be in flight: one gathers while the other waits for the disk.
-const COMMITTERS: usize = 1;
+const COMMITTERS: usize = 2;
 /// How many appends may wait; past it, workers wait in turn.
 const QUEUE: usize = 1024;
 
@@ -157,9 +157,14 @@ async fn commit_batches(shared: Arc<Shared>, waiting: Arc<Mutex<mpsc::Receiver<W
     let (mut batch, mut lane) = (Vec::with_capacity(BATCH), shared.db.lane());
     loop {
         // The lock is the queue's: whoever holds it gathers, the other one commits.
-        if waiting.lock().await.recv_many(&mut batch, BATCH).await == 0 {
+        let mut queue = waiting.lock().await;
+        if queue.recv_many(&mut batch, BATCH).await == 0 {
             return;
         }
+        // Whoever was answered by the commit before decides first, and comes along.
+        tokio::task::yield_now().await;
+        batch.extend(std::iter::from_fn(|| queue.try_recv().ok()).take(BATCH - batch.len()));
+        drop(queue);
         metrics::histogram!("fermata_journal_batch_runs").record(as_f64(batch.len()));
         let (appends, replies): (Vec<_>, Vec<_>) = batch.drain(..).map(|w| (w.append, w.reply)).unzip();
         for (outcome, reply) in shared.commit_shared(&mut lane, &appends).await.into_iter().zip(replies) {
