@@ -269,15 +269,24 @@ pub(super) async fn heads(conn: &mut PgConnection, runs: &[(TenantId, RunId)], l
     let (tenants, ids) = columns(runs);
     // One run at a time by its key, whatever the planner thinks of the table's size.
     let sql = format!(
-        "select r.* from unnest($1::uuid[], $2::uuid[]) as a (tenant_id, run_id)
+        "select r.* from {} as a (tenant_id, run_id)
          cross join lateral (
            select tenant_id, run_id, last_seq, goal, workflow_name, workflow_version, input, budget, on_denied,
                   metadata, created_by, parent_run_id, parent_step_id, created_at
            from runs where tenant_id = a.tenant_id and run_id = a.run_id {}
          ) r",
+        asked(runs),
         if lock { "for update" } else { "limit 1" }
     );
     Ok(sqlx::query(AssertSqlSafe(sql)).bind(tenants).bind(ids).fetch_all(conn).await?)
+}
+
+/// The runs that are asked for, as a table. Of a single one the planner knows that it is one, and keeps the plan.
+fn asked(runs: &[(TenantId, RunId)]) -> &'static str {
+    match runs {
+        [_] => "(select ($1::uuid[])[1], ($2::uuid[])[1])",
+        _ => "unnest($1::uuid[], $2::uuid[])",
+    }
 }
 
 /// The events that shape a run's state, in order; reports of progress are left out.
@@ -286,19 +295,17 @@ pub(super) async fn past(
     runs: &[(TenantId, RunId)],
 ) -> Result<HashMap<RunId, Vec<(u64, String)>>> {
     let (tenants, ids) = columns(runs);
-    let rows = sqlx::query(
+    let sql = format!(
         "select e.run_id, e.seq, e.data
-         from unnest($1::uuid[], $2::uuid[]) as a (tenant_id, run_id)
+         from {} as a (tenant_id, run_id)
          cross join lateral (
            select run_id, seq, data::text from run_events
            where tenant_id = a.tenant_id and run_id = a.run_id and name <> 'tool.progress'
            order by seq
          ) e",
-    )
-    .bind(tenants)
-    .bind(ids)
-    .fetch_all(conn)
-    .await?;
+        asked(runs)
+    );
+    let rows = sqlx::query(AssertSqlSafe(sql)).bind(tenants).bind(ids).fetch_all(conn).await?;
     let mut past: HashMap<RunId, Vec<(u64, String)>> = HashMap::new();
     for row in rows {
         let seq = u64::try_from(row.try_get::<i64, _>(1)?).unwrap_or_default();

@@ -95,6 +95,7 @@ impl journal::Place for Place {
     fn take(mut self: Box<Self>, run: Loaded) {
         let Some(news) = self.news.take() else { return };
         let Staff { shared, life, turns } = &self.staff;
+        metrics::counter!("fermata_runs_claimed_total").increment(1);
         let turn = Turn::new(Arc::clone(shared), life.clone(), run, news);
         turns.spawn(have_turn(Arc::clone(shared), life.clone(), turn));
     }

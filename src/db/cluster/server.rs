@@ -143,8 +143,8 @@ impl Launch {
             ("max_wal_size", "2GB"),
             ("random_page_cost", "1.1"),
             ("jit", "off"),
-            // Leases and heads of runs are updated all the time.
-            ("autovacuum_naptime", "15s"),
+            // Leases and heads of runs are updated all the time, and a new table's plans are bad until it is analysed.
+            ("autovacuum_naptime", "2s"),
             ("autovacuum_vacuum_scale_factor", "0.05"),
             ("timezone", "UTC"),
             ("log_timezone", "UTC"),
