@@ -114,7 +114,8 @@ impl RunFeed {
     }
 }
 
-fn encode<'a>(frames: impl Iterator<Item = &'a Frame> + Clone) -> Batch<u64> {
+/// Committed events, as they go over the wire.
+pub(super) fn encode<'a>(frames: impl Iterator<Item = &'a Frame> + Clone) -> Batch<u64> {
     let json = frames.clone().map(|frame| frame.data.len()).sum();
     let mut writer = Writer::for_about(frames.clone().count(), json);
     for frame in frames {

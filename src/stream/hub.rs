@@ -11,7 +11,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    feed::{News, RunFeed},
+    feed::{self, News, RunFeed},
     held,
     history::History,
     tenant::Tenants,
@@ -194,6 +194,9 @@ impl Follower for Hub {
     fn committed(&self, commits: &[Commit]) {
         for commit in commits {
             let key = (commit.tenant_id, commit.run_id);
+            if commit.frames.first().is_some_and(|frame| frame.seq == 1) {
+                self.history.begin(commit.tenant_id, commit.run_id, feed::encode(commit.frames.iter()));
+            }
             if let Some(topic) = self.topic(key) {
                 let news = topic.with(|feed| feed.committed(&commit.frames, commit.ended(), self.share()));
                 self.act(key, &topic, news);

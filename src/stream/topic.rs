@@ -13,7 +13,7 @@ use super::held;
 
 /// How much waking one more subscriber may cost; with many, events are gathered for as long as all of
 /// them together cost, so that one write carries several.
-const PER_READER: Duration = Duration::from_micros(20);
+const PER_READER: Duration = Duration::from_micros(10);
 
 /// The longest an event is gathered.
 const GATHER: Duration = Duration::from_millis(20);

@@ -25,9 +25,9 @@ use super::{
 /// Tokens of every world are signed with it.
 pub const SECRET: &str = "a secret for tests and nothing but tests";
 
-/// Worlds at once: each has up to twelve connections (two servers of four, and their listeners and locks),
-/// and the cluster has a hundred.
-static ROOM: Semaphore = Semaphore::const_new(7);
+/// Worlds at once: each has up to eighteen connections (two servers of four, their listeners, locks and lanes of
+/// the journal), and the cluster has a hundred.
+static ROOM: Semaphore = Semaphore::const_new(5);
 
 /// A running server on a database of its own, with two tenants: the callers' own, and that of a stranger.
 pub struct World {
