@@ -216,16 +216,24 @@ async fn a_server_that_stops_ends_its_streams_in_good_order() {
     let run = held(&world).await;
     let token = world.viewer().token().to_owned();
     let get = |path: String| reqwest::Client::new().get(format!("{}{path}", other.url)).bearer_auth(&token);
-    let of_run = get(run.path("/events")).header("accept", "text/event-stream").send().await.unwrap();
-    let of_tenant = get("/workflow/events?from=start".to_owned()).send().await.unwrap();
-    let reading = tokio::spawn(async move { (of_run.text().await, of_tenant.text().await) });
-    other.stop().await;
-    // To the last chunk: not an error, and nothing half sent.
-    let (of_run, of_tenant) = within("the end of the streams", reading).await.unwrap();
-    for text in [of_run.unwrap(), of_tenant.unwrap()] {
-        assert!(text.starts_with("retry: ") && text.ends_with("\n\n"), "{text}");
-        assert!(text.contains("event: awaiting_approval"), "{text}");
+    let mut of_run = get(run.path("/events")).header("accept", "text/event-stream").send().await.unwrap();
+    let mut of_tenant = get("/workflow/events?from=start".to_owned()).send().await.unwrap();
+    let mut texts = [String::new(), String::new()];
+    for (stream, text) in [&mut of_run, &mut of_tenant].into_iter().zip(&mut texts) {
+        while !text.contains("event: awaiting_approval") {
+            let chunk = within("the hold", stream.chunk()).await.unwrap().expect("the stream goes on");
+            text.push_str(std::str::from_utf8(&chunk).unwrap());
+        }
     }
+    let stopping = tokio::spawn(other.stop());
+    for (mut stream, mut text) in [of_run, of_tenant].into_iter().zip(texts) {
+        // To the last chunk: not an error, and nothing half sent.
+        while let Some(chunk) = within("the end of the streams", stream.chunk()).await.unwrap() {
+            text.push_str(std::str::from_utf8(&chunk).unwrap());
+        }
+        assert!(text.starts_with("retry: ") && text.ends_with("\n\n"), "{text}");
+    }
+    stopping.await.unwrap();
 }
 
 #[tokio::test]
