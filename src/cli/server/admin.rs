@@ -1,12 +1,9 @@
-use std::{
-    io::{self, Write},
-    path::PathBuf,
-};
+use std::io::{self, Write};
 
 use clap::{Args, Subcommand};
 use secrecy::ExposeSecret;
 
-use super::{Configured, Result, address, addresses, told};
+use super::{Beside, Configured, Result, address, addresses, told};
 use crate::{
     app,
     auth::{Grant, Minter, Role},
@@ -33,11 +30,8 @@ pub(in crate::cli) struct Token {
     /// How long it is good
     #[arg(long, default_value = "8h")]
     ttl: Span,
-    /// A development server's data directory; where it is there, the tenant is made if need be
-    #[arg(long, default_value = ".fermata", value_name = "DIR")]
-    data_dir: PathBuf,
     #[command(flatten)]
-    configured: Configured,
+    beside: Beside,
 }
 
 #[derive(Debug, Subcommand)]
@@ -54,7 +48,7 @@ pub(in crate::cli) struct Create {
     #[arg(long, value_name = "NETWORK")]
     http_allow: Vec<String>,
     #[command(flatten)]
-    configured: Configured,
+    beside: Beside,
 }
 
 #[derive(Debug, Args)]
@@ -78,11 +72,10 @@ async fn connect(settings: &Settings) -> Result<Database> {
     Database::connect(database, 1, settings.database.acquire_timeout.0).await.map_err(|error| told(&error))
 }
 
-/// Prints a token and nothing else.
+/// Prints a token and nothing else. Beside a development server the tenant is made if need be.
 pub(super) async fn token(token: Token) -> Result<()> {
-    let mut settings = token.configured.load()?;
+    let (settings, developing) = token.beside.load()?;
     let clock = Clock::system();
-    let developing = super::dev::adopt(&mut settings, &token.data_dir)?;
     let minter = Minter::new(&settings.auth)?;
     let tenants = Tenants::new(connect(&settings).await?, clock.clone());
     let tenant_id = if developing {
@@ -101,7 +94,7 @@ pub(super) async fn token(token: Token) -> Result<()> {
 
 /// Makes a tenant and prints its id.
 pub(super) async fn tenant(Tenant::Create(create): Tenant) -> Result<()> {
-    let settings = create.configured.load()?;
+    let (settings, _) = create.beside.load()?;
     let tenants = Tenants::new(connect(&settings).await?, Clock::system());
     let wanted = TenantSettings { http_allow: create.http_allow };
     let tenant = tenants.create(&create.name, wanted).await.map_err(|error| told(&error))?;

@@ -11,7 +11,7 @@ use std::{
 use clap::Args;
 use console::style;
 use secrecy::{ExposeSecret, SecretString};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sqlx::{ConnectOptions, postgres::PgConnectOptions};
 
 use super::{Configured, Result, run as server, told};
@@ -47,12 +47,12 @@ pub(in crate::cli) struct Dev {
 }
 
 /// What `dev.json` tells the client's commands.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Note {
     base_url: String,
     tenant_id: TenantId,
-    tokens: BTreeMap<&'static str, String>,
+    tokens: BTreeMap<String, String>,
 }
 
 /// The database under a development server.
@@ -137,18 +137,21 @@ async fn serve(
     outcome
 }
 
-/// Takes on the secret and the database of a development server in `data_dir`, where there is one and
-/// nothing else is configured; says whether it did.
+/// Takes on the secret, the database and the address of a development server in `data_dir`, where there is one
+/// and nothing else is configured; says whether it did.
 pub(super) fn adopt(settings: &mut Settings, data_dir: &Path) -> Result<bool> {
     let file = data_dir.join("secret");
     if settings.database.url.is_some() || !file.is_file() {
         return Ok(false);
     }
-    let socket = fs::read_to_string(data_dir.join("database")).map_err(|error| {
+    let absent = |error: std::io::Error| {
         format!("{} holds no running development server ({error}): start `fermata dev`", data_dir.display())
-    })?;
+    };
+    let read = |name: &str| fs::read_to_string(data_dir.join(name)).map_err(absent);
+    let note: Note = serde_json::from_str(&read("dev.json")?).map_err(|error| absent(error.into()))?;
     settings.auth.secret = Some(secret(&file)?);
-    settings.database.url = Some(SecretString::from(socket));
+    settings.database.url = Some(SecretString::from(read("database")?));
+    settings.http.public_url.get_or_insert(note.base_url);
     Ok(true)
 }
 
@@ -174,7 +177,7 @@ fn note(settings: &Settings, clock: &Clock, tenant_id: TenantId, address: Socket
             format!("user_{}", role.name()).parse().map_err(|_| "a role's name is no subject".to_owned())?;
         let grant = Grant { tenant_id, subject, roles: vec![role], scope: None, ttl: TTL };
         let (token, _) = minter.mint(&grant, clock.now())?;
-        tokens.insert(role.name(), token.expose_secret().to_owned());
+        tokens.insert(role.name().to_owned(), token.expose_secret().to_owned());
     }
     let base_url = settings.http.public_url.clone().unwrap_or_else(|| format!("http://{address}"));
     Ok(Note { base_url, tenant_id, tokens })

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::{Configured, Result, addresses, told};
+use super::{Beside, Result, addresses, told};
 use crate::{
     config::Settings,
     db::{Database, guard},
@@ -18,7 +18,7 @@ pub(in crate::cli) struct Doctor {
     #[arg(long)]
     quick: bool,
     #[command(flatten)]
-    configured: Configured,
+    beside: Beside,
 }
 
 /// One thing that was looked at.
@@ -29,7 +29,7 @@ struct Check {
 
 /// Looks at everything and says what to do about what is wrong.
 pub(super) async fn run(doctor: Doctor) -> Result<()> {
-    let settings = doctor.configured.load()?;
+    let (settings, _) = doctor.beside.load()?;
     if doctor.quick {
         // From inside the container, past whatever proxy the public URL names.
         let port = settings.http.listen.port();

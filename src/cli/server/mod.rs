@@ -52,6 +52,25 @@ impl Configured {
     }
 }
 
+/// `--config`, or a development server beside.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct Beside {
+    /// A development server's data directory: meant where it is there and no database is configured
+    #[arg(long, default_value = ".fermata", value_name = "DIR")]
+    data_dir: PathBuf,
+    #[command(flatten)]
+    configured: Configured,
+}
+
+impl Beside {
+    /// The settings, and whether they are those of the development server.
+    fn load(&self) -> Result<(Settings, bool)> {
+        let mut settings = self.configured.load()?;
+        let developing = dev::adopt(&mut settings, &self.data_dir)?;
+        Ok((settings, developing))
+    }
+}
+
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Serve {
     #[command(flatten)]
