@@ -17,6 +17,9 @@ use super::{
 };
 use crate::world::{Upstream, within};
 
+/// How often the database is asked about other processes, which tell nobody of it.
+const LOOK: Duration = Duration::from_millis(10);
+
 /// A worker that is given up soon.
 fn worker(site: &Site) -> Server {
     let mut worker = site.server("worker");
@@ -39,10 +42,25 @@ async fn until(database: &mut PgConnection, what: &str, fits: impl Fn(&[uuid::Uu
             if fits(&living) {
                 return living;
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            tokio::time::sleep(LOOK).await;
         }
     };
     within(what, waiting).await
+}
+
+/// Waits until the answer to `query` is yes.
+async fn until_so(database: &mut PgConnection, what: &str, query: &'static str, workers: &[uuid::Uuid]) {
+    let waiting = async {
+        while !sqlx::query_scalar::<_, bool>(query).bind(workers).fetch_one(&mut *database).await.unwrap() {
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    within(what, waiting).await;
+}
+
+async fn until_given_up(database: &mut PgConnection, workers: &[uuid::Uuid]) {
+    let query = "select not exists (select from workers where worker_id = any ($1) and alive_until > '-infinity')";
+    until_so(database, "a worker that is given up", query, workers).await;
 }
 
 #[tokio::test]
@@ -70,13 +88,7 @@ async fn workers_that_freeze_past_their_lease_commit_nothing_twice() {
         let gone: Vec<_> = before.into_iter().filter(|id| !left.contains(id)).collect();
         let holds = "select count(*) from run_leases where worker_id = any ($1)";
         held += sqlx::query_scalar::<_, i64>(holds).bind(&gone).fetch_one(&mut database).await.unwrap();
-        let freed = async {
-            let known = "select exists (select from workers where worker_id = any ($1) and alive_until > '-infinity')";
-            while sqlx::query_scalar::<_, bool>(known).bind(&gone).fetch_one(&mut database).await.unwrap() {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        within("a worker that is given up", freed).await;
+        until_given_up(&mut database, &gone).await;
         tokio::time::sleep(Duration::from_millis(rand::random_range(0..100))).await;
         frozen.signal(Signal::CONT);
     }
@@ -101,23 +113,13 @@ async fn a_worker_that_wakes_after_its_lease_does_not_make_the_call_it_was_about
     let call = json!({ "method": "POST", "url": sink.url("/act"), "json": {} });
     let body = json!({ "plan": [{ "id": "act", "uses": "http.request", "with": call }] });
     let run = operator.ask(|client| client.request(Method::POST, "/agent/execute").json(&body)).await.expect(202);
-    let blocked = async {
-        let waits = "select exists (select from pg_locks where relation = 'run_steps'::regclass and not granted)";
-        while !sqlx::query_scalar::<_, bool>(waits).fetch_one(&mut database).await.unwrap() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    within("an intent that waits", blocked).await;
+    let waits = "select $1::uuid[] is not null and exists
+                 (select from pg_locks where relation = 'run_steps'::regclass and not granted)";
+    until_so(&mut database, "an intent that waits", waits, &[]).await;
     first.signal(Signal::STOP);
     second.start().await;
     until(&mut database, "the end of the lease", |living| !living.contains(&before[0]) && living.len() == 1).await;
-    let dead = async {
-        let query = "select exists (select from workers where worker_id = $1 and alive_until > '-infinity')";
-        while sqlx::query_scalar::<_, bool>(query).bind(before[0]).fetch_one(&mut database).await.unwrap() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    within("a worker that is given up", dead).await;
+    until_given_up(&mut database, &before).await;
     sqlx::raw_sql("rollback").execute(&mut blocker).await.unwrap();
     first.signal(Signal::CONT);
     let path = format!("/workflow/runs/{}/events", run["runId"].as_str().unwrap());

@@ -48,7 +48,7 @@ async fn resumed(site: &Site, after: i64) -> Duration {
 
 #[tokio::test]
 async fn kills_and_a_lost_postgres_at_any_moment_lose_nothing() {
-    let (kills, cuts, runs) = scale((200, 100, 5000), (6, 4, 300));
+    let (kills, cuts, runs): (usize, usize, usize) = scale((200, 100, 5000), (6, 4, 300));
     let (mut site, sink) = (Site::new().await, Upstream::start().await);
     let mut server = site.server("all");
     server.start().await;
@@ -59,9 +59,7 @@ async fn kills_and_a_lost_postgres_at_any_moment_lose_nothing() {
     let (mut after_kills, mut after_cuts) = (Vec::new(), Vec::new());
     for (blow, number) in blows.iter().zip(1..) {
         tokio::time::sleep(Duration::from_millis(rand::random_range(0..1500))).await;
-        while load.begun() * blows.len() < number * runs {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        within("the load", load.has_begun((number * runs).div_ceil(blows.len()))).await;
         let resumed = strike(&mut site, &mut server, *blow).await;
         match blow {
             Blow::Kill => after_kills.push(resumed),

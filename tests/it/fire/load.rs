@@ -1,17 +1,14 @@
 //! The load: callers of every kind at once, who keep a record of each thing they were told.
 
 use std::{
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use fermata::auth::Role;
 use reqwest::Method;
 use serde_json::{Value, json};
-use tokio::task::JoinSet;
+use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -42,7 +39,8 @@ struct Crowd {
     sink: Upstream,
     answers: Mutex<JoinSet<()>>,
     facts: Mutex<Vec<Fact>>,
-    number: AtomicUsize,
+    /// How many things have been begun.
+    begun: watch::Sender<usize>,
     over: CancellationToken,
 }
 
@@ -63,7 +61,7 @@ impl Load {
             sink: sink.clone(),
             answers: Mutex::default(),
             facts: Mutex::default(),
-            number: AtomicUsize::new(0),
+            begun: watch::Sender::new(0),
             over: CancellationToken::new(),
         });
         let approver = tokio::spawn(Arc::clone(&crowd).answer_all());
@@ -76,7 +74,13 @@ impl Load {
 
     /// How many things have been begun.
     pub fn begun(&self) -> usize {
-        self.crowd.number.load(Ordering::Relaxed)
+        *self.crowd.begun.borrow()
+    }
+
+    /// Waits until so many have been.
+    pub async fn has_begun(&self, things: usize) {
+        // The sender is the load's own, so there is always more to wait for.
+        let _ = self.crowd.begun.subscribe().wait_for(|begun| *begun >= things).await;
     }
 
     /// Begins nothing more, waits until all that was begun has ended, and answers with what was said.
@@ -136,7 +140,8 @@ impl Crowd {
 
     async fn call(self: Arc<Self>) {
         while !self.over.is_cancelled() {
-            let number = self.number.fetch_add(1, Ordering::Relaxed);
+            let mut number = 0;
+            self.begun.send_modify(|begun| number = std::mem::replace(begun, *begun + 1));
             self.one(number).await;
         }
     }
