@@ -1,10 +1,5 @@
 -- The journal's append as one call, so that a shared commit of many runs is one round trip.
 
--- It writes events and steps only of runs whose head it has just moved; looking each run up once more for every row
--- was a third of an append.
-alter table run_events drop constraint run_events_tenant_id_run_id_fkey;
-alter table run_steps drop constraint run_steps_tenant_id_run_id_fkey;
-
 -- As a plain expression, which the planner puts where it is called; the refusal is a function apart.
 create function no_tenant() returns uuid[]
   language plpgsql stable parallel safe
@@ -30,8 +25,9 @@ create type run_step as (
 -- `mover` is the run whose append settles the claim: the run itself or, for a parent, the child that ended.
 create type run_claim as (tenant_id uuid, run_id uuid, mover uuid, settle text, worker_id uuid, due_at timestamptz);
 
--- Writes what stands on the head it expects, and returns the runs it wrote, and those whose claim it gave to a worker. Runs with the caller's rights, under
--- the policies of the tenants named: by `named`, or, where that is null, by the transaction it is part of.
+-- Writes what stands on the head it expects, and returns the runs it wrote, and those whose claim it gave to a worker.
+-- Runs with the caller's rights, under the policies of the tenants named: by `named`, or, where that is null, by the
+-- transaction it is part of.
 create function append_events(named text, heads run_head[], events run_event[], steps run_step[], claims run_claim[])
   returns table (moved uuid[], taken uuid[])
   language plpgsql volatile
@@ -112,57 +108,3 @@ comment on function append_events(text, run_head[], run_event[], run_step[], run
   'The journal''s append: heads, events, steps and claims of many runs; returns the runs whose head moved, and those taken.';
 revoke all on function append_events(text, run_head[], run_event[], run_step[], run_claim[]) from public;
 grant execute on function append_events(text, run_head[], run_event[], run_step[], run_claim[]) to fermata_app;
-
--- The search for work, as before, but in a language that keeps its plans.
-create or replace function claim_runs(claimer uuid, most integer, tenant_most integer, at timestamptz)
-  returns table (tenant_id uuid, run_id uuid, epoch bigint)
-  language plpgsql volatile security definer
-  set search_path = pg_catalog, public, pg_temp
-as $$
-#variable_conflict use_column
-begin
-  return query
-  -- The tenants that have something to do now or later, by skipping from one to the next.
-  with recursive waiting (tenant) as (
-    (select l.tenant_id from run_leases l
-     where l.worker_id is null and l.due_at is not null order by l.tenant_id limit 1)
-    union all
-    select (select l.tenant_id from run_leases l
-            where l.worker_id is null and l.due_at is not null and l.tenant_id > w.tenant
-            order by l.tenant_id limit 1)
-    from waiting w where w.tenant is not null
-  ),
-  ready as (
-    select r.tenant_id, r.run_id, r.turn
-    from waiting w
-    cross join lateral (
-      select count(*) as held from run_leases b where b.tenant_id = w.tenant and b.worker_id is not null
-    ) b
-    cross join lateral (
-      select l.tenant_id, l.run_id, b.held + row_number() over (order by l.due_at) as turn
-      from run_leases l
-      where l.tenant_id = w.tenant and l.worker_id is null and l.due_at <= at
-      order by l.due_at
-      limit least(most, greatest(0, tenant_most - b.held))
-    ) r
-    where w.tenant is not null
-  ),
-  chosen as (
-    select l.tenant_id, l.run_id
-    from run_leases l
-    join (select * from ready order by turn, random() limit most) r on (l.tenant_id, l.run_id) = (r.tenant_id, r.run_id)
-    where l.worker_id is null
-    for update of l skip locked
-  )
-  update run_leases l
-  set worker_id = claimer, epoch = l.epoch + 1, due_at = null
-  from chosen c
-  where (l.tenant_id, l.run_id) = (c.tenant_id, c.run_id)
-  returning l.tenant_id, l.run_id, l.epoch;
-end
-$$;
-
-create or replace function next_due() returns timestamptz
-  language plpgsql stable security definer
-  set search_path = pg_catalog, public, pg_temp
-as $$ begin return (select min(l.due_at) from run_leases l where l.worker_id is null and l.due_at is not null); end $$;

@@ -52,9 +52,9 @@ async fn a_tenant_is_a_wall() {
     let mut tx = fixture.database.tenant(one).await.unwrap();
     // A child of a foreign run: the key carries the tenant, so there is no such parent.
     insert_run(tx.conn(), one, RunId::new(fixture.clock.now()), &fixture.clock).await.unwrap();
-    let lease = "insert into run_leases (tenant_id, run_id) values ($1, $2)";
-    let lease = sqlx::query(lease).bind(one.uuid()).bind(theirs.uuid());
-    assert_eq!(refusal(lease.execute(tx.conn()).await), "23503");
+    let event = "insert into run_events (tenant_id, run_id, seq, name, data) values ($1, $2, 1, 'idle', '{}')";
+    let event = sqlx::query(event).bind(one.uuid()).bind(theirs.uuid());
+    assert_eq!(refusal(event.execute(tx.conn()).await), "23503");
     drop(tx);
     let mut tx = fixture.database.tenants(&[one, other]).await.unwrap();
     assert_eq!(sqlx::query_scalar::<_, i64>(COUNT).fetch_one(tx.conn()).await.unwrap(), 1);
