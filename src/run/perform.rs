@@ -114,8 +114,9 @@ impl Turn {
 
     fn begin(&mut self, key: &StepKey, now: Timestamp) -> Result<(), Refusal> {
         let Some(step) = self.state.step(key).cloned() else { return Err(Refusal::Stale) };
-        if self.starved && step.approval.is_none() {
+        if (self.starved || self.acted) && step.approval.is_none() {
             // It could not act now, whatever came of its templates.
+            self.deferred |= self.acted;
             return Ok(());
         }
         if key.item.is_none() && self.is_fresh(key) && !self.wanted(&step, key, now)? {
@@ -147,16 +148,21 @@ impl Turn {
     }
 
     fn start(&mut self, step: &Step, key: &StepKey, intent: Intent, now: Timestamp) -> Result<(), Refusal> {
+        if self.acted {
+            self.deferred = true;
+            return Ok(());
+        }
         let Some(slot) = self.slot.take().or_else(|| self.shared.try_slot(self.state.tenant_id)) else {
             self.starved = true;
             return Ok(());
         };
         let (tool, arguments) = (intent.tool.clone(), Arc::clone(&intent.arguments));
-        let usual = self.shared.registry.tool(&tool).map_or(std::time::Duration::from_secs(60), |tool| tool.timeout());
-        let timeout = step.timeout.map_or(usual, |span| span.0);
+        let known = self.shared.registry.tool(&tool).ok();
+        let usual = known.map_or(std::time::Duration::from_secs(60), |tool| tool.timeout());
+        let (timeout, at_once) = (step.timeout.map_or(usual, |span| span.0), known.is_some_and(|tool| tool.at_once()));
         self.decide(Command::Start { step: key.clone(), intent }, now)?;
         let attempt = self.state.next_attempt(key);
-        self.prepare(Launch { step: key.clone(), attempt, tool, arguments, timeout, slot });
+        self.prepare(Launch { step: key.clone(), attempt, tool, arguments, timeout, at_once, slot });
         Ok(())
     }
 

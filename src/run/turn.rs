@@ -1,5 +1,5 @@
-//! A turn: from the claim on a run until it waits or ends. Decide, commit, then act: nothing is called
-//! before its intent is journaled, nothing is told before its outcome is.
+//! A turn: from the claim on a run until it waits or ends. Decide, commit, then act: nothing that reaches
+//! outside is called before its intent is journaled, nothing is told before its outcome is.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -65,6 +65,10 @@ pub(super) struct Turn {
     pub(super) slot: Option<Slot>,
     /// A step is ready and there is no slot for it.
     pub(super) starved: bool,
+    /// Calls have been made whose outcomes this very pass decides on.
+    pub(super) acted: bool,
+    /// A step is ready and begins once those outcomes are journaled.
+    pub(super) deferred: bool,
     pub(super) told_children: HashSet<RunId>,
     /// When something is tried again that no event will announce.
     pub(super) again_at: Option<Timestamp>,
@@ -79,6 +83,8 @@ pub(super) struct Launch {
     pub(super) tool: String,
     pub(super) arguments: Arc<Value>,
     pub(super) timeout: Duration,
+    /// It touches nothing, so it need not wait for its intent to be journaled.
+    pub(super) at_once: bool,
     pub(super) slot: Slot,
 }
 
@@ -109,6 +115,8 @@ impl Turn {
             passed_at: Timestamp::MIN_UTC,
             slot: None,
             starved: false,
+            acted: false,
+            deferred: false,
             told_children: HashSet::new(),
             again_at: None,
             lists: HashMap::new(),
@@ -172,11 +180,15 @@ impl Turn {
             }
         }
         let stopping = self.shared.stop.is_cancelled();
+        self.acted = false;
         if !stopping {
             self.make_moves(now).await;
+            if self.call_at_once(now) {
+                self.make_moves(now).await;
+            }
         }
         self.tell_calls();
-        let resting = self.in_flight.is_empty() && (stopping || !self.starved);
+        let resting = self.in_flight.is_empty() && (stopping || !(self.starved || self.deferred));
         let wake_at = self.wake_at();
         let more = self.events.len() >= EVENTS;
         let claim = if resting && !more && (stopping || wake_at.is_none_or(|at| at - now > PATIENCE)) {
@@ -217,7 +229,7 @@ impl Turn {
         for launch in std::mem::take(&mut self.launches) {
             self.launch(launch, now);
         }
-        Ok(if more || !self.heard.is_empty() { Next::Again } else { Next::Wait })
+        Ok(if more || self.deferred || !self.heard.is_empty() { Next::Again } else { Next::Wait })
     }
 
     /// Forgets what the journal did not take and reads what is true; what was heard is decided anew.
@@ -261,7 +273,7 @@ impl Turn {
 
     async fn make_moves(&mut self, now: Timestamp) {
         let mut futile: HashSet<Move> = HashSet::new();
-        (self.starved, self.again_at) = (false, None);
+        (self.starved, self.deferred, self.again_at) = (false, false, None);
         while self.events.len() < EVENTS {
             let mut moves = scheduler::moves(&self.state, |key| self.in_flight.contains_key(key), now);
             moves.retain(|one| !futile.contains(one));
@@ -278,6 +290,24 @@ impl Turn {
         }
         // A slot nobody took goes to somebody else.
         self.slot = None;
+    }
+
+    /// Makes the calls that touch nothing, so that intent and outcome share an append; whether there were any. A
+    /// step that needs theirs begins after that append all the same: what one step gave is durable before the next.
+    fn call_at_once(&mut self, now: Timestamp) -> bool {
+        let known = self.heard.len();
+        let (at_once, launches): (Vec<_>, _) =
+            std::mem::take(&mut self.launches).into_iter().partition(|launch| launch.at_once);
+        self.launches = launches;
+        self.acted = !at_once.is_empty();
+        for launch in at_once {
+            self.launch(launch, now);
+        }
+        // Not kept to be decided anew: should the journal refuse the intent, the call is made again.
+        for command in self.heard.split_off(known) {
+            self.decide_heard(command, now);
+        }
+        self.acted
     }
 
     /// Notes that a call goes out with the next commit.

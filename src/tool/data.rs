@@ -35,6 +35,10 @@ impl Tool for Transform {
         Effect::Pure
     }
 
+    fn at_once(&self) -> bool {
+        true
+    }
+
     async fn call(&self, call: Call) -> Result<Outcome, ToolError> {
         Ok(Outcome::done(call.arguments.get("value").cloned().unwrap_or_default()))
     }

@@ -39,6 +39,10 @@ impl Tool for Echo {
         Effect::Pure
     }
 
+    fn at_once(&self) -> bool {
+        true
+    }
+
     async fn call(&self, call: Call) -> Result<Outcome, ToolError> {
         Ok(Outcome::done(call.arguments.get("value").cloned().unwrap_or_default()))
     }

@@ -56,7 +56,14 @@ pub trait Tool: Send + Sync + 'static {
         Duration::from_secs(60)
     }
 
-    /// Acts. Called outside any transaction, after the intent is journaled.
+    /// Whether a call touches nothing but its arguments and is over as soon as it is made. Then it may be made before
+    /// its intent is journaled: both share an append.
+    fn at_once(&self) -> bool {
+        false
+    }
+
+    /// Acts. Called outside any transaction, and, unless it is done [`at_once`](Tool::at_once), after the intent is
+    /// journaled.
     ///
     /// # Errors
     /// [`ToolError`] says whether it is certain that nothing happened.
