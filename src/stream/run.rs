@@ -48,6 +48,11 @@ impl RunSource {
         Self { hub: hub.clone(), key: (tenant, run), topic, reader }
     }
 
+    /// Whether the run is known to have events after `cursor`.
+    pub fn is_beyond(&self, cursor: u64) -> bool {
+        self.topic.with(|feed| feed.span()).is_some_and(|(_, head)| head > cursor)
+    }
+
     /// The run's row says so.
     pub fn seen(&self, head: Head) {
         let news = self.topic.with(|feed| feed.seen(head.last_seq, head.ended));
