@@ -5,6 +5,10 @@ use std::process::ExitCode;
 use clap::Parser;
 use fermata::cli::Cli;
 
+/// Keeps what is large and untouched apart from what is small, which the system's allocator does not.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli = Cli::parse();
