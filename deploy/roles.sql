@@ -22,6 +22,8 @@ begin
   alter role fermata_app set statement_timeout = '30s';
   alter role fermata_app set lock_timeout = '10s';
   alter role fermata_app set idle_in_transaction_session_timeout = '30s';
+  -- Its statements go by keys, whatever the values: planning them anew for each costs more than it finds.
+  alter role fermata_app set plan_cache_mode = force_generic_plan;
   if current_setting('server_version_num')::int >= 170000 then
     alter role fermata_app set transaction_timeout = '60s';
   end if;

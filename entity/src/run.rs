@@ -63,6 +63,8 @@ pub struct Model {
     pub updated_at: DateTimeUtc,
     /// When it ended.
     pub finished_at: Option<DateTimeUtc>,
+    /// The highest transaction that wrote events of the run.
+    pub last_xact: i64,
 }
 
 /// What it refers to.

@@ -4,8 +4,10 @@
 use super::{Database, migrate};
 use crate::kernel::Result;
 
-/// Functions that may look across tenants. They return ids and counts, and belong to `fermata_system`.
+/// Functions with more rights than their caller. Those that may look across tenants return ids and counts, and belong
+/// to `fermata_system`; the journal's append alone writes events.
 const DEFINERS: &[&str] = &[
+    "append_events",
     "claim_runs",
     "count_runs",
     "find_tenant",
@@ -70,7 +72,7 @@ pub async fn version(database: &Database) -> Result<Vec<Finding>> {
 }
 
 /// Whether the server's login may hold a transaction open for ever, which would hold back the tenant-wide
-/// stream; worth a warning, not a refusal.
+/// stream, or plans each statement anew; worth a warning, not a refusal.
 ///
 /// # Errors
 /// When the database is away.
@@ -78,13 +80,15 @@ pub async fn limits(database: &Database) -> Result<Vec<Finding>> {
     let mut tx = database.system().await?;
     let unlimited: Vec<String> = sqlx::query_scalar(
         "select name from pg_settings
-         where name in ('statement_timeout', 'idle_in_transaction_session_timeout') and setting = '0' order by name",
+         where name in ('statement_timeout', 'idle_in_transaction_session_timeout') and setting = '0'
+            or name = 'plan_cache_mode' and setting = 'auto'
+         order by name",
     )
     .fetch_all(tx.conn())
     .await?;
     tx.commit().await?;
     let finding = |name: String| Finding {
-        fault: format!("the server's login has no {name}"),
+        fault: format!("the server's login has no {name} of its own"),
         remedy: "run deploy/roles.sql again, which sets it".to_owned(),
     };
     Ok(unlimited.into_iter().map(finding).collect())

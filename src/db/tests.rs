@@ -50,11 +50,20 @@ async fn a_tenant_is_a_wall() {
     assert_eq!(refusal(foreign), "42501");
     drop(tx);
     let mut tx = fixture.database.tenant(one).await.unwrap();
-    // A child of a foreign run: the key carries the tenant, so there is no such parent.
     insert_run(tx.conn(), one, RunId::new(fixture.clock.now()), &fixture.clock).await.unwrap();
+    // Only an append writes events, and only those of a run whose head it moved.
     let event = "insert into run_events (tenant_id, run_id, seq, name, data) values ($1, $2, 1, 'idle', '{}')";
     let event = sqlx::query(event).bind(one.uuid()).bind(theirs.uuid());
-    assert_eq!(refusal(event.execute(tx.conn()).await), "23503");
+    assert_eq!(refusal(event.execute(tx.conn()).await), "42501");
+    drop(tx);
+    let mut tx = fixture.database.tenant(one).await.unwrap();
+    for tenant in [one, other] {
+        let append = "select cardinality(moved) from append_events(null,
+            array[row($1, $2, 0, 1, 'idle', false, '{}', 0, null, null, null, now())::run_head],
+            array[row($1, $2, 1, 'idle', '{}')::run_event], '{}', '{}')";
+        let moved = sqlx::query_scalar::<_, i32>(append).bind(tenant.uuid()).bind(theirs.uuid());
+        assert_eq!(moved.fetch_one(tx.conn()).await.unwrap(), 0);
+    }
     drop(tx);
     let mut tx = fixture.database.tenants(&[one, other]).await.unwrap();
     assert_eq!(sqlx::query_scalar::<_, i64>(COUNT).fetch_one(tx.conn()).await.unwrap(), 1);
@@ -218,7 +227,8 @@ async fn entities_say_what_the_tables_are() {
     let tenant = fixture.tenant("bytes").await;
     let run = fixture.live_run(tenant, false).await;
     let data = r#"{"b" : 1,  "a":2.50}"#;
-    let tx = fixture.database.tenant(tenant).await.unwrap();
+    let owner = connect(fixture.cluster.admin_options()).await;
+    let tx = owner.tenant(tenant).await.unwrap();
     let event = entity::run_event::ActiveModel {
         tenant_id: Set(tenant.uuid()),
         run_id: Set(run.uuid()),
@@ -232,6 +242,7 @@ async fn entities_say_what_the_tables_are() {
     assert_eq!(read.data, data);
     assert!(read.xact > 0);
     tx.commit().await.unwrap();
+    owner.close().await;
     fixture.stop().await;
 }
 
@@ -250,7 +261,7 @@ async fn the_guards_find_what_is_wrong_and_nothing_else() {
     let superuser = connect(fixture.cluster.admin_options().username("postgres")).await;
     let faults = guard::login(&superuser).await.unwrap();
     assert!(faults.iter().any(|finding| finding.fault.contains("superuser")), "{faults:?}");
-    assert_eq!(guard::limits(&superuser).await.unwrap().len(), 2);
+    assert_eq!(guard::limits(&superuser).await.unwrap().len(), 3);
     superuser.close().await;
 
     let mut admin = fixture.cluster.admin_options().connect().await.unwrap();

@@ -60,7 +60,7 @@ impl Database {
     pub async fn tenants(&self, tenants: &[TenantId]) -> Result<TenantTx> {
         // Ids have no quotes in them; one round trip begins the transaction and names its tenants.
         let named = names(tenants);
-        let tx = self.begin(format!("begin; select set_config('fermata.tenants', '{named}', true)")).await?;
+        let tx = self.begin(format!("begin; set local fermata.tenants = '{named}'")).await?;
         Ok(TenantTx { tx: Mutex::new(tx), after_commit: Vec::new() })
     }
 

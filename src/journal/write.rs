@@ -20,8 +20,8 @@ use crate::{
 
 /// How many runs one commit may carry.
 const BATCH: usize = 64;
-/// How many commits may be in flight: one gathers while the others work and wait for the disk.
-const COMMITTERS: usize = 3;
+/// How many commits may be in flight: one gathers while the other works and waits for the disk.
+const COMMITTERS: usize = 2;
 /// How many appends may wait; past it, workers wait in turn.
 const QUEUE: usize = 1024;
 

@@ -156,12 +156,15 @@ pub(super) async fn list(
     workflow: Option<&Reference>,
     (limit, after): (usize, Option<Uuid>),
 ) -> Result<Vec<RunSummary>> {
-    let sql = format!(
-        "select {RUN} from runs
-         where tenant_id = $1 and ($2::text is null or status = $2) and ($3::text is null or workflow_name = $3)
-           and ($4::integer is null or workflow_version = $4) and ($5::uuid is null or run_id < $5)
-         order by run_id desc limit $6"
-    );
+    // Only what was asked for stands in the statement: its plan is one for any values.
+    let asked = [
+        (status.is_some(), "and status = $2"),
+        (workflow.is_some(), "and workflow_name = $3"),
+        (workflow.is_some_and(|workflow| workflow.version.is_some()), "and workflow_version = $4"),
+        (after.is_some(), "and run_id < $5"),
+    ];
+    let asked: Vec<_> = asked.into_iter().filter_map(|(is_asked, clause)| is_asked.then_some(clause)).collect();
+    let sql = format!("select {RUN} from runs where tenant_id = $1 {} order by run_id desc limit $6", asked.join(" "));
     let rows = sqlx::query(AssertSqlSafe(sql))
         .bind(tenant.uuid())
         .bind(status.map(Status::name))

@@ -264,6 +264,39 @@ async fn a_call_has_its_time_and_no_more() {
 }
 
 #[tokio::test]
+async fn an_intent_shares_its_append_with_the_outcome_only_where_nothing_is_touched() {
+    let world = World::new().await;
+    let run = world
+        .operator()
+        .start(json!([
+            { "id": "think", "uses": "data.transform", "with": { "value": 1 } },
+            { "id": "again", "uses": "data.transform", "needs": ["think"], "with": { "value": 2 } },
+            { "id": "act", "uses": "debug.sleep", "needs": ["again"], "with": { "ms": 0 } },
+        ]))
+        .await;
+    run.completes().await;
+    let mut database = world.superuser().await;
+    let journaled: Vec<(String, i64)> = sqlx::query_as(
+        "select (data->>'stepId') || ' ' || split_part(name, '.', 2), dense_rank() over (order by xact)
+         from run_events where name like 'step.%' order by seq",
+    )
+    .fetch_all(&mut database)
+    .await
+    .unwrap();
+    let journaled: Vec<_> = journaled.iter().map(|(event, append)| (event.as_str(), *append)).collect();
+    let expected = [
+        ("think started", 1),
+        ("think completed", 1),
+        // What one step gave is durable before the next begins.
+        ("again started", 2),
+        ("again completed", 2),
+        ("act started", 3),
+        ("act completed", 4),
+    ];
+    assert_eq!(journaled, expected);
+}
+
+#[tokio::test]
 async fn a_wait_takes_as_long_as_it_takes_and_holds_nothing() {
     let world = World::new().await;
     let run = world.operator().start(json!([{ "id": "nap", "uses": "time.wait", "with": { "for": "30days" } }])).await;

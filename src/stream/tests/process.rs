@@ -117,27 +117,27 @@ pub async fn write(tx: &mut crate::db::TenantTx, tenant: TenantId, run: RunId, n
     let mut frames = Vec::new();
     for (seq, name) in (last + 1..).zip(names) {
         let data = format!(r#"{{"eventId":"evt_{seq}","step":"{name}","payload":{{"text":"zwölf – 12"}}}}"#);
-        sqlx::query("insert into run_events (tenant_id, run_id, seq, name, data) values ($1, $2, $3, $4, $5::json)")
-            .bind(tenant.uuid())
-            .bind(run.uuid())
-            .bind(seq)
-            .bind(*name)
-            .bind(&data)
-            .execute(tx.conn())
-            .await
-            .unwrap();
         frames.push(Frame { seq: u64::try_from(seq).unwrap(), name, data: Bytes::from(data) });
     }
     let end = names.last().and_then(|name| Status::named(name)).filter(|status| status.is_terminal());
     let status = end.unwrap_or(Status::Executing);
-    sqlx::query("update runs set last_seq = $3, status = $4 where tenant_id = $1 and run_id = $2")
-        .bind(tenant.uuid())
-        .bind(run.uuid())
-        .bind(last + i64::try_from(names.len()).unwrap())
-        .bind(status.name())
-        .execute(tx.conn())
-        .await
-        .unwrap();
+    sqlx::query(
+        "select append_events(null, array[row($1, $2, $3, $4, $5, $6, '{}', 0, null, null, null, now())::run_head],
+           (select array_agg(row($1, $2, seq, name, data)::run_event)
+            from unnest($7::bigint[], $8::text[], $9::text[]) as event (seq, name, data)), '{}', '{}')",
+    )
+    .bind(tenant.uuid())
+    .bind(run.uuid())
+    .bind(last)
+    .bind(last + i64::try_from(names.len()).unwrap())
+    .bind(status.name())
+    .bind(status.is_terminal())
+    .bind(frames.iter().map(|frame| i64::try_from(frame.seq).unwrap()).collect::<Vec<_>>())
+    .bind(names)
+    .bind(frames.iter().map(|frame| std::str::from_utf8(&frame.data).unwrap()).collect::<Vec<_>>())
+    .execute(tx.conn())
+    .await
+    .unwrap();
     Commit { tenant_id: tenant, run_id: run, frames, status: Some(status) }
 }
 

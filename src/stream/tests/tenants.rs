@@ -8,10 +8,11 @@ async fn a_tenant_s_stream_follows_commits_and_loses_none() {
     let process = world.process(StreamSettings::default(), true);
     let away = world.process(StreamSettings::default(), true);
     late_commits(&world, tenant, &process, &away).await;
+    late_numbers(&world, other, &process).await;
     resume_and_filter(&world, tenant, &process).await;
     refusals(&world, tenant, other, &process).await;
     // Nothing of all this was the other tenant's.
-    let mut open = process.open(other, "/workflow/events?from=start", &[]).await;
+    let mut open = process.open(other, "/workflow/events", &[]).await;
     let run = world.run(other).await;
     process.commit(&world, other, run, &["idle"]).await;
     assert_eq!(open.events(1).await.matches("\ndata: ").count(), 1);
@@ -39,6 +40,20 @@ async fn late_commits(world: &World, tenant: TenantId, here: &Process, away: &Pr
         assert!(text.starts_with("retry: 1000\nid: "), "{text}");
         assert_eq!(names(&text), ["idle", "planning", "executing", "completed"]);
     }
+}
+
+/// A transaction that has its number before it has the run's lock, and writes after one with a higher number.
+async fn late_numbers(world: &World, tenant: TenantId, process: &Process) {
+    let run = world.run(tenant).await;
+    let mut open = process.open(tenant, "/workflow/events", &[]).await;
+    let mut early = world.database.tenant(tenant).await.unwrap();
+    sqlx::query("select pg_current_xact_id()").execute(early.conn()).await.unwrap();
+    process.commit(world, tenant, run, &["idle", "planning"]).await;
+    let commit = write(&mut early, tenant, run, &["executing"]).await;
+    early.commit().await.unwrap();
+    process.hub.committed(&[commit]);
+    process.commit(world, tenant, run, &["completed"]).await;
+    assert_eq!(names(&open.events(4).await), ["idle", "planning", "executing", "completed"]);
 }
 
 async fn resume_and_filter(world: &World, tenant: TenantId, process: &Process) {
