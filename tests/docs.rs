@@ -48,6 +48,7 @@ fn every_setting_is_described_as_in_the_code() {
         ("Stream", "streams"),
         ("Worker", "worker"),
         ("Limit", "limits"),
+        ("Retention", "retention"),
         ("Tool", "tools"),
     ] {
         let body = source.split_once(&format!("pub struct {section}Settings {{\n")).expect(section).1;

@@ -9,6 +9,7 @@ pub mod run;
 pub mod run_event;
 pub mod run_lease;
 pub mod run_step;
+pub mod stream_gap;
 pub mod stream_ticket;
 pub mod tenant;
 pub mod worker;

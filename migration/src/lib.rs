@@ -11,6 +11,7 @@ mod m20261121_000004_requests;
 mod m20261121_000005_workers;
 mod m20261121_000006_dead_workers;
 mod m20261121_000007_append;
+mod m20261121_000008_retention;
 mod m20261121_000009_append_by_set;
 
 /// Every migration, oldest first.
@@ -28,6 +29,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261121_000005_workers::Migration),
             Box::new(m20261121_000006_dead_workers::Migration),
             Box::new(m20261121_000007_append::Migration),
+            Box::new(m20261121_000008_retention::Migration),
             Box::new(m20261121_000009_append_by_set::Migration),
         ]
     }

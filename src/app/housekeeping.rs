@@ -1,34 +1,69 @@
-//! What is done now and then: forgetting what has expired, and the numbers that are sampled.
+//! What is done now and then: forgetting what has expired or is past retention, and the numbers that are sampled.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use chrono::TimeDelta;
 
 use super::store;
 use crate::{
+    config::RetentionSettings,
     db::Database,
     journal::Status,
-    kernel::{Clock, Result},
+    kernel::{Clock, Result, Timestamp},
 };
 
 /// Between two samples.
 const SAMPLE: Duration = Duration::from_secs(5);
-/// Samples between two clean-ups.
-const CLEAN: u32 = 12;
+/// Between two clean-ups.
+const CLEAN: TimeDelta = TimeDelta::seconds(60);
+/// Rows dropped in one transaction: few enough that nobody waits for it, and tenants' streams neither.
+const BATCH: i64 = 1_000;
 
 /// Keeps house; never returns.
-pub(super) async fn keep(db: Database, clock: Clock) {
+pub(super) async fn keep(db: Database, clock: Clock, retention: RetentionSettings) {
+    tokio::join!(measure(&db, &clock), clean(&db, &clock, &retention));
+}
+
+async fn measure(db: &Database, clock: &Clock) {
     let mut ticks = tokio::time::interval(SAMPLE);
-    let mut count = 0_u32;
     loop {
         ticks.tick().await;
-        if let Err(error) = sample(&db, &clock).await {
+        if let Err(error) = sample(db, clock).await {
             tracing::debug!(?error, "no sample could be taken");
         }
-        count = count.wrapping_add(1);
-        if count.is_multiple_of(CLEAN)
-            && let Err(error) = store::forget_expired(&db, clock.now()).await
-        {
+    }
+}
+
+async fn clean(db: &Database, clock: &Clock, retention: &RetentionSettings) {
+    loop {
+        clock.sleep_until(clock.now() + CLEAN).await;
+        let now = clock.now();
+        if let Err(error) = store::forget_expired(db, now).await {
             tracing::warn!(?error, "expired keys and tickets could not be deleted");
         }
+        if let Some(horizon) = horizon(now, retention)
+            && let Err(error) = forget_runs(db, horizon).await
+        {
+            tracing::warn!(?error, "runs past retention could not be dropped");
+        }
+    }
+}
+
+/// The runs that ended before then are past retention; none when runs are kept.
+fn horizon(now: Timestamp, retention: &RetentionSettings) -> Option<Timestamp> {
+    now.checked_sub_signed(TimeDelta::from_std(retention.runs?.0).ok()?)
+}
+
+/// Drops what is past retention, however much there is, half of the time; the other half is everybody else's.
+async fn forget_runs(db: &Database, horizon: Timestamp) -> Result<()> {
+    loop {
+        let begun = Instant::now();
+        let rows = store::forget_runs(db, horizon, BATCH).await?;
+        if rows == 0 {
+            return Ok(());
+        }
+        metrics::counter!("fermata_retention_rows_total").increment(rows);
+        tokio::time::sleep(begun.elapsed()).await;
     }
 }
 

@@ -80,7 +80,7 @@ impl App {
         let (stop, abandon, finished) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         let (work, service) = (TaskTracker::new(), TaskTracker::new());
         let rooms = Rooms::new(&settings, &clock, &db, role, &stop, &service)?;
-        rooms.begin_service(&service, &direct, &finished);
+        rooms.begin_service(&service, &direct, &settings, &finished);
         if role != Role::Api {
             let worker = Worker::new(rooms.worker_parts(&settings, &abandon), direct);
             work.spawn(worker.run());
@@ -203,12 +203,18 @@ impl Rooms {
     }
 
     /// Starts what serves the others until everything else has ended.
-    fn begin_service(&self, service: &TaskTracker, direct: &PgConnectOptions, finished: &CancellationToken) {
+    fn begin_service(
+        &self,
+        service: &TaskTracker,
+        direct: &PgConnectOptions,
+        settings: &Settings,
+        finished: &CancellationToken,
+    ) {
         service.spawn(self.hub.clone().run(self.stop.clone()));
         let hears: Vec<Arc<dyn Follower>> = vec![self.hub.clone(), self.bell.clone(), self.waker.clone()];
         let signals = self.signals.clone().run(self.database.clone(), direct.clone(), hears, finished.clone());
         service.spawn(signals);
-        let keep = housekeeping::keep(self.database.clone(), self.clock.clone());
+        let keep = housekeeping::keep(self.database.clone(), self.clock.clone(), settings.retention.clone());
         let (metrics, until) = (self.metrics.clone(), finished.clone());
         service.spawn(async move {
             tokio::select! {

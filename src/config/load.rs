@@ -29,6 +29,10 @@ const BARE: [&str; 3] = ["DATABASE_URL", "DATABASE_ADMIN_URL", "DATABASE_DIRECT_
 const TEXT: [&str; 6] =
     ["auth.secret", "auth.issuer", "auth.audience", "database.url", "database.admin_url", "database.direct_url"];
 
+/// Bounds of how long runs are kept: who follows one has to have the time to come back, and the calendar ends.
+const LEAST_KEPT: Span = Span::seconds(3600);
+const MOST_KEPT: Span = Span::seconds(100 * 366 * 24 * 3600);
+
 /// Reads the settings: defaults, then `file` (where it exists, or must exist because it was named), then
 /// the environment.
 ///
@@ -98,7 +102,8 @@ fn readable((name, text): (OsString, OsString)) -> Option<(String, String)> {
 
 /// What a type cannot say.
 fn check(settings: &Settings) -> Result<(), SettingError> {
-    let Settings { http, database, auth, worker, .. } = settings;
+    let Settings { http, database, auth, worker, retention, .. } = settings;
+    let kept = retention.runs.unwrap_or(MOST_KEPT);
     let url = http.public_url.as_deref().unwrap_or("http://");
     let rules = [
         ("http.public_url", url.starts_with("http://") || url.starts_with("https://"), "write `https://host/prefix`"),
@@ -111,6 +116,7 @@ fn check(settings: &Settings) -> Result<(), SettingError> {
         ("auth.leeway", auth.leeway <= Span::seconds(300), "it is 5m at most"),
         ("worker.runs", worker.runs > 0, "it is above 0"),
         ("worker.steps", worker.steps > 0, "it is above 0"),
+        ("retention.runs", (LEAST_KEPT..=MOST_KEPT).contains(&kept), "it is from 1h to 100years; leave it out to keep runs"),
     ];
     match rules.into_iter().find(|(_, holds, _)| !holds) {
         None => Ok(()),
@@ -220,5 +226,9 @@ mod tests {
         assert!(check(&Settings::default()).is_ok());
         let error = check(&read("[http]\nrequest_timeout = '5s'").expect("read")).expect_err("too short");
         assert!(error.to_string().contains("http.request_timeout"), "{error}");
+        for (kept, usable) in [("90d", true), ("1h", true), ("59m", false), ("0s", false), ("200years", false)] {
+            let settings = read(&format!("[retention]\nruns = '{kept}'")).expect(kept);
+            assert_eq!(check(&settings).is_ok(), usable, "{kept}");
+        }
     }
 }

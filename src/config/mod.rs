@@ -7,6 +7,6 @@ mod settings;
 
 pub use load::load;
 pub use settings::{
-    AuthKey, AuthSettings, DatabaseSettings, HttpSettings, KeyMaterial, LimitSettings, Settings, StreamSettings,
-    ToolSettings, WorkerSettings,
+    AuthKey, AuthSettings, DatabaseSettings, HttpSettings, KeyMaterial, LimitSettings, RetentionSettings, Settings,
+    StreamSettings, ToolSettings, WorkerSettings,
 };

@@ -21,6 +21,8 @@ pub struct Settings {
     pub worker: WorkerSettings,
     /// `[limits]`: sizes of what runs carry.
     pub limits: LimitSettings,
+    /// `[retention]`: how long what is over is kept.
+    pub retention: RetentionSettings,
     /// `[tools]`: what steps may do.
     pub tools: ToolSettings,
 }
@@ -182,6 +184,15 @@ pub struct LimitSettings {
     pub steps: usize,
     /// Items of one `forEach`. Default 10,000.
     pub items: usize,
+}
+
+/// `[retention]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RetentionSettings {
+    /// How long a run is kept after its end, an hour at least; then it is dropped with its events, steps and
+    /// approvals. Default: none, which keeps runs for ever.
+    pub runs: Option<Span>,
 }
 
 /// `[tools]`.

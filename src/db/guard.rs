@@ -12,6 +12,7 @@ const DEFINERS: &[&str] = &[
     "count_runs",
     "find_tenant",
     "forget_expired",
+    "forget_runs",
     "next_due",
     "release_dead_workers",
     "release_stray_runs",

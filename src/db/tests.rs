@@ -218,8 +218,8 @@ async fn entities_say_what_the_tables_are() {
         )*};
     }
     check! {
-        approval approval_decision audit_entry idempotency_key run run_event run_lease run_step stream_ticket tenant
-        worker workflow_definition
+        approval approval_decision audit_entry idempotency_key run run_event run_lease run_step stream_gap stream_ticket
+        tenant worker workflow_definition
     }
     tx.commit().await.unwrap();
 

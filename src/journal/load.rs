@@ -49,7 +49,7 @@ pub enum Lock {
 }
 
 /// Loads runs by folding their events: two reads however many runs there are. Runs that do not exist, for
-/// these tenants, are left out.
+/// these tenants, are left out, and so are those that retention has begun to drop.
 ///
 /// # Errors
 /// When the database is away or an event is of no form this version knows.
@@ -61,6 +61,9 @@ pub async fn load(tx: &mut TenantTx, runs: &[(TenantId, RunId)], lock: Lock) -> 
         let (mut state, seq, head) = read_head(row)?;
         // A free load may see events that were committed after it saw the head.
         let events = past.remove(&state.run_id).unwrap_or_default();
+        if seq > 0 && events.first().is_none_or(|(first, _)| *first > 1) {
+            continue;
+        }
         for (_, data) in events.iter().filter(|(at, _)| *at <= seq) {
             let (ts, event) = event::decode(data)?;
             state.apply(ts, &event);

@@ -53,6 +53,7 @@ pub const CATALOGUE: &[(Kind, &str, &str)] = &[
         "For how long committed events have been held back from tenants' streams by an open transaction",
     ),
     (Kind::Counter, "fermata_signals_sent_total", "Notifications sent to other processes"),
+    (Kind::Counter, "fermata_retention_rows_total", "Rows of runs past retention that this process dropped"),
     (Kind::Gauge, "fermata_database_connections", "Connections of the pool, by state (used or idle)"),
     (Kind::Gauge, "fermata_build_info", "1, with the version"),
 ];

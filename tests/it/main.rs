@@ -17,6 +17,7 @@ mod openapi;
 mod pages;
 mod readers;
 mod recovery;
+mod retention;
 mod runs;
 mod smoke;
 mod streams;
