@@ -116,7 +116,11 @@ fn check(settings: &Settings) -> Result<(), SettingError> {
         ("auth.leeway", auth.leeway <= Span::seconds(300), "it is 5m at most"),
         ("worker.runs", worker.runs > 0, "it is above 0"),
         ("worker.steps", worker.steps > 0, "it is above 0"),
-        ("retention.runs", (LEAST_KEPT..=MOST_KEPT).contains(&kept), "it is from 1h to 100years; leave it out to keep runs"),
+        (
+            "retention.runs",
+            (LEAST_KEPT..=MOST_KEPT).contains(&kept),
+            "it is from 1h to 100years; leave it out to keep runs",
+        ),
     ];
     match rules.into_iter().find(|(_, holds, _)| !holds) {
         None => Ok(()),

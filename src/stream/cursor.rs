@@ -5,7 +5,7 @@ use std::fmt;
 use uuid::Uuid;
 
 use super::filter::Filter;
-use crate::kernel::{Error, Problem, Result, RunId, TenantId};
+use crate::kernel::{Error, Problem, Result, TenantId};
 
 /// Reads `evt_N`; 7 for `evt_7`.
 ///
@@ -39,6 +39,11 @@ impl Place {
     #[must_use]
     pub const fn below(horizon: u64) -> Self {
         Self { xact: horizon, run: Uuid::nil(), seq: 0 }
+    }
+
+    /// The last place before this event's.
+    pub(super) fn before(self) -> Self {
+        Self { seq: self.seq.saturating_sub(1), ..self }
     }
 
     /// As a cursor of that tenant's stream, without its filter.
@@ -96,13 +101,6 @@ pub(super) fn beyond_head(head: &str) -> Error {
 /// A cursor this server did not write (400).
 pub(super) fn malformed(detail: &'static str) -> Error {
     Error::new(Problem::MalformedCursor, detail)
-}
-
-impl Place {
-    /// The place of an event.
-    pub(super) fn event(xact: u64, run: RunId, seq: u64) -> Self {
-        Self { xact, run: run.uuid(), seq }
-    }
 }
 
 #[cfg(test)]

@@ -67,6 +67,13 @@ impl RunFeed {
         if self.ring.is_some() { News::Read } else { News::None }
     }
 
+    /// The run has no row any more: nothing will come but what is known.
+    pub fn dropped(&mut self) -> News {
+        let known = self.ended && !self.stale;
+        (self.ended, self.stale) = (true, false);
+        if known { News::None } else { News::Frames }
+    }
+
     /// Begins a read of the table: the place to read after. None when there is nothing to read for, or
     /// somebody is at it.
     pub fn begin(&mut self) -> Option<u64> {
@@ -297,6 +304,16 @@ mod tests {
         feed.end(&rows(6, 8), false, false, usize::MAX);
         assert!(matches!(feed.take(2), Taken::Behind));
         assert!(matches!(feed.take(6), Taken::Piece(_)));
+    }
+
+    #[test]
+    fn a_run_without_a_row_is_over_once_all_that_is_known_was_said() {
+        let mut feed = RunFeed::default();
+        feed.seen(4, false);
+        feed.signalled();
+        assert_eq!((feed.dropped(), feed.dropped()), (News::Frames, News::None));
+        assert!(matches!(feed.take(2), Taken::Behind));
+        assert!(matches!(feed.take(4), Taken::Over));
     }
 
     #[test]

@@ -3,9 +3,9 @@ use axum::{
     http::{HeaderMap, StatusCode, Version, header, request::Parts},
     response::{IntoResponse, Response},
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use utoipa::IntoParams;
+use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
@@ -16,8 +16,8 @@ use super::{
 };
 use crate::{
     http::{Ctx, Json, Path, Query, permit::RunsRead},
-    journal::Envelope,
-    kernel::{Error, Page, Result, RunId},
+    journal::{Envelope, event_id},
+    kernel::{Error, Result, RunId},
 };
 
 /// The streams' operations.
@@ -79,7 +79,8 @@ pub(super) enum From {
 /// Follow a run's events, or read a page of them
 ///
 /// Events 1, 2, 3 … of the run, first those that were, then each as it commits; the stream ends after the
-/// event that ends the run. With `Accept: application/json` it is a page.
+/// event that ends the run. Where events are no longer retained, `gap` comes in their place. With
+/// `Accept: application/json` it is a page.
 #[utoipa::path(
     get, path = "/workflow/runs/{id}/events", tag = "runs", operation_id = "followRun",
     params(("id" = RunId, Path, description = "The run"), RunEvents,
@@ -87,7 +88,7 @@ pub(super) enum From {
     responses(
         (status = 200, description = "The events", content(
             (String = "text/event-stream", example = json!("retry: 1000\n\nid: evt_1\nevent: idle\ndata: {\"eventId\":\"evt_1\",\"step\":\"idle\", …}\n\n")),
-            (Page<Envelope> = "application/json"),
+            (EventPage = "application/json"),
         )),
         (status = 204, description = "The run has ended and the client has seen its last event: do not come back"),
     ),
@@ -118,7 +119,8 @@ async fn run_events(
 /// Follow all runs of the tenant
 ///
 /// The events of all runs in the order of commits, each run's in its own order. The `id` of an event is an
-/// opaque cursor, bound to the tenant and to `types`.
+/// opaque cursor, bound to the tenant and to `types`. Where events behind the cursor are no longer retained, `gap` comes
+/// before what is left.
 #[utoipa::path(
     get, path = "/workflow/events", tag = "runs", operation_id = "followTenant",
     params(TenantEvents,
@@ -192,8 +194,39 @@ fn last_event_id(headers: &HeaderMap, query: Option<String>) -> Result<Option<St
     }
 }
 
-/// A page of events as they are in the table.
-pub(super) type EventPage = Page<Box<RawValue>>;
+/// A page of a run's events.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct EventPage {
+    /// The events right after the cursor that are no longer retained; absent where there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gap: Option<Gap>,
+    /// The events, as they are in the table.
+    #[schema(value_type = Vec<Envelope>)]
+    pub items: Vec<Box<RawValue>>,
+    /// Send it back as `cursor` for the next page; absent on the last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
+}
+
+/// Events of a run that are no longer retained: the payload of `gap`.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Gap {
+    /// The first of them.
+    #[schema(example = "evt_5")]
+    pub first_missing: String,
+    /// The last of them.
+    #[schema(example = "evt_120")]
+    pub last_missing: String,
+}
+
+impl Gap {
+    /// What is missing between the event `after` and the `next`.
+    pub fn between(after: u64, next: u64) -> Self {
+        Self { first_missing: event_id(after + 1), last_missing: event_id(next - 1) }
+    }
+}
 
 impl RunEvents {
     /// For a stream, a page's parameters make no sense, and the other way round.

@@ -77,7 +77,7 @@ impl Source for RunSource {
         self.reader.news().await;
     }
 
-    async fn read(&self, cursor: u64, _: &Filter) -> Result<Piece<u64>> {
+    async fn read(&mut self, cursor: u64, _: &Filter) -> Result<Piece<u64>> {
         let (tenant, run) = self.key;
         // The subscriber is behind what the ring has, so there were events up to there.
         let base = self.topic.with(|feed| feed.span()).map_or(cursor, |(base, _)| base);
@@ -216,16 +216,22 @@ impl Hub {
     }
 
     async fn look_at(&self, topics: &[(RunKey, Arc<RunTopic>)]) -> Result<()> {
+        // Whose head is known had a row: where there is none now, retention has dropped it.
+        let known = topics.iter().filter(|(_, topic)| topic.with(|feed| feed.span().is_some())).collect::<Vec<_>>();
+        if known.is_empty() {
+            return Ok(());
+        }
         self.gauges.looks.increment(1);
-        let keys = topics.iter().map(|(key, _)| *key).collect::<Vec<_>>();
+        let keys = known.iter().map(|(key, _)| *key).collect::<Vec<_>>();
         let mut tx = self.db.tenants(&named(keys.iter().map(|(tenant, _)| *tenant))).await?;
         let heads = store::heads(&mut tx, &keys).await?;
         tx.commit().await?;
-        for (tenant, run, head) in heads {
-            if let Some(topic) = self.topic((tenant, run)) {
-                let news = topic.with(|feed| feed.seen(head.last_seq, head.ended));
-                self.act((tenant, run), &topic, news);
-            }
+        for (key, topic) in known {
+            let news = topic.with(|feed| match heads.get(key) {
+                Some(head) => feed.seen(head.last_seq, head.ended),
+                None => feed.dropped(),
+            });
+            self.act(*key, topic, news);
         }
         Ok(())
     }

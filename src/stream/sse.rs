@@ -12,7 +12,7 @@ use super::{
     cursor::{Place, beyond_head, malformed, parse_event_id, parse_place},
     filter::Filter,
     media::Form,
-    routes::{EventPage, From, RunEvents, TenantEvents},
+    routes::{EventPage, From, Gap, RunEvents, TenantEvents},
     run::RunSource,
     store,
     subscriber::{Pulse, Source, Subscriber},
@@ -112,10 +112,12 @@ impl Streams {
         }
         let mut rows = store::page(&mut tx, ctx.tenant_id, run, after, limit + 1).await?;
         tx.commit().await?;
+        let next = rows.first().map_or(head.last_seq + 1, |(seq, _)| *seq);
+        let gap = (next > after + 1).then(|| Gap::between(after, next));
         let more = rows.len() > limit;
         rows.truncate(limit);
         let next_cursor = rows.last().filter(|_| more).map(|(seq, _)| event_id(*seq));
-        Ok(EventPage { items: rows.into_iter().map(|(_, json)| json).collect(), next_cursor })
+        Ok(EventPage { gap, items: rows.into_iter().map(|(_, json)| json).collect(), next_cursor })
     }
 
     /// A URL that opens the stream at `path` once.

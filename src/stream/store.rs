@@ -1,6 +1,7 @@
+use std::collections::HashMap;
+
 use serde_json::value::RawValue;
-use sqlx::Row;
-use uuid::Uuid;
+use sqlx::{Row, postgres::PgRow};
 
 use super::{cursor::Place, filter::Filter};
 use crate::{
@@ -40,8 +41,8 @@ pub(super) async fn head(tx: &mut TenantTx, tenant: TenantId, run: RunId) -> Res
     row.map(|row| Ok(Head { last_seq: number(row.try_get("last_seq")?), ended: row.try_get("ended")? })).transpose()
 }
 
-/// Where the streams of several runs end.
-pub(super) async fn heads(tx: &mut TenantTx, runs: &[(TenantId, RunId)]) -> Result<Vec<(TenantId, RunId, Head)>> {
+/// Where the streams of several runs end; those that there are no more are left out.
+pub(super) async fn heads(tx: &mut TenantTx, runs: &[(TenantId, RunId)]) -> Result<HashMap<(TenantId, RunId), Head>> {
     let rows = sqlx::query(
         "select tenant_id, run_id, last_seq, status in ('completed', 'failed', 'cancelled') as ended
          from runs join unnest($1::uuid[], $2::uuid[]) as asked (tenant_id, run_id) using (tenant_id, run_id)",
@@ -53,7 +54,8 @@ pub(super) async fn heads(tx: &mut TenantTx, runs: &[(TenantId, RunId)]) -> Resu
     rows.into_iter()
         .map(|row| {
             let head = Head { last_seq: number(row.try_get("last_seq")?), ended: row.try_get("ended")? };
-            Ok((TenantId::from_uuid(row.try_get("tenant_id")?), RunId::from_uuid(row.try_get("run_id")?), head))
+            let tenant = TenantId::from_uuid(row.try_get("tenant_id")?);
+            Ok(((tenant, RunId::from_uuid(row.try_get("run_id")?)), head))
         })
         .collect()
 }
@@ -139,6 +141,8 @@ pub(super) struct Stretch {
     pub more: bool,
     /// The horizon hides events that are already committed.
     pub hidden: bool,
+    /// The place of the tenant's last event that retention has dropped.
+    pub gap: Option<Place>,
 }
 
 /// At most `limit` of the tenant's events after `after` that pass the filter, from below the horizon.
@@ -157,8 +161,9 @@ pub(super) async fn stretch(
          select now.horizon,
                 exists (select from run_events h
                         where h.tenant_id = $1 and h.xact >= (select horizon from now)) as hidden,
+                gap.xact as gap_xact, gap.run_id as gap_run, gap.seq as gap_seq,
                 found.xact, found.run_id, found.seq, found.name, found.data
-         from now left join (
+         from now left join stream_gaps gap on gap.tenant_id = $1 left join (
            select *, sum(octet_length(data)) over (order by xact, run_id, seq) - octet_length(data) as before
            from (
              select e.xact, e.run_id, e.seq, e.name, e.data::text as data
@@ -180,20 +185,26 @@ pub(super) async fn stretch(
     .bind(READ)
     .fetch_all(tx.conn())
     .await?;
-    let mut stretch = Stretch { rows: Vec::with_capacity(rows.len()), horizon: 0, more: false, hidden: false };
+    let mut stretch =
+        Stretch { rows: Vec::with_capacity(rows.len()), horizon: 0, more: false, hidden: false, gap: None };
     let mut bytes = 0;
     for row in rows {
         stretch.horizon = number(row.try_get("horizon")?);
         stretch.hidden = row.try_get("hidden")?;
-        let Some(xact) = row.try_get::<Option<i64>, _>("xact")? else { break };
-        let run = RunId::from_uuid(row.try_get::<Uuid, _>("run_id")?);
-        let event =
-            EventRow { seq: number(row.try_get("seq")?), name: row.try_get("name")?, data: row.try_get("data")? };
+        stretch.gap = place(&row, ["gap_xact", "gap_run", "gap_seq"])?;
+        let Some(place) = place(&row, ["xact", "run_id", "seq"])? else { break };
+        let event = EventRow { seq: place.seq, name: row.try_get("name")?, data: row.try_get("data")? };
         bytes += event.data.len();
-        stretch.rows.push((Place::event(number(xact), run, event.seq), event));
+        stretch.rows.push((place, event));
     }
     stretch.more = i64::try_from(stretch.rows.len()).is_ok_and(|n| n == limit) || !fits(bytes);
     Ok(stretch)
+}
+
+/// The place that those columns have, if they have one.
+fn place(row: &PgRow, [xact, run, seq]: [&str; 3]) -> Result<Option<Place>> {
+    let Some(xact) = row.try_get::<Option<i64>, _>(xact)? else { return Ok(None) };
+    Ok(Some(Place { xact: number(xact), run: row.try_get(run)?, seq: number(row.try_get(seq)?) }))
 }
 
 /// Whether a reading of that many bytes was not cut short by its size.

@@ -27,7 +27,8 @@ pub(super) trait Source: Send + Sync + 'static {
     fn news(&mut self) -> impl Future<Output = ()> + Send;
 
     /// What the table has after `cursor`, when memory has it no more.
-    fn read(&self, cursor: Self::Place, filter: &Filter) -> impl Future<Output = Result<Piece<Self::Place>>> + Send;
+    fn read(&mut self, cursor: Self::Place, filter: &Filter)
+    -> impl Future<Output = Result<Piece<Self::Place>>> + Send;
 
     /// The subscriber has had everything up to the stream's event number `count`.
     fn reached(&self, count: u64);
@@ -121,7 +122,7 @@ impl<S: Source> Subscriber<S> {
                     continue;
                 }
                 Taken::Behind => {
-                    let read = Box::pin(patient(&self.source, self.cursor, &self.filter));
+                    let read = Box::pin(patient(&mut self.source, self.cursor, &self.filter));
                     tokio::select! {
                         biased;
                         read = read => match read { Some(piece) => piece, None => continue },
@@ -148,7 +149,7 @@ impl<S: Source> Subscriber<S> {
 }
 
 /// A database that is away is waited for; the client keeps its connection.
-async fn patient<S: Source>(source: &S, cursor: S::Place, filter: &Filter) -> Option<Piece<S::Place>> {
+async fn patient<S: Source>(source: &mut S, cursor: S::Place, filter: &Filter) -> Option<Piece<S::Place>> {
     match source.read(cursor, filter).await {
         Ok(piece) => Some(piece),
         Err(error) => {

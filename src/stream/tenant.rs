@@ -13,7 +13,7 @@ use tokio::{sync::Notify, task::AbortHandle, time::Instant};
 use super::{
     cursor::Place,
     filter::Filter,
-    frame::{Batch, Writer},
+    frame::{Batch, Writer, write_event},
     held,
     hub::Hub,
     ring::{Piece, Ring, Taken},
@@ -99,6 +99,8 @@ pub(super) struct TenantSource {
     topic: Arc<TenantTopic>,
     stir: Arc<Notify>,
     reader: Reader,
+    /// Up to where the subscriber knows of events that are missing.
+    told: Place,
 }
 
 impl TenantSource {
@@ -112,7 +114,7 @@ impl TenantSource {
             Followed { topic, stir, pump }
         });
         let reader = one.topic.join();
-        Self { hub: hub.clone(), tenant, topic: one.topic.clone(), stir: one.stir.clone(), reader }
+        Self { hub: hub.clone(), tenant, topic: one.topic.clone(), stir: one.stir.clone(), reader, told: Place::START }
     }
 
     /// The place up to which the process has read, if it reads already.
@@ -157,12 +159,17 @@ impl Source for TenantSource {
         self.reader.news().await;
     }
 
-    async fn read(&self, cursor: Place, filter: &Filter) -> Result<Piece<Place>> {
+    async fn read(&mut self, cursor: Place, filter: &Filter) -> Result<Piece<Place>> {
         let _permit = self.hub.reads.acquire().await;
         let stretch = self.hub.stretch(self.tenant, cursor, filter).await?;
-        let upto = end_of(&stretch, cursor);
+        let (upto, gap) = (end_of(&stretch, cursor), stretch.gap.filter(|gap| *gap > cursor.max(self.told)));
         let batch = encode(self.tenant, stretch.rows, filter);
-        let (bytes, frames) = batch.after(cursor);
+        let (mut bytes, frames) = batch.after(cursor);
+        if let Some(gap) = gap {
+            let next = batch.first().map_or(upto, Place::before);
+            bytes = missing(self.tenant, gap.min(next), gap, filter, &bytes);
+            self.told = gap;
+        }
         // How many events lie behind is not known here; until it has caught up it counts as having none.
         Ok(Piece { bytes, frames, upto, count: 0 })
     }
@@ -215,16 +222,21 @@ impl Hub {
         let Some(after) = topic.with(|feed| feed.ring.as_ref().map(Ring::head)) else { return Ok(Reading::Done) };
         let stretch = self.stretch(tenant, after, &Filter::all()).await?;
         let (horizon, more, hidden) = (stretch.horizon, stretch.more, stretch.hidden);
-        let upto = end_of(&stretch, after);
+        let (upto, hole) = (end_of(&stretch, after), stretch.gap.is_some_and(|gap| gap > after));
         let batch = encode(tenant, stretch.rows, &Filter::all());
         let moved = topic.with(|feed| {
-            if let Some(ring) = &mut feed.ring {
-                ring.push(batch.entries(), self.share());
-                ring.advance(upto);
+            match &mut feed.ring {
+                // Who needs what lies between reads the table, and is told what is missing there.
+                Some(ring) if hole => *ring = Ring::new(upto, ring.count()),
+                Some(ring) => {
+                    ring.push(batch.entries(), self.share());
+                    ring.advance(upto);
+                }
+                None => {}
             }
             feed.look(horizon, hidden)
         });
-        if batch.len() > 0 {
+        if batch.len() > 0 || hole {
             topic.announce();
         }
         Ok(if more {
@@ -260,6 +272,18 @@ fn end_of(stretch: &Stretch, after: Place) -> Place {
     if stretch.more { last } else { last.max(Place::below(stretch.horizon)) }
 }
 
+/// Says before the `rest` that events up to `until` are no longer there. What is left of them still comes, so its id is
+/// that of the last place before the rest: a reconnect goes on from there, and is told again while there is more to miss.
+fn missing(tenant: TenantId, at: Place, until: Place, filter: &Filter, rest: &Bytes) -> Bytes {
+    let id = |place: Place| format!("{}{}", place.of(tenant), filter.suffix());
+    let payload = format!(r#"{{"until":"{}"}}"#, id(until));
+    let json = format!(r#"{{"tenantId":"{tenant}","step":"gap","level":"warn","payload":{payload}}}"#);
+    let mut bytes = Vec::with_capacity(rest.len() + 512);
+    write_event(&mut bytes, id(at), "gap", json.as_bytes());
+    bytes.extend_from_slice(rest);
+    bytes.into()
+}
+
 fn encode(tenant: TenantId, rows: Vec<(Place, EventRow)>, filter: &Filter) -> Batch<Place> {
     let json = rows.iter().map(|(_, row)| row.data.len() + 64).sum();
     let mut writer = Writer::for_about(rows.len(), json);
@@ -280,7 +304,7 @@ mod tests {
             let event = EventRow { seq: 1, name: "idle".to_owned(), data: "{}".to_owned() };
             (Place { xact: *xact, run: Uuid::from_u128(7), seq: 1 }, event)
         };
-        Stretch { rows: rows.iter().map(row).collect(), horizon, more, hidden: false }
+        Stretch { rows: rows.iter().map(row).collect(), horizon, more, hidden: false, gap: None }
     }
 
     #[test]
