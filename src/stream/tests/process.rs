@@ -1,6 +1,10 @@
 //! A database, and processes that serve streams from it.
 
-use std::{ops::Deref, sync::Arc, time::Duration};
+use std::{
+    ops::Deref,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Router,
@@ -203,7 +207,10 @@ impl Open {
 
     /// Reads until so many events have come, and gives back all the text since the last time.
     pub async fn events(&mut self, count: usize) -> String {
+        // A comment now and then is no event.
+        let deadline = Instant::now() + PATIENCE;
         while self.text.matches("\ndata: ").count() < count {
+            assert!(Instant::now() < deadline, "not {count} events in {:?}", self.text);
             self.piece().await;
         }
         std::mem::take(&mut self.text)

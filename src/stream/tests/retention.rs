@@ -173,6 +173,7 @@ async fn a_tenant_s_stream_says_that_something_is_missing_before_what_is_left() 
     let said = events(&now.events(1).await).into_iter().map(|(name, _)| name.to_owned()).collect::<Vec<_>>();
     assert_eq!(said, ["completed"]);
     resumed(&process, tenant, &begun, &rest).await;
+    once_in_many_pages(&world, &process).await;
 
     let mut open = process.open(other, "/workflow/events?from=start", &[]).await;
     assert_eq!(events(&open.events(1).await)[0].0, "idle");
@@ -211,6 +212,20 @@ async fn resumed(process: &Process, tenant: TenantId, begun: &str, rest: &str) {
     let id = some.lines().filter_map(|line| line.strip_prefix("id: ")).nth(1).unwrap();
     assert!(id.ends_with("~completed"), "{id}");
     assert_eq!(names(&after(id, "", 1).await), ["completed"]);
+}
+
+async fn once_in_many_pages(world: &World, process: &Process) {
+    let tenant = world.tenant("long").await;
+    let live = world.run(tenant).await;
+    for _ in 0..3 {
+        world.write(tenant, live, &["tool.progress"; 500]).await;
+    }
+    ended(world, tenant, 10).await;
+    forget(world, 1000).await;
+    let mut open = process.open(tenant, "/workflow/events?from=start", &[]).await;
+    let text = open.events(1501).await;
+    let names: Vec<_> = events(&text).into_iter().map(|(name, _)| name).collect();
+    assert_eq!((names[0], names.iter().filter(|name| **name == "gap").count(), names.len()), ("gap", 1, 1501));
 }
 
 #[tokio::test]
