@@ -69,7 +69,7 @@ pub struct DatabaseSettings {
     /// A direct way to the server for what needs a session of its own (LISTEN, the lease's lock), where
     /// `url` goes through a pooler. Also `DATABASE_DIRECT_URL`. Default: `url`.
     pub direct_url: Option<SecretString>,
-    /// Connections of the pool. Default 16.
+    /// Connections of the pool. Default 8.
     pub pool_size: u32,
     /// The longest to wait for a connection. Default `5s`.
     pub acquire_timeout: Span,
@@ -241,7 +241,7 @@ impl HttpSettings {
 
 impl Default for DatabaseSettings {
     fn default() -> Self {
-        Self { url: None, admin_url: None, direct_url: None, pool_size: 16, acquire_timeout: Span::seconds(5) }
+        Self { url: None, admin_url: None, direct_url: None, pool_size: 8, acquire_timeout: Span::seconds(5) }
     }
 }
 

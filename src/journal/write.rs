@@ -2,7 +2,10 @@
 //! transaction, and [`Journal::append`] for workers, whose appends gather while a commit is in flight and
 //! share the next one.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::{Arc, PoisonError},
+    time::Instant,
+};
 
 use async_trait::async_trait;
 use tokio::sync::{Mutex, mpsc, oneshot};
@@ -71,6 +74,8 @@ pub struct Journal {
 
 struct Shared {
     db: Database,
+    /// Ways to the database for shared appends, the one that was used last on top: its server is the warmest.
+    lanes: std::sync::Mutex<Vec<Lane>>,
     followers: Vec<Arc<dyn Follower>>,
     projections: Vec<Arc<dyn Projection>>,
     desk: Arc<dyn Desk>,
@@ -97,7 +102,7 @@ impl Journal {
         desk: Arc<dyn Desk>,
         tracker: &TaskTracker,
     ) -> Self {
-        let shared = Arc::new(Shared { db, followers, projections, desk });
+        let shared = Arc::new(Shared { db, lanes: std::sync::Mutex::default(), followers, projections, desk });
         let (queue, waiting) = mpsc::channel(QUEUE);
         let waiting = Arc::new(Mutex::new(waiting));
         for _ in 0..COMMITTERS {
@@ -154,7 +159,7 @@ impl Journal {
 }
 
 async fn commit_batches(shared: Arc<Shared>, waiting: Arc<Mutex<mpsc::Receiver<Waiting>>>) {
-    let (mut batch, mut lane) = (Vec::with_capacity(BATCH), shared.db.lane());
+    let mut batch = Vec::with_capacity(BATCH);
     loop {
         // The lock is the queue's: whoever holds it gathers, the other one commits.
         let mut queue = waiting.lock().await;
@@ -167,13 +172,21 @@ async fn commit_batches(shared: Arc<Shared>, waiting: Arc<Mutex<mpsc::Receiver<W
         drop(queue);
         metrics::histogram!("fermata_journal_batch_runs").record(as_f64(batch.len()));
         let (appends, replies): (Vec<_>, Vec<_>) = batch.drain(..).map(|w| (w.append, w.reply)).unzip();
+        let mut lane = shared.lane();
         for (outcome, reply) in shared.commit_shared(&mut lane, &appends).await.into_iter().zip(replies) {
             drop(reply.send(outcome));
         }
+        shared.lanes.lock().unwrap_or_else(PoisonError::into_inner).push(lane);
     }
 }
 
 impl Shared {
+    /// The way that was used last, of those that nobody is using.
+    fn lane(&self) -> Lane {
+        let warm = self.lanes.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        warm.unwrap_or_else(|| self.db.lane())
+    }
+
     /// All appends in one commit; each alone where the database refuses them together, so that one bad
     /// append cannot hold up its neighbours.
     async fn commit_shared(&self, lane: &mut Lane, appends: &[Append]) -> Vec<Result<(), AppendError>> {
