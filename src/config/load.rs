@@ -102,7 +102,7 @@ fn readable((name, text): (OsString, OsString)) -> Option<(String, String)> {
 
 /// What a type cannot say.
 fn check(settings: &Settings) -> Result<(), SettingError> {
-    let Settings { http, database, auth, worker, retention, .. } = settings;
+    let Settings { http, database, auth, worker, streams, retention, .. } = settings;
     let kept = retention.runs.unwrap_or(MOST_KEPT);
     let url = http.public_url.as_deref().unwrap_or("http://");
     let rules = [
@@ -116,6 +116,12 @@ fn check(settings: &Settings) -> Result<(), SettingError> {
         ("auth.leeway", auth.leeway <= Span::seconds(300), "it is 5m at most"),
         ("worker.runs", worker.runs > 0, "it is above 0"),
         ("worker.steps", worker.steps > 0, "it is above 0"),
+        ("worker.runs_per_tenant", worker.runs_per_tenant > 0, "it is above 0"),
+        ("worker.steps_per_tenant", worker.steps_per_tenant > 0, "it is above 0"),
+        ("worker.lease", worker.lease > Span::seconds(0), "it is above 0s"),
+        ("worker.poll", worker.poll > Span::seconds(0), "it is above 0s"),
+        ("streams.poll", streams.poll > Span::seconds(0), "it is above 0s"),
+        ("streams.keep_alive", streams.keep_alive > Span::seconds(0), "it is above 0s"),
         (
             "retention.runs",
             (LEAST_KEPT..=MOST_KEPT).contains(&kept),
@@ -230,6 +236,11 @@ mod tests {
         assert!(check(&Settings::default()).is_ok());
         let error = check(&read("[http]\nrequest_timeout = '5s'").expect("read")).expect_err("too short");
         assert!(error.to_string().contains("http.request_timeout"), "{error}");
+        // A worker that may hold nothing, or never looks, would sit there in silence.
+        for idle in ["worker.runs_per_tenant = 0", "worker.poll = '0s'", "streams.poll = '0s'"] {
+            let error = check(&read(idle).expect(idle)).expect_err(idle).to_string();
+            assert!(error.contains(idle.split(' ').next().unwrap_or_default()), "{error}");
+        }
         for (kept, usable) in [("90d", true), ("1h", true), ("59m", false), ("0s", false), ("200years", false)] {
             let settings = read(&format!("[retention]\nruns = '{kept}'")).expect(kept);
             assert_eq!(check(&settings).is_ok(), usable, "{kept}");
