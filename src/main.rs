@@ -6,6 +6,7 @@ use clap::Parser;
 use fermata::cli::Cli;
 
 /// Keeps what is large and untouched apart from what is small, which the system's allocator does not.
+#[cfg(feature = "jemalloc")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
