@@ -1,9 +1,7 @@
 //! API and worker in processes of their own, two of each, killed in turn.
 
-use std::time::Duration;
-
 use super::{audit, load::Load, scale, site::Site};
-use crate::world::Upstream;
+use crate::world::{Upstream, within};
 
 #[tokio::test]
 async fn replicas_killed_in_turn_lose_nothing_and_streams_move_between_them() {
@@ -19,9 +17,7 @@ async fn replicas_killed_in_turn_lose_nothing_and_streams_move_between_them() {
             // Work and streams go on without it meanwhile.
             let begun = load.begun();
             server.kill().await;
-            while load.begun() < begun + 5 {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
+            within("work without it", load.has_begun(begun + 5)).await;
             server.start().await;
         }
     }
