@@ -13,6 +13,7 @@ mod m20261121_000006_dead_workers;
 mod m20261121_000007_append;
 mod m20261121_000008_retention;
 mod m20261121_000009_append_by_set;
+mod m20261121_000010_riders;
 
 /// Every migration, oldest first.
 #[derive(Debug)]
@@ -31,6 +32,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261121_000007_append::Migration),
             Box::new(m20261121_000008_retention::Migration),
             Box::new(m20261121_000009_append_by_set::Migration),
+            Box::new(m20261121_000010_riders::Migration),
         ]
     }
 }

@@ -7,10 +7,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use super::{gate, store, view::Approval};
+use super::{
+    gate, store,
+    view::{Approval, DecisionRecord},
+};
 use crate::{
     audit,
-    db::TenantTx,
+    db::{Rider, TenantTx},
     http::{Ctx, Permit},
     journal::{self, Append, Claim, Command, Hold, Journal, Lock, Refusal, Ruling, RunState, StepKey},
     kernel::{Actor, ApprovalId, Error, Problem, Result, RunId, Timestamp},
@@ -92,8 +95,9 @@ impl Approvals {
         approval_id: ApprovalId,
         answer: Answer,
     ) -> Result<Approval> {
-        let run_id = store::run_of(tx, ctx.tenant_id, approval_id).await?;
-        let run_id = run_id.ok_or_else(|| Error::not_found("approval"))?;
+        let asked = store::asked(tx, ctx.tenant_id, approval_id).await?;
+        let asked = asked.ok_or_else(|| Error::not_found("approval"))?;
+        let run_id = asked.run_id;
         let mut run = journal::load(tx, &[(ctx.tenant_id, run_id)], Lock::Held).await?;
         let Some(mut run) = run.pop() else { return Err(Error::not_found("approval")) };
         let hold = run.state.holds.get(&approval_id).ok_or_else(|| Error::not_found("approval"))?;
@@ -115,14 +119,25 @@ impl Approvals {
             Ok(events) => {
                 events.iter().for_each(|event| run.state.apply(now, event));
                 let append = Append::new(&run.state, events, run.head.parent.as_ref(), Claim::Due, now)?;
-                self.journal.append_in(tx, run, append).await?;
-                store::record(tx, ctx.tenant_id, approval_id, &ctx.actor(), &answer, &digest, now).await?;
-                enter_in_audit_log(tx, ctx, approval_id, run_id, &answer, &digest).await?;
+                let said = DecisionRecord {
+                    decided_by: ctx.actor(),
+                    status: answer.status,
+                    reason: answer.reason,
+                    digest,
+                    claimed_at: answer.claimed_at,
+                    decided_at: now,
+                };
+                let said_of = store::said(ctx.tenant_id, run_id, approval_id, &said);
+                let riders = vec![said_of, audit_entry(ctx, approval_id, run_id, &said)];
+                self.journal.append_in(tx, run, append, riders).await?;
+                Ok(asked.decided(said))
             }
-            Err(Refusal::AlreadySo) => {}
-            Err(refusal) => return Err(explain(refusal)),
+            Err(Refusal::AlreadySo) => {
+                let settled = store::get(tx, ctx.tenant_id, approval_id).await?;
+                settled.ok_or_else(|| Error::not_found("approval"))
+            }
+            Err(refusal) => Err(explain(refusal)),
         }
-        store::get(tx, ctx.tenant_id, approval_id).await?.ok_or_else(|| Error::not_found("approval"))
     }
 
     /// The approval of a step, by the step: the open one, or the one that was settled last.
@@ -156,24 +171,16 @@ impl Approvals {
     }
 }
 
-async fn enter_in_audit_log<P: Permit>(
-    tx: &mut TenantTx,
-    ctx: &Ctx<P>,
-    approval_id: ApprovalId,
-    run_id: RunId,
-    answer: &Answer,
-    digest: &str,
-) -> Result<()> {
-    let entry = audit::Entry {
+fn audit_entry<P: Permit>(ctx: &Ctx<P>, approval_id: ApprovalId, run_id: RunId, said: &DecisionRecord) -> Rider {
+    audit::rider(&audit::Entry {
         tenant_id: ctx.tenant_id,
-        actor: &ctx.actor(),
+        actor: &said.decided_by,
         action: "approval.decide",
         target: &approval_id.to_string(),
-        detail: json!({ "runId": run_id, "status": answer.status, "reason": answer.reason, "digest": digest }),
+        detail: json!({ "runId": run_id, "status": said.status, "reason": said.reason, "digest": said.digest }),
         request_id: Some(&ctx.request_id),
-        at: ctx.now(),
-    };
-    audit::record(tx, entry).await
+        at: said.decided_at,
+    })
 }
 
 fn explain(refusal: Refusal) -> Error {

@@ -1,8 +1,6 @@
-use async_trait::async_trait;
-
 use super::store;
 use crate::{
-    db::TenantTx,
+    db::Rider,
     journal::{Append, Body, Projection},
     kernel::Result,
 };
@@ -11,27 +9,14 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Inbox;
 
-#[async_trait]
 impl Projection for Inbox {
-    fn concerns(&self, append: &Append) -> bool {
-        append.events.iter().any(|event| {
-            matches!(
-                event.body,
-                Body::AwaitingApproval(_)
-                    | Body::Approved(_)
-                    | Body::Denied(_)
-                    | Body::ApprovalExpired(_)
-                    | Body::ApprovalCancelled(_)
-            )
-        })
-    }
-
-    async fn project(&self, tx: &mut TenantTx, appends: &[&Append]) -> Result<()> {
+    fn riders(&self, appends: &[&Append]) -> Result<Vec<Rider>> {
+        let (mut asked, mut settled) = (Vec::new(), Vec::new());
         for append in appends {
             for event in &append.events {
                 let (approval_id, status, by) = match &event.body {
-                    Body::AwaitingApproval(asked) => {
-                        store::insert(tx, append, event, asked).await?;
+                    Body::AwaitingApproval(question) => {
+                        asked.push(store::Asked::of(append, event, question)?);
                         continue;
                     }
                     Body::Approved(approved) => (approved.approval_id, "approved", Some(&approved.by)),
@@ -40,9 +25,9 @@ impl Projection for Inbox {
                     Body::ApprovalCancelled(gone) => (gone.approval_id, "cancelled", None),
                     _ => continue,
                 };
-                store::settle(tx, append.tenant_id, approval_id, (status, by), append.at).await?;
+                settled.push(store::Settled::of(append, approval_id, status, by));
             }
         }
-        Ok(())
+        Ok(store::riders(asked, settled))
     }
 }

@@ -2,86 +2,131 @@ use std::collections::HashMap;
 
 use entity::{approval, approval_decision};
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
-use serde_json::{Value, json};
+use serde_json::Value;
 use sqlx::Row;
 use uuid::Uuid;
 
-use super::{Answer, Approval, ApprovalStatus, DecisionRecord};
+use super::{Approval, ApprovalStatus, DecisionRecord};
 use crate::{
-    db::TenantTx,
+    db::{Rider, TenantTx, composite},
     journal::{Append, AwaitingApproval, Event, Question},
     kernel::{Actor, ApprovalId, Error, Result, RunId, TenantId, Timestamp},
 };
 
 /// A question, as it was journaled.
-pub(super) async fn insert(tx: &mut TenantTx, append: &Append, event: &Event, asked: &AwaitingApproval) -> Result<()> {
-    let step = event.step.as_ref().map(ToString::to_string);
-    sqlx::query(
-        "insert into approvals (tenant_id, approval_id, run_id, step_id, attempt, question, status, action,
-                                tool_version, arguments, digest, cost_estimate, reason, scope, requires,
-                                self_approval, asked_by, asked_at, expires_at)
-         select $1, $2, $3, $4, $5, $6, 'pending', $7, $8, $9, $10, $11, $12, $13, $14, $15, r.created_by, $16, $17
-         from runs r where r.tenant_id = $1 and r.run_id = $3",
-    )
-    .bind(append.tenant_id.uuid())
-    .bind(asked.approval_id.uuid())
-    .bind(append.run_id.uuid())
-    .bind(step)
-    .bind(event.attempt.and_then(|attempt| i32::try_from(attempt).ok()))
-    .bind(match asked.question {
-        Question::Consent => "consent",
-        Question::Repeat => "repeat",
-    })
-    .bind(&asked.action)
-    .bind(&asked.tool_version)
-    .bind(sqlx::types::Json(&*asked.arguments))
-    .bind(&asked.digest)
-    .bind(asked.cost_estimate)
-    .bind(&asked.reason)
-    .bind(json!(asked.scope))
-    .bind(json!(asked.requires))
-    .bind(asked.self_approval)
-    .bind(append.at)
-    .bind(asked.expires_at)
-    .execute(tx.conn())
-    .await?;
-    Ok(())
+pub(super) struct Asked {
+    tenant_id: Uuid,
+    run_id: Uuid,
+    approval_id: Uuid,
+    step_id: Option<String>,
+    attempt: Option<i32>,
+    question: &'static str,
+    action: String,
+    tool_version: String,
+    arguments: String,
+    digest: String,
+    cost_estimate: Option<f64>,
+    reason: Option<String>,
+    scope: Vec<String>,
+    requires: Vec<String>,
+    self_approval: bool,
+    asked_at: Timestamp,
+    expires_at: Option<Timestamp>,
 }
 
-/// The outcome of a question, once: only a pending one can be settled.
-pub(super) async fn settle(
-    tx: &mut TenantTx,
-    tenant: TenantId,
-    approval_id: ApprovalId,
-    (status, by): (&str, Option<&Actor>),
-    at: Timestamp,
-) -> Result<()> {
-    let done = sqlx::query(
-        "update approvals set status = $3, decided_by = $4, decided_at = $5
-         where tenant_id = $1 and approval_id = $2 and status = 'pending'",
-    )
-    .bind(tenant.uuid())
-    .bind(approval_id.uuid())
-    .bind(status)
-    .bind(by.map(ToString::to_string))
-    .bind(at)
-    .execute(tx.conn())
-    .await?;
-    if done.rows_affected() == 1 {
-        Ok(())
-    } else {
-        Err(Error::internal(format!("{approval_id} is not pending in the table, though it is in the journal")))
+impl Asked {
+    pub(super) fn of(append: &Append, event: &Event, asked: &AwaitingApproval) -> Result<Self> {
+        Ok(Self {
+            tenant_id: append.tenant_id.uuid(),
+            run_id: append.run_id.uuid(),
+            approval_id: asked.approval_id.uuid(),
+            step_id: event.step.as_ref().map(ToString::to_string),
+            attempt: event.attempt.and_then(|attempt| i32::try_from(attempt).ok()),
+            question: match asked.question {
+                Question::Consent => "consent",
+                Question::Repeat => "repeat",
+            },
+            action: asked.action.clone(),
+            tool_version: asked.tool_version.clone(),
+            arguments: serde_json::to_string(&asked.arguments).map_err(Error::internal)?,
+            digest: asked.digest.clone(),
+            cost_estimate: asked.cost_estimate,
+            reason: asked.reason.clone(),
+            scope: asked.scope.clone(),
+            requires: asked.requires.clone(),
+            self_approval: asked.self_approval,
+            asked_at: append.at,
+            expires_at: asked.expires_at,
+        })
     }
 }
 
-/// The run that an approval belongs to.
-pub(super) async fn run_of(tx: &mut TenantTx, tenant: TenantId, approval_id: ApprovalId) -> Result<Option<RunId>> {
-    let row = sqlx::query("select run_id from approvals where tenant_id = $1 and approval_id = $2")
-        .bind(tenant.uuid())
-        .bind(approval_id.uuid())
-        .fetch_optional(tx.conn())
-        .await?;
-    row.map(|row| Ok(RunId::from_uuid(row.try_get(0)?))).transpose()
+/// The outcome of a question.
+pub(super) struct Settled {
+    tenant_id: Uuid,
+    run_id: Uuid,
+    approval_id: Uuid,
+    status: &'static str,
+    decided_by: Option<String>,
+    decided_at: Timestamp,
+}
+
+impl Settled {
+    pub(super) fn of(append: &Append, approval_id: ApprovalId, status: &'static str, by: Option<&Actor>) -> Self {
+        Self {
+            tenant_id: append.tenant_id.uuid(),
+            run_id: append.run_id.uuid(),
+            approval_id: approval_id.uuid(),
+            status,
+            decided_by: by.map(ToString::to_string),
+            decided_at: append.at,
+        }
+    }
+}
+
+/// What somebody said, for the record.
+struct Said {
+    tenant_id: Uuid,
+    run_id: Uuid,
+    approval_id: Uuid,
+    decided_by: String,
+    status: &'static str,
+    reason: Option<String>,
+    digest: String,
+    claimed_at: Option<Timestamp>,
+    decided_at: Timestamp,
+}
+
+composite! {
+    Asked = "approval_asked"
+        (tenant_id, run_id, approval_id, step_id, attempt, question, action, tool_version, arguments, digest,
+         cost_estimate, reason, scope, requires, self_approval, asked_at, expires_at);
+    Settled = "approval_settled" (tenant_id, run_id, approval_id, status, decided_by, decided_at);
+    Said = "approval_said"
+        (tenant_id, run_id, approval_id, decided_by, status, reason, digest, claimed_at, decided_at);
+}
+
+/// Writes questions, and then outcomes: each once, since only a pending one can be settled.
+pub(super) fn riders(asked: Vec<Asked>, settled: Vec<Settled>) -> Vec<Rider> {
+    let asked = (!asked.is_empty()).then(|| Rider::new("ask_approvals", asked));
+    let settled = (!settled.is_empty()).then(|| Rider::new("settle_approvals", settled));
+    asked.into_iter().chain(settled).collect()
+}
+
+/// Writes what somebody said of an approval of that run.
+pub(super) fn said(tenant: TenantId, run_id: RunId, approval_id: ApprovalId, said: &DecisionRecord) -> Rider {
+    let row = Said {
+        tenant_id: tenant.uuid(),
+        run_id: run_id.uuid(),
+        approval_id: approval_id.uuid(),
+        decided_by: said.decided_by.to_string(),
+        status: said.status.name(),
+        reason: said.reason.clone(),
+        digest: said.digest.clone(),
+        claimed_at: said.claimed_at,
+        decided_at: said.decided_at,
+    };
+    Rider::new("record_decisions", vec![row])
 }
 
 /// The newest approval of a step, an open one first.
@@ -103,31 +148,10 @@ pub(super) async fn latest_of(
     row.map(|row| Ok(ApprovalId::from_uuid(row.try_get(0)?))).transpose()
 }
 
-/// What somebody said, for the record.
-pub(super) async fn record(
-    tx: &mut TenantTx,
-    tenant: TenantId,
-    approval_id: ApprovalId,
-    by: &Actor,
-    answer: &Answer,
-    digest: &str,
-    at: Timestamp,
-) -> Result<()> {
-    sqlx::query(
-        "insert into approval_decisions (tenant_id, approval_id, decided_by, status, reason, digest, claimed_at, decided_at)
-         values ($1, $2, $3, $4, $5, $6, $7, $8)",
-    )
-    .bind(tenant.uuid())
-    .bind(approval_id.uuid())
-    .bind(by.to_string())
-    .bind(answer.status.name())
-    .bind(&answer.reason)
-    .bind(digest)
-    .bind(answer.claimed_at)
-    .bind(at)
-    .execute(tx.conn())
-    .await?;
-    Ok(())
+/// One approval as it was asked, without what was said of it.
+pub(super) async fn asked(tx: &TenantTx, tenant: TenantId, approval_id: ApprovalId) -> Result<Option<Approval>> {
+    let row = approval::Entity::find_by_id((tenant.uuid(), approval_id.uuid())).one(tx).await?;
+    row.map(|row| read(row, Vec::new())).transpose()
 }
 
 /// One approval with what was said of it.
@@ -184,31 +208,35 @@ async fn with_decisions(tx: &TenantTx, tenant: TenantId, rows: Vec<approval::Mod
     rows.into_iter()
         .map(|row| {
             let decisions = decisions.remove(&row.approval_id).unwrap_or_default();
-            Ok(Approval {
-                approval_id: ApprovalId::from_uuid(row.approval_id),
-                run_id: RunId::from_uuid(row.run_id),
-                step_id: row.step_id,
-                attempt: u32::try_from(row.attempt).map_err(Error::internal)?,
-                question: word(&row.question)?,
-                status: word(&row.status)?,
-                action: row.action,
-                tool_version: row.tool_version,
-                arguments: row.arguments,
-                digest: row.digest,
-                cost_estimate: row.cost_estimate,
-                reason: row.reason,
-                scope: serde_json::from_value(row.scope).map_err(Error::internal)?,
-                requires: serde_json::from_value(row.requires).map_err(Error::internal)?,
-                self_approval: row.self_approval,
-                asked_by: row.asked_by.parse()?,
-                asked_at: row.asked_at,
-                expires_at: row.expires_at,
-                decided_by: row.decided_by.as_deref().map(str::parse).transpose()?,
-                decided_at: row.decided_at,
-                decisions,
-            })
+            read(row, decisions)
         })
         .collect()
+}
+
+fn read(row: approval::Model, decisions: Vec<DecisionRecord>) -> Result<Approval> {
+    Ok(Approval {
+        approval_id: ApprovalId::from_uuid(row.approval_id),
+        run_id: RunId::from_uuid(row.run_id),
+        step_id: row.step_id,
+        attempt: u32::try_from(row.attempt).map_err(Error::internal)?,
+        question: word(&row.question)?,
+        status: word(&row.status)?,
+        action: row.action,
+        tool_version: row.tool_version,
+        arguments: row.arguments,
+        digest: row.digest,
+        cost_estimate: row.cost_estimate,
+        reason: row.reason,
+        scope: serde_json::from_value(row.scope).map_err(Error::internal)?,
+        requires: serde_json::from_value(row.requires).map_err(Error::internal)?,
+        self_approval: row.self_approval,
+        asked_by: row.asked_by.parse()?,
+        asked_at: row.asked_at,
+        expires_at: row.expires_at,
+        decided_by: row.decided_by.as_deref().map(str::parse).transpose()?,
+        decided_at: row.decided_at,
+        decisions,
+    })
 }
 
 /// A column's word as the enum that goes over the wire.

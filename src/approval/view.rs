@@ -99,6 +99,22 @@ pub struct Approval {
     pub decisions: Vec<DecisionRecord>,
 }
 
+impl Approval {
+    /// The same once somebody has decided, as the first.
+    pub(super) fn decided(self, said: DecisionRecord) -> Self {
+        Self {
+            status: match said.status {
+                DecisionStatus::Approved => ApprovalStatus::Approved,
+                DecisionStatus::Denied => ApprovalStatus::Denied,
+            },
+            decided_by: Some(said.decided_by.clone()),
+            decided_at: Some(said.decided_at),
+            decisions: vec![said],
+            ..self
+        }
+    }
+}
+
 /// What one person said.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]

@@ -2,4 +2,4 @@
 
 mod store;
 
-pub use store::{Entry, record};
+pub use store::{Entry, record, rider};

@@ -1,7 +1,8 @@
 use serde_json::Value;
+use uuid::Uuid;
 
 use crate::{
-    db::TenantTx,
+    db::{Rider, TenantTx, composite},
     http::RequestId,
     kernel::{Actor, Id, Kind, Result, TenantId, Timestamp},
 };
@@ -33,24 +34,48 @@ pub struct Entry<'a> {
     pub at: Timestamp,
 }
 
-/// Appends an entry; it becomes true with the deed, when `tx` commits.
+/// An entry as its table has it.
+struct Row {
+    tenant_id: Uuid,
+    audit_id: Uuid,
+    at: Timestamp,
+    actor: String,
+    action: &'static str,
+    target: String,
+    detail: String,
+    request_id: Option<String>,
+}
+
+composite! {
+    Row = "audit_entry" (tenant_id, audit_id, at, actor, action, target, detail, request_id);
+}
+
+impl Row {
+    fn of(entry: &Entry<'_>) -> Self {
+        Self {
+            tenant_id: entry.tenant_id.uuid(),
+            audit_id: Id::<AuditKind>::new(entry.at).uuid(),
+            at: entry.at,
+            actor: entry.actor.to_string(),
+            action: entry.action,
+            target: entry.target.to_owned(),
+            detail: entry.detail.to_string(),
+            request_id: entry.request_id.map(|id| id.as_str().to_owned()),
+        }
+    }
+}
+
+/// An entry that rides along with the append of the deed.
+#[must_use]
+pub fn rider(entry: &Entry<'_>) -> Rider {
+    Rider::new("record_audit", vec![Row::of(entry)])
+}
+
+/// Appends the entry of a deed that is no append; it becomes true with the deed, when `tx` commits.
 ///
 /// # Errors
 /// Those of the database.
-pub async fn record(tx: &mut TenantTx, entry: Entry<'_>) -> Result<()> {
-    sqlx::query(
-        "insert into audit_log (tenant_id, audit_id, at, actor, action, target, detail, request_id)
-         values ($1, $2, $3, $4, $5, $6, $7, $8)",
-    )
-    .bind(entry.tenant_id.uuid())
-    .bind(Id::<AuditKind>::new(entry.at).uuid())
-    .bind(entry.at)
-    .bind(entry.actor.to_string())
-    .bind(entry.action)
-    .bind(entry.target)
-    .bind(entry.detail)
-    .bind(entry.request_id.map(RequestId::as_str))
-    .execute(tx.conn())
-    .await?;
+pub async fn record(tx: &mut TenantTx, entry: &Entry<'_>) -> Result<()> {
+    sqlx::query("select record_audit(null, $1)").bind(vec![Row::of(entry)]).execute(tx.conn()).await?;
     Ok(())
 }

@@ -11,6 +11,7 @@ mod lane;
 mod listen;
 mod migrate;
 mod reach;
+mod rider;
 #[cfg(test)]
 mod tests;
 mod tx;
@@ -20,4 +21,6 @@ pub use given::adopt;
 pub use lane::Lane;
 pub use listen::{Heard, Listener, NOTIFY_BYTES, SessionLock};
 pub use migrate::migrate;
+pub use rider::Rider;
+pub(crate) use rider::composite;
 pub use tx::{Database, SystemTx, TenantTx};

@@ -58,7 +58,7 @@ async fn a_tenant_is_a_wall() {
     drop(tx);
     let mut tx = fixture.database.tenant(one).await.unwrap();
     for tenant in [one, other] {
-        let append = "select cardinality(moved) from append_events(null,
+        let append = "select cardinality(moved) from append_events(null, '{}',
             array[row($1, $2, 0, 1, 'idle', false, '{}', 0, null, null, null, now())::run_head],
             array[row($1, $2, 1, 'idle', '{}')::run_event], '{}', '{}')";
         let moved = sqlx::query_scalar::<_, i32>(append).bind(tenant.uuid()).bind(theirs.uuid());

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Body, Completed, Event, Frame, Parent, Phase, RunState, Status, StepCompleted, StepKey, event::encode};
+use super::{
+    Body, Completed, Event, Frame, Loaded, OnDenied, Parent, Phase, RunState, Status, StepCompleted, StepKey,
+    event::encode,
+};
 use crate::kernel::{ApprovalId, Error, Result, RunId, TenantId, Timestamp, WorkerId};
 
 /// Outputs up to this many bytes travel in their event; larger ones stay in the table.
@@ -44,10 +47,43 @@ pub struct Append {
     pub events: Vec<Event>,
     /// When.
     pub at: Timestamp,
+    pub(super) opening: Option<OpeningRow>,
     pub(super) head: HeadRow,
     pub(super) steps: Vec<StepRow>,
     pub(super) claim: Claim,
     pub(super) parent: Option<RunId>,
+}
+
+/// What a run's row is from the beginning on.
+#[derive(Debug)]
+pub(super) struct OpeningRow {
+    pub(super) goal: Option<String>,
+    pub(super) workflow: Option<(String, i32)>,
+    pub(super) input: String,
+    pub(super) budget: Option<f64>,
+    pub(super) on_denied: &'static str,
+    pub(super) metadata: String,
+    pub(super) created_by: String,
+    pub(super) parent_step: Option<String>,
+}
+
+impl OpeningRow {
+    /// Of a run that is opened.
+    pub(super) fn of(Loaded { head, state }: &Loaded) -> Result<Self> {
+        Ok(Self {
+            goal: head.goal.clone(),
+            workflow: head.workflow.clone(),
+            input: json(&head.input)?,
+            budget: head.budget,
+            on_denied: match state.on_denied {
+                OnDenied::Fail => "fail",
+                OnDenied::Skip => "skip",
+            },
+            metadata: json(&head.metadata)?,
+            created_by: head.created_by.to_string(),
+            parent_step: head.parent.as_ref().map(|parent| parent.step_id.to_string()),
+        })
+    }
 }
 
 /// The head of a run after the append.
@@ -110,7 +146,7 @@ impl Append {
         }
         let parent = parent.map(|parent| parent.run_id);
         let (tenant_id, run_id, steps) = (state.tenant_id, state.run_id, steps.into_values().collect());
-        Ok(Self { tenant_id, run_id, expected, frames, events, at, head, steps, claim, parent })
+        Ok(Self { tenant_id, run_id, expected, frames, events, at, opening: None, head, steps, claim, parent })
     }
 }
 

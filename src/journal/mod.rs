@@ -25,5 +25,4 @@ pub use load::{Loaded, Lock, RunHead, is_terminal, load};
 pub use payload::*;
 pub use plan::*;
 pub use state::{Hold, Intent, Phase, Ruling, RunState, Stage, Status, StepState};
-pub use store::NewRun;
 pub use write::{AppendError, Desk, Journal, Place, Projection};

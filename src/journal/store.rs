@@ -4,23 +4,41 @@ use std::collections::{HashMap, HashSet};
 
 use sqlx::{
     Arguments, AssertSqlSafe, PgConnection, Postgres, Row,
-    encode::IsNull,
     error::BoxDynError,
-    postgres::{PgArgumentBuffer, PgArguments, PgHasArrayType, PgRow, PgTypeInfo, types::PgRecordEncoder},
+    postgres::{PgArguments, PgRow},
     query::Query,
 };
 use uuid::Uuid;
 
 use super::append::{Append, Claim};
-use crate::kernel::{Error, Result, RunId, TenantId, Timestamp};
+use crate::{
+    db::{Rider, composite},
+    kernel::{Error, Result, RunId, TenantId, Timestamp},
+};
 
 /// The rows of one append, as the types of the database have them.
 #[derive(Default)]
 struct Rows<'a> {
+    openings: Vec<Opening<'a>>,
     heads: Vec<Head<'a>>,
     events: Vec<Event<'a>>,
     steps: Vec<Step<'a>>,
     claims: Vec<Settle>,
+}
+
+struct Opening<'a> {
+    tenant_id: Uuid,
+    run_id: Uuid,
+    goal: Option<&'a str>,
+    workflow_name: Option<&'a str>,
+    workflow_version: Option<i32>,
+    input: &'a str,
+    budget: Option<f64>,
+    on_denied: &'static str,
+    metadata: &'a str,
+    created_by: &'a str,
+    parent_run_id: Option<Uuid>,
+    parent_step_id: Option<&'a str>,
 }
 
 struct Head<'a> {
@@ -72,33 +90,10 @@ struct Settle {
     due_at: Option<Timestamp>,
 }
 
-macro_rules! composite {
-    ($($row:ty = $name:literal ($($field:ident),+);)*) => {$(
-        impl sqlx::Type<Postgres> for $row {
-            fn type_info() -> PgTypeInfo {
-                PgTypeInfo::with_name($name)
-            }
-        }
-
-        impl PgHasArrayType for $row {
-            fn array_type_info() -> PgTypeInfo {
-                PgTypeInfo::array_of($name)
-            }
-        }
-
-        impl sqlx::Encode<'_, Postgres> for $row {
-            fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
-                let mut record = PgRecordEncoder::new(buffer);
-                $(record.encode(&self.$field)?;)+
-                record.finish();
-                Ok(IsNull::No)
-            }
-        }
-    )*};
-}
-
-// Fields in the order of the database's types.
 composite! {
+    Opening<'_> = "run_opening"
+        (tenant_id, run_id, goal, workflow_name, workflow_version, input, budget, on_denied, metadata, created_by,
+         parent_run_id, parent_step_id);
     Head<'_> = "run_head"
         (tenant_id, run_id, expected, last_seq, status, ended, pending, cost, plan, output, error, at);
     Event<'_> = "run_event" (tenant_id, run_id, seq, name, data);
@@ -111,6 +106,20 @@ impl<'a> Rows<'a> {
     fn add(&mut self, append: &'a Append) -> Result<()> {
         let (tenant_id, run_id, at) = (append.tenant_id.uuid(), append.run_id.uuid(), append.at);
         let head = &append.head;
+        self.openings.extend(append.opening.as_ref().map(|opening| Opening {
+            tenant_id,
+            run_id,
+            goal: opening.goal.as_deref(),
+            workflow_name: opening.workflow.as_ref().map(|(name, _)| name.as_str()),
+            workflow_version: opening.workflow.as_ref().map(|(_, version)| *version),
+            input: &opening.input,
+            budget: opening.budget,
+            on_denied: opening.on_denied,
+            metadata: &opening.metadata,
+            created_by: &opening.created_by,
+            parent_run_id: append.parent.map(|parent| parent.uuid()),
+            parent_step_id: opening.parent_step.as_deref(),
+        }));
         self.heads.push(Head {
             tenant_id,
             run_id,
@@ -170,9 +179,13 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Writes the appends whose heads stand where they expect them, and answers as [`written`] reads it. The
-/// statement names its tenants by itself where `named` has them, as a transaction of its own.
-pub(super) fn append(named: Option<&str>, appends: &[&Append]) -> Result<Query<'static, Postgres, PgArguments>> {
+/// Writes the appends whose heads stand where they expect them, with what rides along, and answers as [`written`]
+/// reads it. The statement names its tenants by itself where `named` has them, as a transaction of its own.
+pub(super) fn append(
+    named: Option<&str>,
+    appends: &[&Append],
+    riders: &[Rider],
+) -> Result<Query<'static, Postgres, PgArguments>> {
     let mut rows = Rows::default();
     // One order for all, so that two writers cannot wait for each other.
     let mut appends = appends.to_vec();
@@ -181,13 +194,22 @@ pub(super) fn append(named: Option<&str>, appends: &[&Append]) -> Result<Query<'
     let mut arguments = PgArguments::default();
     let mut add = || -> Result<(), BoxDynError> {
         arguments.add(named)?;
+        arguments.add(&rows.openings)?;
         arguments.add(&rows.heads)?;
         arguments.add(&rows.events)?;
         arguments.add(&rows.steps)?;
-        arguments.add(&rows.claims)
+        arguments.add(&rows.claims)?;
+        riders.iter().try_for_each(|rider| rider.bind(&mut arguments))
     };
     add().map_err(|error| Error::internal(error.to_string()))?;
-    Ok(sqlx::query_with("select moved, taken from append_events($1, $2, $3, $4, $5)", arguments))
+    // Each rider is handed the runs by the one before it, which orders them.
+    let mut sql = "select w.moved, w.taken from append_events($1, $2, $3, $4, $5, $6) w".to_owned();
+    let mut before = "w".to_owned();
+    for (at, rider) in (7..).zip(riders) {
+        sql = format!("{sql}, {}({before}.moved, ${at}) r{at} (moved)", rider.function);
+        before = format!("r{at}");
+    }
+    Ok(sqlx::query_with(AssertSqlSafe(sql), arguments))
 }
 
 /// What [`append`] did: the runs that moved, and those a worker took.
@@ -209,59 +231,6 @@ pub(super) struct Written {
 
 fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
-}
-
-/// A new run's row, before its first event.
-#[derive(Debug)]
-pub struct NewRun<'a> {
-    /// What was asked for.
-    pub goal: Option<&'a str>,
-    /// The definition and its version.
-    pub workflow: Option<(&'a str, i32)>,
-    /// Its input.
-    pub input: &'a serde_json::Value,
-    /// The most it may cost.
-    pub budget: Option<f64>,
-    /// What a denial means where the step does not say.
-    pub on_denied: super::OnDenied,
-    /// The caller's own notes.
-    pub metadata: &'a serde_json::Value,
-    /// The run and step that start it.
-    pub parent: Option<&'a super::Parent>,
-}
-
-/// Writes the row; false when a run of that id is there already (a child that was started before).
-pub(super) async fn insert_run(
-    conn: &mut PgConnection,
-    state: &super::RunState,
-    run: &NewRun<'_>,
-    at: Timestamp,
-) -> Result<bool> {
-    let done = sqlx::query(
-        "insert into runs (tenant_id, run_id, status, last_seq, goal, workflow_name, workflow_version, input, budget,
-                           on_denied, metadata, created_by, parent_run_id, parent_step_id, created_at, updated_at)
-         values ($1, $2, 'idle', 0, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $13)
-         on conflict (tenant_id, run_id) do nothing",
-    )
-    .bind(state.tenant_id.uuid())
-    .bind(state.run_id.uuid())
-    .bind(run.goal)
-    .bind(run.workflow.map(|(name, _)| name))
-    .bind(run.workflow.map(|(_, version)| version))
-    .bind(run.input)
-    .bind(run.budget)
-    .bind(match run.on_denied {
-        super::OnDenied::Fail => "fail",
-        super::OnDenied::Skip => "skip",
-    })
-    .bind(run.metadata)
-    .bind(state.created_by.to_string())
-    .bind(run.parent.map(|parent| parent.run_id.uuid()))
-    .bind(run.parent.map(|parent| parent.step_id.to_string()))
-    .bind(at)
-    .execute(conn)
-    .await?;
-    Ok(done.rows_affected() == 1)
 }
 
 /// The heads of the runs that exist; locked against every other writer when `lock` is set.

@@ -7,18 +7,17 @@ use std::{
     time::Instant,
 };
 
-use async_trait::async_trait;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Claim, Commit, Follower, Loaded, RunState,
-    append::Append,
-    store::{self, NewRun, Written},
+    Claim, Commit, Follower, Loaded,
+    append::{Append, OpeningRow},
+    store,
 };
 use crate::{
-    db::{Database, Lane, TenantTx},
-    kernel::{Error, Problem, Result, RunId, TenantId, Timestamp, WorkerId},
+    db::{Database, Lane, Rider, TenantTx},
+    kernel::{Error, Problem, Result, RunId, TenantId, WorkerId},
 };
 
 /// How many runs one commit may carry.
@@ -29,16 +28,12 @@ const COMMITTERS: usize = 2;
 const QUEUE: usize = 1024;
 
 /// A table that follows the events in the same commit (the inbox of approvals).
-#[async_trait]
 pub trait Projection: Send + Sync + 'static {
-    /// Whether the append means anything for its table.
-    fn concerns(&self, append: &Append) -> bool;
-
-    /// Writes what the appends mean for its table.
+    /// What the appends mean for its table.
     ///
     /// # Errors
     /// Any error undoes the commit.
-    async fn project(&self, tx: &mut TenantTx, appends: &[&Append]) -> Result<()>;
+    fn riders(&self, appends: &[&Append]) -> Result<Vec<Rider>>;
 }
 
 /// Where a worker of this process takes runs over in the very commit that makes them due.
@@ -111,29 +106,53 @@ impl Journal {
         Self { shared, queue }
     }
 
-    /// Writes a new run's row; false when it is there already.
+    /// Opens a run within a command's transaction; false when one of that id is there already, and then nothing
+    /// is written.
     ///
     /// # Errors
     /// When the database is away or refuses.
-    pub async fn create(&self, tx: &mut TenantTx, state: &RunState, run: &NewRun<'_>, at: Timestamp) -> Result<bool> {
-        store::insert_run(tx.conn(), state, run, at).await
+    pub async fn open_in(
+        &self,
+        tx: &mut TenantTx,
+        run: Loaded,
+        mut append: Append,
+        riders: Vec<Rider>,
+    ) -> Result<bool> {
+        append.opening = Some(OpeningRow::of(&run)?);
+        self.move_in(tx, run, append, riders).await
     }
 
-    /// Appends within a command's transaction, whose load holds the run's lock; others hear of it once
-    /// that transaction has committed. A run that is due by then goes straight to a worker of this process,
-    /// where there is one with room.
+    /// Appends within a command's transaction, whose load holds the run's lock.
     ///
     /// # Errors
     /// When the head moved all the same (503: try again) or the database refuses.
-    pub async fn append_in(&self, tx: &mut TenantTx, run: Loaded, mut append: Append) -> Result<()> {
+    pub async fn append_in(&self, tx: &mut TenantTx, run: Loaded, append: Append, riders: Vec<Rider>) -> Result<()> {
+        if self.move_in(tx, run, append, riders).await? {
+            return Ok(());
+        }
+        Err(Error::unavailable("the run moved under a command that did not hold its lock"))
+    }
+
+    /// Others hear of it once the transaction has committed. A run that is due by then goes straight to a worker
+    /// of this process, where there is one with room.
+    async fn move_in(
+        &self,
+        tx: &mut TenantTx,
+        run: Loaded,
+        mut append: Append,
+        mut riders: Vec<Rider>,
+    ) -> Result<bool> {
         let wanted = append.claim == Claim::Due && !append.head.status.is_terminal();
         let place = if wanted { self.shared.desk.offer(append.tenant_id, append.run_id) } else { None };
         if let Some(place) = &place {
             append.claim = Claim::Take(place.worker());
         }
-        let (written, commits) = self.shared.write(tx, &[&append]).await?;
+        let mut all = self.shared.riders(&[&append])?;
+        all.append(&mut riders);
+        let row = store::append(None, &[&append], &all)?.fetch_one(tx.conn()).await?;
+        let written = store::written(&row)?;
         if written.moved.is_empty() {
-            return Err(Error::unavailable("the run moved under a command that did not hold its lock"));
+            return Ok(false);
         }
         let place = place.filter(|_| written.taken.contains(&append.run_id));
         let shared = Arc::clone(&self.shared);
@@ -141,9 +160,9 @@ impl Journal {
             if let Some(place) = place {
                 place.take(run);
             }
-            shared.announce(&commits);
+            shared.announce(&commits_of(&append).collect::<Vec<_>>());
         });
-        Ok(())
+        Ok(true)
     }
 
     /// Appends in the next shared commit.
@@ -216,45 +235,20 @@ impl Shared {
         let mut tenants: Vec<_> = appends.iter().map(|append| append.tenant_id).collect();
         tenants.sort_unstable();
         tenants.dedup();
-        let projected = appends.iter().any(|append| self.projections.iter().any(|one| one.concerns(append)));
-        let (written, commits) = if projected {
-            let mut tx = self.db.tenants(&tenants).await?;
-            let done = self.write(&mut tx, appends).await?;
-            tx.commit().await?;
-            done
-        } else {
-            self.write_at_once(lane, &tenants, appends).await?
-        };
+        let riders = self.riders(appends)?;
+        let row = lane.at_once(&tenants, |named| store::append(Some(named), appends, &riders)).await?;
+        let written = store::written(&row)?;
         metrics::histogram!("fermata_journal_commit_seconds").record(begun.elapsed().as_secs_f64());
-        self.announce(&commits);
+        let moved = appends.iter().filter(|append| written.moved.contains(&append.run_id));
+        self.announce(&moved.flat_map(|append| commits_of(append)).collect::<Vec<_>>());
         let outcome =
             |append: &&Append| written.moved.contains(&append.run_id).then_some(()).ok_or(AppendError::Conflict);
         Ok(appends.iter().map(outcome).collect())
     }
 
-    /// Writes what may be written; returns the runs whose head moved, and the news.
-    async fn write(&self, tx: &mut TenantTx, appends: &[&Append]) -> Result<(Written, Vec<Commit>)> {
-        let row = store::append(None, appends)?.fetch_one(tx.conn()).await?;
-        let written = store::written(&row)?;
-        let moved: Vec<_> = appends.iter().filter(|append| written.moved.contains(&append.run_id)).copied().collect();
-        for projection in &self.projections {
-            projection.project(tx, &moved).await?;
-        }
-        Ok((written, moved.into_iter().flat_map(commits_of).collect()))
-    }
-
-    /// The same for appends that no projection follows: a transaction in one round trip.
-    async fn write_at_once(
-        &self,
-        lane: &mut Lane,
-        tenants: &[TenantId],
-        appends: &[&Append],
-    ) -> Result<(Written, Vec<Commit>)> {
-        let row = lane.at_once(tenants, |named| store::append(Some(named), appends)).await?;
-        let written = store::written(&row)?;
-        let moved = appends.iter().filter(|append| written.moved.contains(&append.run_id));
-        let commits = moved.flat_map(|append| commits_of(append)).collect();
-        Ok((written, commits))
+    fn riders(&self, appends: &[&Append]) -> Result<Vec<Rider>> {
+        let riders = self.projections.iter().map(|projection| projection.riders(appends));
+        Ok(riders.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
     }
 
     fn announce(&self, commits: &[Commit]) {

@@ -72,7 +72,7 @@ impl Children {
     pub(super) async fn cancel(&self, parent: &RunState, child: RunId) -> Result<()> {
         let mut tx = self.db.tenant(parent.tenant_id).await?;
         let command = Command::Cancel { by: Actor::Run(parent.run_id), reason: Some("its parent ends".to_owned()) };
-        match self.runs.move_run(&mut tx, parent.tenant_id, child, command, self.clock.now()).await {
+        match self.runs.move_run(&mut tx, parent.tenant_id, child, command, self.clock.now(), vec![]).await {
             Ok(_) => tx.commit().await,
             Err(error) if matches!(error.problem(), Problem::Conflict | Problem::NotFound) => Ok(()),
             Err(error) => Err(error),
@@ -102,9 +102,9 @@ impl Children {
             metadata: json!({}),
             execute: true,
         };
-        let run_id = self.runs.open(&mut tx, opening, request).await?;
+        let run = self.runs.open(&mut tx, opening, request).await?;
         tx.commit().await?;
-        Ok(run_id)
+        Ok(run.summary.run_id)
     }
 }
 

@@ -326,10 +326,7 @@ impl RunRoutes {
         let run_id = RunId::new(now);
         let request_id = Some(ctx.request_id.clone());
         let opening = Opening { tenant_id, run_id, by: ctx.actor(), parent: None, request_id, now };
-        let work = async |tx: &mut _| {
-            self.runs.open(tx, opening, request).await?;
-            Reply::json(StatusCode::ACCEPTED, &self.runs.get(tx, tenant_id, run_id).await?)
-        };
+        let work = async |tx: &mut _| Reply::json(StatusCode::ACCEPTED, &self.runs.open(tx, opening, request).await?);
         let reply = once.run(ctx, work).await?;
         self.after(ctx, prefer, run_id, reply).await
     }

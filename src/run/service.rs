@@ -13,11 +13,11 @@ use super::{
 use crate::{
     audit,
     config::{LimitSettings, WorkerSettings},
-    db::TenantTx,
+    db::{Rider, TenantTx},
     http::{Ctx, Permit, RequestId},
     journal::{
-        self, Append, Claim, Command, Event, Journal, Loaded, Lock, NewRun, OnDenied, Parent, Plan, Refusal, RunHead,
-        RunState, StepKey,
+        self, Append, Claim, Command, Event, Journal, Loaded, Lock, OnDenied, Parent, Plan, Refusal, RunHead, RunState,
+        StepKey,
     },
     kernel::{Actor, Error, Problem, Result, RunId, TenantId, Timestamp},
 };
@@ -93,7 +93,7 @@ impl Runs {
     /// # Errors
     /// 404 for an unknown workflow, 422 for a plan, input or bound that is not valid, 429 when the tenant
     /// has too many live runs.
-    pub async fn open(&self, tx: &mut TenantTx, opening: Opening, request: Request) -> Result<RunId> {
+    pub async fn open(&self, tx: &mut TenantTx, opening: Opening, request: Request) -> Result<Run> {
         self.check(&request)?;
         let Opening { tenant_id, run_id, by, parent, request_id, now } = opening;
         self.room(tx, tenant_id).await?;
@@ -103,15 +103,8 @@ impl Runs {
         }
         let usual = resolved.definition.as_ref().and_then(|definition| definition.on_denied);
         let on_denied = request.on_denied.or(usual).unwrap_or_default();
-        let workflow = resolved.workflow.as_ref().map(|(name, version)| (name.as_str(), *version));
-        let mut state = RunState::new(tenant_id, run_id, by.clone(), on_denied);
-        let (goal, parent_ref) = (request.goal.as_deref(), parent.as_ref());
-        let (input, metadata, budget) = (&request.input, &request.metadata, request.budget);
-        let row = NewRun { goal, workflow, input, budget, on_denied, metadata, parent: parent_ref };
-        if !self.journal.create(tx, &state, &row, now).await? {
-            return Ok(run_id);
-        }
         let named = resolved.workflow.as_ref().map(|(name, version)| format!("{name}@{version}"));
+        let mut state = RunState::new(tenant_id, run_id, by.clone(), on_denied);
         let open = Command::Open { goal: request.goal.clone(), workflow: named.clone(), parent: parent.clone() };
         let mut commands = vec![open, Command::Plan(resolved.plan)];
         if request.execute {
@@ -130,20 +123,21 @@ impl Runs {
             parent: parent.clone(),
             created_at: now,
         };
-        self.journal.append_in(tx, Loaded { head, state }, append).await?;
-        let detail = json!({ "workflow": named, "parent": parent, "execute": request.execute });
-        let target = run_id.to_string();
-        let entry = audit::Entry {
+        let entry = audit::rider(&audit::Entry {
             tenant_id,
             actor: &by,
             action: "run.create",
-            target: &target,
-            detail,
+            target: &run_id.to_string(),
+            detail: json!({ "workflow": named, "parent": parent, "execute": request.execute }),
             request_id: request_id.as_ref(),
             at: now,
-        };
-        audit::record(tx, entry).await?;
-        Ok(run_id)
+        });
+        let run = Loaded { head, state };
+        let view = Run::of(&run, now)?;
+        if self.journal.open_in(tx, run, append, vec![entry]).await? {
+            return Ok(view);
+        }
+        self.get(tx, tenant_id, run_id).await
     }
 
     /// Refuses what would be one live run too many. A planned run is not live, nor is a failed one.
@@ -220,16 +214,22 @@ impl Runs {
         detail: Value,
         command: Command,
     ) -> Result<Run> {
-        let (tenant_id, actor, now) = (ctx.tenant_id, ctx.actor(), ctx.now());
-        if self.move_run(tx, tenant_id, run_id, command, now).await? {
-            let (target, request_id) = (run_id.to_string(), Some(&ctx.request_id));
-            let entry = audit::Entry { tenant_id, actor: &actor, action, target: &target, detail, request_id, at: now };
-            audit::record(tx, entry).await?;
+        let entry = audit::rider(&audit::Entry {
+            tenant_id: ctx.tenant_id,
+            actor: &ctx.actor(),
+            action,
+            target: &run_id.to_string(),
+            detail,
+            request_id: Some(&ctx.request_id),
+            at: ctx.now(),
+        });
+        match self.move_run(tx, ctx.tenant_id, run_id, command, ctx.now(), vec![entry]).await? {
+            Some(run) => Ok(run),
+            None => self.get(tx, ctx.tenant_id, run_id).await,
         }
-        self.get(tx, tenant_id, run_id).await
     }
 
-    /// Decides a command on a run that exists and appends what follows; false when it was so already.
+    /// Decides a command on a run that exists and appends what follows; none when it was so already.
     pub(super) async fn move_run(
         &self,
         tx: &mut TenantTx,
@@ -237,16 +237,18 @@ impl Runs {
         run_id: RunId,
         command: Command,
         now: Timestamp,
-    ) -> Result<bool> {
+        riders: Vec<Rider>,
+    ) -> Result<Option<Run>> {
         let mut loaded = journal::load(tx, &[(tenant_id, run_id)], Lock::Held).await?;
         let Some(mut run) = loaded.pop() else { return Err(Error::not_found("run")) };
         match decide_all(&mut run.state, vec![command], now) {
             Ok(events) => {
                 let append = Append::new(&run.state, events, run.head.parent.as_ref(), Claim::Due, now)?;
-                self.journal.append_in(tx, run, append).await?;
-                Ok(true)
+                let view = Run::of(&run, now)?;
+                self.journal.append_in(tx, run, append, riders).await?;
+                Ok(Some(view))
             }
-            Err(Refusal::AlreadySo) => Ok(false),
+            Err(Refusal::AlreadySo) => Ok(None),
             Err(refusal) => Err(refusal.into()),
         }
     }

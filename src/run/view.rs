@@ -3,8 +3,8 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::{
-    journal::{Parent, Status, Step, event_id},
-    kernel::{Actor, ApprovalId, RunId, TenantId, Timestamp, wire_time},
+    journal::{Loaded, Parent, Phase, Status, Step, event_id},
+    kernel::{Actor, ApprovalId, Error, Result, RunId, TenantId, Timestamp, wire_time},
 };
 
 /// A run, whole.
@@ -26,6 +26,42 @@ pub struct Run {
     /// The caller's own notes.
     #[schema(value_type = Object)]
     pub metadata: Value,
+}
+
+impl Run {
+    /// A run that a command has just moved, at `now`, as its row will have it; none completes that way.
+    pub(super) fn of(Loaded { head, state }: &Loaded, now: Timestamp) -> Result<Self> {
+        let value = |json: Result<Value, serde_json::Error>| json.map_err(Error::internal);
+        let error = match &state.phase {
+            Phase::Failed(failure) => Some(value(serde_json::to_value(failure))?),
+            _ => None,
+        };
+        let summary = RunSummary {
+            run_id: state.run_id,
+            tenant_id: state.tenant_id,
+            status: state.status(),
+            goal: head.goal.clone(),
+            workflow: head.workflow.as_ref().map(|(name, version)| format!("{name}@{version}")),
+            error,
+            pending_approvals: state.open_holds().map(|(id, _)| id).collect(),
+            cost: state.cost,
+            budget: head.budget,
+            parent: head.parent.clone(),
+            created_by: head.created_by.clone(),
+            created_at: head.created_at,
+            updated_at: now,
+            finished_at: state.status().is_terminal().then_some(now),
+            last_event_id: event_id(state.seq),
+            links: Links::of(state.run_id),
+        };
+        Ok(Self {
+            summary,
+            plan: state.plan.as_ref().map(|plan| value(serde_json::to_value(plan))).transpose()?,
+            input: Value::clone(&head.input),
+            output: None,
+            metadata: Value::clone(&head.metadata),
+        })
+    }
 }
 
 /// A run, as lists show it.

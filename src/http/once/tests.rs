@@ -84,7 +84,7 @@ async fn deed(ctx: &Ctx<RunsWrite>, tx: &mut TenantTx, count: &AtomicU32) -> Res
         request_id: Some(&ctx.request_id),
         at: ctx.now(),
     };
-    audit::record(tx, entry).await?;
+    audit::record(tx, &entry).await?;
     let number = count.fetch_add(1, Ordering::SeqCst) + 1;
     Reply::json(StatusCode::ACCEPTED, &json!({ "number": number }))
 }

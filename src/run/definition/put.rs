@@ -99,6 +99,6 @@ pub(super) async fn put(
         request_id: Some(&ctx.request_id),
         at: now,
     };
-    audit::record(tx, entry).await?;
+    audit::record(tx, &entry).await?;
     Ok((stored, true))
 }

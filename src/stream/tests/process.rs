@@ -126,7 +126,7 @@ pub async fn write(tx: &mut crate::db::TenantTx, tenant: TenantId, run: RunId, n
     let end = names.last().and_then(|name| Status::named(name)).filter(|status| status.is_terminal());
     let status = end.unwrap_or(Status::Executing);
     sqlx::query(
-        "select append_events(null, array[row($1, $2, $3, $4, $5, $6, '{}', 0, null, null, null, now())::run_head],
+        "select append_events(null, '{}', array[row($1, $2, $3, $4, $5, $6, '{}', 0, null, null, null, now())::run_head],
            (select array_agg(row($1, $2, seq, name, data)::run_event)
             from unnest($7::bigint[], $8::text[], $9::text[]) as event (seq, name, data)), '{}', '{}')",
     )
