@@ -116,6 +116,29 @@ alter function append_events(text, run_opening[], run_head[], run_event[], run_s
 revoke all on function append_events(text, run_opening[], run_head[], run_event[], run_step[], run_claim[]) from public;
 grant execute on function append_events(text, run_opening[], run_head[], run_event[], run_step[], run_claim[]) to fermata_app;
 
+-- The events that shape a run, read after its head was locked: a function sees what is committed by then, where the rest
+-- of the statement sees what was when it began.
+create function run_past(tenant uuid, run uuid, out seqs bigint[], out texts text[])
+  language plpgsql volatile
+as $$
+begin
+  select array_agg(e.seq), array_agg(e.data) into seqs, texts
+  from (
+    select seq, data::text from run_events
+    where tenant_id = tenant and run_id = run and name <> 'tool.progress' order by seq
+  ) e;
+end
+$$;
+revoke all on function run_past(uuid, uuid) from public;
+grant execute on function run_past(uuid, uuid) to fermata_app;
+
+-- What only the append writes is right without being looked at again, each time: its numbers and words come from types
+-- that have no others, a claim from a run it has just moved, and an audit entry's tenant from the policies.
+alter table runs drop constraint runs_status_check, drop constraint runs_last_seq_check;
+alter table run_events drop constraint run_events_seq_check;
+alter table run_leases drop constraint run_leases_tenant_id_run_id_fkey;
+alter table audit_log drop constraint audit_log_tenant_id_fkey;
+
 -- For servers of the version before, until they are replaced.
 create or replace function append_events(named text, heads run_head[], events run_event[], steps run_step[], claims run_claim[])
   returns table (moved uuid[], taken uuid[])

@@ -48,24 +48,24 @@ pub enum Lock {
     Held,
 }
 
-/// Loads runs by folding their events: two reads however many runs there are. Runs that do not exist, for
+/// Loads runs by folding their events: one read however many runs there are. Runs that do not exist, for
 /// these tenants, are left out, and so are those that retention has begun to drop.
 ///
 /// # Errors
 /// When the database is away or an event is of no form this version knows.
 pub async fn load(tx: &mut TenantTx, runs: &[(TenantId, RunId)], lock: Lock) -> Result<Vec<Loaded>> {
-    let heads = store::heads(tx.conn(), runs, lock == Lock::Held).await?;
-    let mut past = store::past(tx.conn(), runs).await?;
-    let mut loaded = Vec::with_capacity(heads.len());
-    for row in &heads {
+    let rows = store::runs(tx.conn(), runs, lock == Lock::Held).await?;
+    let mut loaded = Vec::with_capacity(rows.len());
+    for row in &rows {
         let (mut state, seq, head) = read_head(row)?;
-        // A free load may see events that were committed after it saw the head.
-        let events = past.remove(&state.run_id).unwrap_or_default();
-        if seq > 0 && events.first().is_none_or(|(first, _)| *first > 1) {
+        let seqs: Vec<i64> = row.try_get::<Option<_>, _>("seqs")?.unwrap_or_default();
+        let texts: Vec<String> = row.try_get::<Option<_>, _>("texts")?.unwrap_or_default();
+        if seq > 0 && seqs.first().is_none_or(|first| *first > 1) {
             continue;
         }
-        for (_, data) in events.iter().filter(|(at, _)| *at <= seq) {
-            let (ts, event) = event::decode(data)?;
+        // A free load may see events that were committed after it saw the head.
+        for (_, text) in seqs.iter().zip(texts).filter(|(at, _)| u64::try_from(**at).is_ok_and(|at| at <= seq)) {
+            let (ts, event) = event::decode(&text)?;
             state.apply(ts, &event);
         }
         state.seq = seq;

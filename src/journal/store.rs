@@ -1,6 +1,6 @@
 //! The journal's SQL: heads, events, steps and claims of many runs in one transaction, and the way back.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use sqlx::{
     Arguments, AssertSqlSafe, PgConnection, Postgres, Row,
@@ -233,54 +233,27 @@ fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-/// The heads of the runs that exist; locked against every other writer when `lock` is set.
-pub(super) async fn heads(conn: &mut PgConnection, runs: &[(TenantId, RunId)], lock: bool) -> Result<Vec<PgRow>> {
-    let (tenants, ids) = columns(runs);
+/// The heads of the runs that exist, each with the events that shape its state (reports of progress are left out);
+/// locked against every other writer when `lock` is set.
+pub(super) async fn runs(conn: &mut PgConnection, runs: &[(TenantId, RunId)], lock: bool) -> Result<Vec<PgRow>> {
+    let (tenants, ids): (Vec<_>, Vec<_>) = runs.iter().map(|(tenant, run)| (tenant.uuid(), run.uuid())).unzip();
+    // Of a single run the planner knows that it is one, and keeps the plan.
+    let asked = match runs {
+        [_] => "(select ($1::uuid[])[1], ($2::uuid[])[1])",
+        _ => "unnest($1::uuid[], $2::uuid[])",
+    };
     // One run at a time by its key, whatever the planner thinks of the table's size.
     let sql = format!(
-        "select r.* from {} as a (tenant_id, run_id)
+        "select r.*, p.seqs, p.texts from {asked} as a (tenant_id, run_id)
          cross join lateral (
            select tenant_id, run_id, last_seq, goal, workflow_name, workflow_version, input, budget, on_denied,
                   metadata, created_by, parent_run_id, parent_step_id, created_at
            from runs where tenant_id = a.tenant_id and run_id = a.run_id {}
-         ) r",
-        asked(runs),
+         ) r
+         cross join lateral run_past(r.tenant_id, r.run_id) p",
         if lock { "for update" } else { "limit 1" }
     );
     Ok(sqlx::query(AssertSqlSafe(sql)).bind(tenants).bind(ids).fetch_all(conn).await?)
-}
-
-/// The runs that are asked for, as a table. Of a single one the planner knows that it is one, and keeps the plan.
-fn asked(runs: &[(TenantId, RunId)]) -> &'static str {
-    match runs {
-        [_] => "(select ($1::uuid[])[1], ($2::uuid[])[1])",
-        _ => "unnest($1::uuid[], $2::uuid[])",
-    }
-}
-
-/// The events that shape a run's state, in order; reports of progress are left out.
-pub(super) async fn past(
-    conn: &mut PgConnection,
-    runs: &[(TenantId, RunId)],
-) -> Result<HashMap<RunId, Vec<(u64, String)>>> {
-    let (tenants, ids) = columns(runs);
-    let sql = format!(
-        "select e.run_id, e.seq, e.data
-         from {} as a (tenant_id, run_id)
-         cross join lateral (
-           select run_id, seq, data::text from run_events
-           where tenant_id = a.tenant_id and run_id = a.run_id and name <> 'tool.progress'
-           order by seq
-         ) e",
-        asked(runs)
-    );
-    let rows = sqlx::query(AssertSqlSafe(sql)).bind(tenants).bind(ids).fetch_all(conn).await?;
-    let mut past: HashMap<RunId, Vec<(u64, String)>> = HashMap::new();
-    for row in rows {
-        let seq = u64::try_from(row.try_get::<i64, _>(1)?).unwrap_or_default();
-        past.entry(RunId::from_uuid(row.try_get(0)?)).or_default().push((seq, row.try_get(2)?));
-    }
-    Ok(past)
 }
 
 /// Outputs that were too large for their events.
@@ -300,8 +273,4 @@ pub(super) async fn outputs(
     .fetch_all(conn)
     .await?;
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
-}
-
-fn columns(runs: &[(TenantId, RunId)]) -> (Vec<Uuid>, Vec<Uuid>) {
-    runs.iter().map(|(tenant, run)| (tenant.uuid(), run.uuid())).unzip()
 }
