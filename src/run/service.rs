@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde_json::{Value, json};
 
 use super::{
-    definition::{self, Definition},
-    store,
+    definition::{self, Reference},
+    store::{self, Ground},
     view::{Run, StepView},
 };
 use crate::{
@@ -96,17 +96,12 @@ impl Runs {
     pub async fn open(&self, tx: &mut TenantTx, opening: Opening, request: Request) -> Result<Run> {
         self.check(&request)?;
         let Opening { tenant_id, run_id, by, parent, request_id, now } = opening;
-        self.room(tx, tenant_id).await?;
-        let resolved = resolve(tx, request.source).await?;
-        if let Some(definition) = &resolved.definition {
-            definition::check_input(definition, &request.input)?;
-        }
-        let usual = resolved.definition.as_ref().and_then(|definition| definition.on_denied);
+        let Resolved { plan, workflow, usual } = self.resolve(tx, tenant_id, request.source, &request.input).await?;
         let on_denied = request.on_denied.or(usual).unwrap_or_default();
-        let named = resolved.workflow.as_ref().map(|(name, version)| format!("{name}@{version}"));
+        let named = workflow.as_ref().map(|(name, version)| format!("{name}@{version}"));
         let mut state = RunState::new(tenant_id, run_id, by.clone(), on_denied);
         let open = Command::Open { goal: request.goal.clone(), workflow: named.clone(), parent: parent.clone() };
-        let mut commands = vec![open, Command::Plan(resolved.plan)];
+        let mut commands = vec![open, Command::Plan(plan)];
         if request.execute {
             commands.push(Command::Execute { by: by.clone() });
         }
@@ -115,7 +110,7 @@ impl Runs {
         let append = Append::new(&state, events, parent.as_ref(), claim, now)?;
         let head = RunHead {
             goal: request.goal,
-            workflow: resolved.workflow,
+            workflow,
             input: Arc::new(request.input),
             budget: request.budget,
             metadata: Arc::new(request.metadata),
@@ -140,9 +135,30 @@ impl Runs {
         self.get(tx, tenant_id, run_id).await
     }
 
+    /// What the source comes to, where there is room for another live run.
+    async fn resolve(&self, tx: &mut TenantTx, tenant_id: TenantId, source: Source, input: &Value) -> Result<Resolved> {
+        let not_found = || Error::not_found("workflow");
+        let reference: Option<Reference> = match &source {
+            // What is no name is nobody's name.
+            Source::Workflow(name) => Some(name.parse().map_err(|_| not_found())?),
+            Source::Plan(_) => None,
+        };
+        let Ground { live_runs, definition } = store::ground(tx, tenant_id, self.live_runs, reference.as_ref()).await?;
+        self.room(live_runs)?;
+        match source {
+            Source::Workflow(_) => {
+                let (definition, workflow) = definition.ok_or_else(not_found)?;
+                definition::check_input(&definition, input)?;
+                let plan = Arc::new(definition.plan());
+                Ok(Resolved { plan, workflow: Some(workflow), usual: definition.on_denied })
+            }
+            Source::Plan(plan) => Ok(Resolved { plan: Arc::new(plan), workflow: None, usual: None }),
+        }
+    }
+
     /// Refuses what would be one live run too many. A planned run is not live, nor is a failed one.
-    async fn room(&self, tx: &mut TenantTx, tenant_id: TenantId) -> Result<()> {
-        if store::live_runs(tx, tenant_id, self.live_runs).await? < self.live_runs {
+    fn room(&self, live_runs: u64) -> Result<()> {
+        if live_runs < self.live_runs {
             return Ok(());
         }
         let detail = format!("the tenant has {} live runs: wait for some to end", self.live_runs);
@@ -177,7 +193,7 @@ impl Runs {
     /// # Errors
     /// 404 for an unknown run, 409 when it is not planned or has begun, 429 when the tenant has too many live runs.
     pub async fn execute<P: Permit>(&self, tx: &mut TenantTx, ctx: &Ctx<P>, run_id: RunId) -> Result<Run> {
-        self.room(tx, ctx.tenant_id).await?;
+        self.room(store::ground(tx, ctx.tenant_id, self.live_runs, None).await?.live_runs)?;
         self.command(tx, ctx, run_id, "run.execute", json!({}), Command::Execute { by: ctx.actor() }).await
     }
 
@@ -201,7 +217,7 @@ impl Runs {
     /// # Errors
     /// 404 for an unknown run, 409 when it has not failed, 429 when the tenant has too many live runs.
     pub async fn retry<P: Permit>(&self, tx: &mut TenantTx, ctx: &Ctx<P>, run_id: RunId) -> Result<Run> {
-        self.room(tx, ctx.tenant_id).await?;
+        self.room(store::ground(tx, ctx.tenant_id, self.live_runs, None).await?.live_runs)?;
         self.command(tx, ctx, run_id, "run.retry", json!({}), Command::Retry { by: ctx.actor() }).await
     }
 
@@ -287,20 +303,11 @@ impl Runs {
 
 /// What a source came to.
 struct Resolved {
-    workflow: Option<(String, i32)>,
     plan: Arc<Plan>,
-    definition: Option<Definition>,
-}
-
-async fn resolve(tx: &mut TenantTx, source: Source) -> Result<Resolved> {
-    match source {
-        Source::Workflow(name) => {
-            let found = definition::find(tx, &name).await?.ok_or_else(|| Error::not_found("workflow"))?;
-            let plan = Arc::new(found.definition.plan());
-            Ok(Resolved { workflow: Some((found.name, found.version)), plan, definition: Some(found.definition) })
-        }
-        Source::Plan(plan) => Ok(Resolved { workflow: None, plan: Arc::new(plan), definition: None }),
-    }
+    /// The definition's name and version.
+    workflow: Option<(String, i32)>,
+    /// What a denial means by the definition.
+    usual: Option<OnDenied>,
 }
 
 fn decide_all(state: &mut RunState, commands: Vec<Command>, now: Timestamp) -> Result<Vec<Event>, Refusal> {

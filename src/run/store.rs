@@ -1,11 +1,11 @@
 //! SQL of runs: who works on what, and what callers see.
 
 use serde_json::Value;
-use sqlx::{AssertSqlSafe, Row, postgres::PgRow};
+use sqlx::{AssertSqlSafe, Row, postgres::PgRow, types::Json};
 use uuid::Uuid;
 
 use super::{
-    definition::Reference,
+    definition::{Definition, Reference},
     view::{Links, Run, RunSummary, StepView, last_event_id},
 };
 use crate::{
@@ -237,15 +237,40 @@ pub(super) async fn steps(tx: &mut TenantTx, tenant: TenantId, run: RunId) -> Re
         .collect()
 }
 
-/// How many live runs the tenant has; counts no further than `most`.
-pub(super) async fn live_runs(tx: &mut TenantTx, tenant: TenantId, most: u64) -> Result<u64> {
-    let most = i64::try_from(most).unwrap_or(i64::MAX);
-    let row = sqlx::query("select count(*) from (select 1 from run_leases where tenant_id = $1 limit $2) as live")
-        .bind(tenant.uuid())
-        .bind(most)
-        .fetch_one(tx.conn())
-        .await?;
-    u64::try_from(row.try_get::<i64, _>(0)?).map_err(Error::internal)
+/// What a run is opened on.
+#[derive(Debug)]
+pub(super) struct Ground {
+    /// How many live runs the tenant has; counted no further than asked.
+    pub live_runs: u64,
+    /// The definition that was asked for, and what it is called: name and version.
+    pub definition: Option<(Definition, (String, i32))>,
+}
+
+/// Counts the tenant's live runs up to `most`, and finds a definition: of the newest version, unless one is asked for.
+pub(super) async fn ground(
+    tx: &mut TenantTx,
+    tenant: TenantId,
+    most: u64,
+    reference: Option<&Reference>,
+) -> Result<Ground> {
+    let row = sqlx::query(
+        "select live.runs, d.name, d.version, d.definition
+         from (select count(*) as runs from (select from run_leases where tenant_id = $1 limit $2) as lease) as live
+         left join lateral (
+           select name, version, definition from workflow_definitions
+           where tenant_id = $1 and name = $3 and ($4::integer is null or version = $4) order by version desc limit 1
+         ) as d on true",
+    )
+    .bind(tenant.uuid())
+    .bind(i64::try_from(most).unwrap_or(i64::MAX))
+    .bind(reference.map(|reference| &reference.name))
+    .bind(reference.and_then(|reference| reference.version))
+    .fetch_one(tx.conn())
+    .await?;
+    let live_runs = u64::try_from(row.try_get::<i64, _>("runs")?).map_err(Error::internal)?;
+    let definition: Option<Json<Definition>> = row.try_get("definition")?;
+    let name: Option<(String, i32)> = row.try_get::<Option<_>, _>("name")?.zip(row.try_get("version")?);
+    Ok(Ground { live_runs, definition: definition.map(|Json(definition)| definition).zip(name) })
 }
 
 /// Those of the runs that have ended: id, status, output, cost.

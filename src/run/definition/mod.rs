@@ -24,7 +24,6 @@ pub use reference::Reference;
 pub use routes::routes;
 pub use schema::SCHEMA;
 pub use source::read;
-pub use store::{Found, find};
 
 #[cfg(test)]
 mod tests;

@@ -3,43 +3,11 @@
 use sqlx::{Row, postgres::PgRow};
 use uuid::Uuid;
 
-use super::{Definition, DefinitionSummary, Reference, StoredDefinition, reference::is_name};
+use super::{DefinitionSummary, StoredDefinition, reference::is_name};
 use crate::{
     db::TenantTx,
     kernel::{Error, Result, TenantId, WorkflowId},
 };
-
-/// A definition that a run can be made of.
-#[derive(Clone, Debug)]
-pub struct Found {
-    /// Its name.
-    pub name: String,
-    /// Its version.
-    pub version: i32,
-    /// The definition.
-    pub definition: Definition,
-}
-
-/// The definition of that name, `crm-sync` for the newest or `crm-sync@3` for one version, if there is one.
-///
-/// # Errors
-/// Those of the database.
-pub async fn find(tx: &mut TenantTx, reference: &str) -> Result<Option<Found>> {
-    let Ok(Reference { name, version }) = reference.parse() else { return Ok(None) };
-    let row = sqlx::query(
-        "select name, version, definition from workflow_definitions
-         where name = $1 and ($2::integer is null or version = $2) order by version desc limit 1",
-    )
-    .bind(name)
-    .bind(version)
-    .fetch_optional(tx.conn())
-    .await?;
-    row.map(|row| {
-        let sqlx::types::Json(definition) = row.try_get("definition")?;
-        Ok(Found { name: row.try_get("name")?, version: row.try_get("version")?, definition })
-    })
-    .transpose()
-}
 
 /// Makes puts of one name wait for each other until the transaction ends.
 pub(super) async fn lock(tx: &mut TenantTx, tenant: TenantId, name: &str) -> Result<()> {

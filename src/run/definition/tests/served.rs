@@ -21,7 +21,10 @@ use crate::{
     db::fixture::Fixture,
     http::Front,
     kernel::{Span, TenantId},
-    run::definition::{find, routes},
+    run::{
+        definition::{Reference, routes},
+        store::ground,
+    },
 };
 
 struct World {
@@ -108,11 +111,16 @@ async fn a_put_makes_the_next_version(world: &World, tenant: TenantId) {
     assert_eq!((&first["mediaType"], &first["createdBy"]), (&Value::from("application/yaml"), &Value::from("user_1")));
 
     let mut tx = world.fixture.database.tenant(tenant).await.unwrap();
-    assert_eq!(find(&mut tx, "hello").await.unwrap().map(|found| found.version), Some(3));
-    let second = find(&mut tx, "hello@2").await.unwrap().unwrap();
-    assert_eq!(second.definition.steps[0].with["value"], 2);
-    for unknown in ["hello@9", "hello@x", "hello@", "@1", "nobody", "hello\0", "hello@99999999999"] {
-        assert!(find(&mut tx, unknown).await.unwrap().is_none(), "{unknown:?}");
+    let newest = ground(&mut tx, tenant, 9, Some(&"hello".parse().unwrap())).await.unwrap().definition;
+    assert_eq!(newest.map(|(_, workflow)| workflow), Some(("hello".to_owned(), 3)));
+    let second = ground(&mut tx, tenant, 9, Some(&"hello@2".parse().unwrap())).await.unwrap().definition.unwrap();
+    assert_eq!(second.0.steps[0].with["value"], 2);
+    for unknown in ["hello@9", "nobody"] {
+        let found = ground(&mut tx, tenant, 9, Some(&unknown.parse().unwrap())).await.unwrap().definition;
+        assert!(found.is_none(), "{unknown:?}");
+    }
+    for unnameable in ["hello@x", "hello@", "@1", "hello\0", "hello@99999999999"] {
+        assert!(unnameable.parse::<Reference>().is_err(), "{unnameable:?}");
     }
     let audited: Vec<(String, String, i32)> = sqlx::query_as(
         "select actor, target, (detail ->> 'version')::integer from audit_log where action = 'workflow.put' order by 3",
