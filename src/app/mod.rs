@@ -133,7 +133,7 @@ impl App {
         if tokio::time::timeout(Duration::from_secs(5), self.service.wait()).await.is_err() {
             tracing::error!("some tasks did not end in time");
         }
-        self.database.close().await;
+        self.database.close();
     }
 }
 
@@ -259,7 +259,7 @@ pub fn openapi() -> Result<OpenApi> {
     let mut settings = Settings::default();
     settings.tools.debug = true;
     settings.auth.secret = Some(SecretString::from("only-to-describe-the-api-and-never-to-serve-it"));
-    let db = Database::lazy(PgConnectOptions::new());
+    let db = Database::lazy(PgConnectOptions::new())?;
     let (clock, stop, service) = (Clock::system(), CancellationToken::new(), TaskTracker::new());
     let rooms = Rooms::new(&settings, &clock, &db, Role::All, &stop, &service)?;
     api::router(&rooms, Role::All).map(|(_, document)| document)

@@ -45,7 +45,7 @@ impl Fixture {
     }
 
     pub async fn stop(self) {
-        self.database.close().await;
+        self.database.close();
         self.cluster.stop().await.unwrap();
         fs::remove_dir_all(&self.path).unwrap();
     }

@@ -14,7 +14,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::Database;
+use super::{Database, pool::give_back};
 use crate::kernel::{
     Error, Result,
     crash::{self, Side},
@@ -79,11 +79,13 @@ impl Database {
             return Err(Error::internal(format!("a notification of {} bytes", payload.len())));
         }
         crash::point("notify", Side::Before, &channel);
+        let mut loan = self.pool.lend().await?;
         sqlx::query("select pg_notify($1, $2), set_config('synchronous_commit', 'off', true)")
             .bind(channel)
             .bind(payload)
-            .execute(&self.pool)
+            .execute(&mut **loan)
             .await?;
+        give_back(loan);
         crash::point("notify", Side::After, &channel);
         Ok(())
     }

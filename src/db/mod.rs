@@ -10,6 +10,7 @@ pub mod guard;
 mod lane;
 mod listen;
 mod migrate;
+mod pool;
 mod reach;
 mod rider;
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use futures_util::FutureExt;
 use sea_orm::{ActiveValue::Set, ColumnTrait, ColumnType, EntityTrait, IdenStatic, Iterable};
 use sqlx::ConnectOptions;
 
@@ -242,7 +243,7 @@ async fn entities_say_what_the_tables_are() {
     assert_eq!(read.data, data);
     assert!(read.xact > 0);
     tx.commit().await.unwrap();
-    owner.close().await;
+    owner.close();
     fixture.stop().await;
 }
 
@@ -257,12 +258,12 @@ async fn the_guards_find_what_is_wrong_and_nothing_else() {
     let owner = connect(fixture.cluster.admin_options()).await;
     let faults = guard::login(&owner).await.unwrap();
     assert!(faults.iter().any(|finding| finding.fault.contains("owns tables")), "{faults:?}");
-    owner.close().await;
+    owner.close();
     let superuser = connect(fixture.cluster.admin_options().username("postgres")).await;
     let faults = guard::login(&superuser).await.unwrap();
     assert!(faults.iter().any(|finding| finding.fault.contains("superuser")), "{faults:?}");
     assert_eq!(guard::limits(&superuser).await.unwrap().len(), 3);
-    superuser.close().await;
+    superuser.close();
 
     let mut admin = fixture.cluster.admin_options().connect().await.unwrap();
     let careless = "create table notes (note_id uuid primary key, tenant_id uuid not null, run_id uuid);
@@ -308,6 +309,21 @@ async fn a_transaction_begins_though_every_pooled_connection_is_dead() {
     cut_connections(&fixture).await;
     let (one, two, three) = tokio::join!(begin(), begin(), begin());
     drop((one.unwrap(), two.unwrap(), three.unwrap()));
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn who_goes_away_in_the_middle_lets_go_of_the_locks() {
+    const LOCK: &str = "select pg_advisory_xact_lock(1)";
+    let fixture = Fixture::start("locks").await;
+    let mut holding = fixture.database.system().await.unwrap();
+    sqlx::raw_sql(LOCK).execute(holding.conn()).await.unwrap();
+    let mut waiting = fixture.database.system().await.unwrap();
+    assert!(sqlx::raw_sql(LOCK).execute(waiting.conn()).now_or_never().is_none());
+    drop((waiting, holding));
+
+    let mut other = fixture.cluster.app_options().connect().await.unwrap();
+    sqlx::raw_sql(LOCK).execute(&mut other).await.unwrap();
     fixture.stop().await;
 }
 

@@ -2,13 +2,14 @@ use std::{panic::Location, time::Duration};
 
 use sea_orm::{ConnectionTrait, DbBackend, DbErr, ExecResult, QueryResult, RuntimeErr, Statement, Values};
 use sea_query_sqlx::SqlxValues;
-use sqlx::{
-    AssertSqlSafe, PgConnection, PgPool, Postgres, SqlSafeStr, Transaction,
-    postgres::{PgConnectOptions, PgPoolOptions},
-};
+use sqlx::{AssertSqlSafe, PgConnection, Postgres, postgres::PgConnectOptions};
 use tokio::sync::Mutex;
 
-use super::{Lane, reach::reach};
+use super::{
+    Lane,
+    pool::{Loan, Pool, give_back},
+    reach::reach,
+};
 use crate::kernel::{
     Error, Result, TenantId, Timestamp,
     crash::{self, Side},
@@ -17,8 +18,7 @@ use crate::kernel::{
 /// The pool, hidden behind transactions that carry their tenant.
 #[derive(Clone, Debug)]
 pub struct Database {
-    pub(super) pool: PgPool,
-    patience: Duration,
+    pub(super) pool: Pool,
 }
 
 impl Database {
@@ -28,20 +28,17 @@ impl Database {
     /// When the first connection cannot be made; the source says why.
     pub async fn connect(options: PgConnectOptions, size: u32, patience: Duration) -> Result<Self> {
         reach(&options, patience).await.map_err(Error::unavailable)?;
-        let pool = PgPoolOptions::new()
-            .max_connections(size)
-            .acquire_timeout(patience)
-            .test_before_acquire(false)
-            .connect_with(options)
-            .await
-            .map_err(database_error)?;
-        Ok(Self { pool, patience })
+        let pool = Pool::new(options, size, patience)?;
+        give_back(pool.lend().await.map_err(database_error)?);
+        Ok(Self { pool })
     }
 
     /// A pool that connects when it is first used, which for describing the API is never.
-    #[must_use]
-    pub fn lazy(options: PgConnectOptions) -> Self {
-        Self { pool: PgPoolOptions::new().connect_lazy_with(options), patience: Duration::ZERO }
+    ///
+    /// # Errors
+    /// Never, unless the wiring itself is wrong.
+    pub fn lazy(options: PgConnectOptions) -> Result<Self> {
+        Ok(Self { pool: Pool::new(options, 1, Duration::ZERO)? })
     }
 
     /// A transaction that sees and writes the rows of `tenant` only.
@@ -60,14 +57,14 @@ impl Database {
     pub async fn tenants(&self, tenants: &[TenantId]) -> Result<TenantTx> {
         // Ids have no quotes in them; one round trip begins the transaction and names its tenants.
         let named = names(tenants);
-        let tx = self.begin(format!("begin; set local fermata.tenants = '{named}'")).await?;
-        Ok(TenantTx { tx: Mutex::new(tx), after_commit: Vec::new() })
+        let loan = self.begin(&format!("begin; set local fermata.tenants = '{named}'")).await?;
+        Ok(TenantTx { loan: Mutex::new(loan), after_commit: Vec::new() })
     }
 
     /// A connection apart from the pool, made when it is first used.
     #[must_use]
     pub fn lane(&self) -> Lane {
-        Lane { options: self.pool.connect_options(), patience: self.patience, connection: None }
+        Lane { options: self.pool.options().clone(), patience: self.pool.patience(), connection: None }
     }
 
     /// A transaction with no tenant: row-level security leaves it only the system functions.
@@ -75,15 +72,15 @@ impl Database {
     /// # Errors
     /// When no connection is to be had.
     pub async fn system(&self) -> Result<SystemTx> {
-        Ok(SystemTx { tx: self.begin("begin".to_owned()).await? })
+        Ok(SystemTx { loan: self.begin("begin").await? })
     }
 
     // After the server was away every pooled connection is dead, and finds out when it is used. Nothing has
     // happened yet at that point, so the next one is tried.
-    async fn begin(&self, statement: String) -> Result<Transaction<'static, Postgres>> {
-        let mut tries = self.pool.size();
+    async fn begin(&self, statement: &str) -> Result<Loan> {
+        let (_, mut tries) = self.pool.usage();
         loop {
-            match self.begin_whole(statement.clone()).await {
+            match self.try_begin(statement).await {
                 Err(error) if is_cut(&error) && tries > 0 => tries -= 1,
                 // Nothing was asked yet, so whatever it is, it is not the caller's or this program's fault.
                 begun => return begun.map_err(Error::unavailable),
@@ -91,13 +88,10 @@ impl Database {
         }
     }
 
-    // The driver rolls back what it knows to have begun. A begin whose caller goes away before its answer would
-    // take its open transaction back to the pool, and the tenants it named to whoever comes next. So it is a task
-    // of its own, which ends in any case; a transaction that nobody takes from it is rolled back.
-    async fn begin_whole(&self, statement: String) -> sqlx::Result<Transaction<'static, Postgres>> {
-        let connection = self.pool.acquire().await?;
-        let begin = Transaction::begin(connection, Some(AssertSqlSafe(statement).into_sql_str()));
-        tokio::spawn(begin).await.unwrap_or(Err(sqlx::Error::WorkerCrashed))
+    async fn try_begin(&self, statement: &str) -> sqlx::Result<Loan> {
+        let mut loan = self.pool.lend().await?;
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut **loan).await?;
+        Ok(loan)
     }
 
     /// The database's own time.
@@ -105,19 +99,21 @@ impl Database {
     /// # Errors
     /// When it is away.
     pub async fn clock(&self) -> Result<Timestamp> {
-        Ok(sqlx::query_scalar("select clock_timestamp()").fetch_one(&self.pool).await?)
+        let mut tx = self.system().await?;
+        let now = sqlx::query_scalar("select clock_timestamp()").fetch_one(tx.conn()).await?;
+        tx.commit().await?;
+        Ok(now)
     }
 
     /// Connections in use and open, for the metrics.
     #[must_use]
     pub fn pool_use(&self) -> (u32, u32) {
-        let open = self.pool.size();
-        (open.saturating_sub(u32::try_from(self.pool.num_idle()).unwrap_or(u32::MAX)), open)
+        self.pool.usage()
     }
 
     /// Closes every connection; what is in flight may finish.
-    pub async fn close(&self) {
-        self.pool.close().await;
+    pub fn close(&self) {
+        self.pool.close();
     }
 }
 
@@ -126,14 +122,14 @@ impl Database {
 /// `store.rs` files use it with sea-orm (it is a [`ConnectionTrait`]) or, on the hot path, with sqlx
 /// through [`TenantTx::conn`].
 pub struct TenantTx {
-    tx: Mutex<Transaction<'static, Postgres>>,
+    loan: Mutex<Loan>,
     after_commit: Vec<Box<dyn FnOnce() + Send + Sync>>,
 }
 
 impl TenantTx {
     /// The connection, for sqlx.
     pub fn conn(&mut self) -> &mut PgConnection {
-        self.tx.get_mut()
+        self.loan.get_mut()
     }
 
     /// Registers what is to happen once the commit has succeeded; forgotten when it does not.
@@ -147,7 +143,7 @@ impl TenantTx {
     /// When the database refuses or is away.
     #[track_caller]
     pub fn commit(self) -> impl Future<Output = Result<()>> + Send {
-        let committed = commit(self.tx.into_inner(), Location::caller());
+        let committed = commit(self.loan.into_inner(), Location::caller());
         async move {
             committed.await?;
             self.after_commit.into_iter().for_each(|act| act());
@@ -159,13 +155,13 @@ impl TenantTx {
 /// A transaction for the `SECURITY DEFINER` functions and the tables without tenants.
 #[derive(Debug)]
 pub struct SystemTx {
-    tx: Transaction<'static, Postgres>,
+    loan: Loan,
 }
 
 impl SystemTx {
     /// The connection, for sqlx.
     pub fn conn(&mut self) -> &mut PgConnection {
-        &mut self.tx
+        &mut self.loan
     }
 
     /// Commits.
@@ -174,14 +170,15 @@ impl SystemTx {
     /// When the database refuses or is away.
     #[track_caller]
     pub fn commit(self) -> impl Future<Output = Result<()>> + Send {
-        commit(self.tx, Location::caller())
+        commit(self.loan, Location::caller())
     }
 }
 
 /// The one place where anything becomes true.
-async fn commit(tx: Transaction<'static, Postgres>, caller: &'static Location<'static>) -> Result<()> {
+async fn commit(mut loan: Loan, caller: &'static Location<'static>) -> Result<()> {
     crash::point("commit", Side::Before, caller);
-    tx.commit().await.map_err(database_error)?;
+    sqlx::raw_sql("commit").execute(&mut **loan).await.map_err(database_error)?;
+    give_back(loan);
     crash::point("commit", Side::After, caller);
     Ok(())
 }
@@ -199,24 +196,24 @@ impl ConnectionTrait for TenantTx {
     }
 
     async fn execute_raw(&self, statement: Statement) -> Result<ExecResult, DbErr> {
-        let mut tx = self.tx.lock().await;
-        prepared(&statement).execute(&mut **tx).await.map(Into::into).map_err(exec_error)
+        let mut loan = self.loan.lock().await;
+        prepared(&statement).execute(&mut ***loan).await.map(Into::into).map_err(exec_error)
     }
 
     async fn execute_unprepared(&self, sql: &str) -> Result<ExecResult, DbErr> {
-        let mut tx = self.tx.lock().await;
-        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut **tx).await.map(Into::into).map_err(exec_error)
+        let mut loan = self.loan.lock().await;
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut ***loan).await.map(Into::into).map_err(exec_error)
     }
 
     async fn query_one_raw(&self, statement: Statement) -> Result<Option<QueryResult>, DbErr> {
-        let mut tx = self.tx.lock().await;
-        let row = prepared(&statement).fetch_optional(&mut **tx).await.map_err(query_error)?;
+        let mut loan = self.loan.lock().await;
+        let row = prepared(&statement).fetch_optional(&mut ***loan).await.map_err(query_error)?;
         Ok(row.map(Into::into))
     }
 
     async fn query_all_raw(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
-        let mut tx = self.tx.lock().await;
-        let rows = prepared(&statement).fetch_all(&mut **tx).await.map_err(query_error)?;
+        let mut loan = self.loan.lock().await;
+        let rows = prepared(&statement).fetch_all(&mut ***loan).await.map_err(query_error)?;
         Ok(rows.into_iter().map(Into::into).collect())
     }
 }
@@ -254,7 +251,7 @@ pub(super) fn is_cut(error: &sqlx::Error) -> bool {
 fn is_away(error: &sqlx::Error) -> bool {
     match error {
         cut if is_cut(cut) => true,
-        sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => true,
+        sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => true,
         // Connection exceptions, lock and statement time-outs, resources, operator intervention, serialisation.
         sqlx::Error::Database(e) => e.code().is_some_and(|code| {
             ["08", "53", "57"].iter().any(|class| code.starts_with(class))

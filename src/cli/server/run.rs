@@ -36,7 +36,7 @@ async fn refuse_what_is_unsafe(settings: &Settings) -> Result<()> {
     if findings.is_empty() {
         findings.extend(guard::schema(&db).await.map_err(fault)?);
     }
-    db.close().await;
+    db.close();
     match findings.as_slice() {
         [] => Ok(()),
         findings => Err(findings.iter().map(ToString::to_string).collect::<Vec<_>>().join("\nerror: ")),

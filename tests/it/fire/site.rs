@@ -56,7 +56,7 @@ impl Site {
         let tenants = Tenants::new(database.clone(), Clock::system());
         let home = tenants.create("home", TenantSettings::default()).await.unwrap().tenant_id;
         let abroad = tenants.create("abroad", TenantSettings::default()).await.unwrap().tenant_id;
-        database.close().await;
+        database.close();
         let socket_dir = cluster.socket_dir().to_owned();
         Self { folder, cluster: Some(cluster), owner, app, socket_dir, tenants: [home, abroad] }
     }
