@@ -11,7 +11,7 @@ use super::{
     fixture::{Fixture, connect, insert_run},
     guard, migrate,
 };
-use crate::kernel::RunId;
+use crate::kernel::{Problem, RunId};
 
 fn refusal<T: std::fmt::Debug>(outcome: sqlx::Result<T>) -> String {
     outcome.unwrap_err().as_database_error().unwrap().code().unwrap().into_owned()
@@ -309,6 +309,23 @@ async fn a_transaction_begins_though_every_pooled_connection_is_dead() {
     cut_connections(&fixture).await;
     let (one, two, three) = tokio::join!(begin(), begin(), begin());
     drop((one.unwrap(), two.unwrap(), three.unwrap()));
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn a_commit_that_the_server_answers_with_a_rollback_is_none() {
+    let fixture = Fixture::start("rollback").await;
+    let tenant = fixture.tenant("one").await;
+    let mut tx = fixture.database.tenant(tenant).await.unwrap();
+    insert_run(tx.conn(), tenant, RunId::new(fixture.clock.now()), &fixture.clock).await.unwrap();
+    tx.after_commit(|| panic!("nothing was committed"));
+    sqlx::query("select 1 / 0").execute(tx.conn()).await.unwrap_err();
+    assert_eq!(tx.commit().await.unwrap_err().problem(), Problem::Internal);
+
+    let mut tx = fixture.database.tenant(tenant).await.unwrap();
+    let runs: i64 = sqlx::query_scalar("select count(*) from runs").fetch_one(tx.conn()).await.unwrap();
+    assert_eq!(runs, 0);
+    tx.commit().await.unwrap();
     fixture.stop().await;
 }
 
