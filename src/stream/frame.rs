@@ -86,11 +86,16 @@ impl<P: Copy + Ord> Batch<P> {
         self.marks.last().map(|mark| mark.at)
     }
 
-    /// The events after `cursor` in one piece, without copying, and how many they are.
-    pub fn after(&self, cursor: P) -> (Bytes, usize) {
+    /// The events after `cursor`, as many as `most` bytes hold but one at least; how many they are, and the last
+    /// one's place. They are copied: a slice would keep the whole batch in memory.
+    pub fn after(&self, cursor: P, most: usize) -> (Bytes, usize, Option<P>) {
         let skipped = self.marks.partition_point(|mark| mark.at <= cursor);
-        let start = skipped.checked_sub(1).and_then(|last| self.marks.get(last)).map_or(0, |mark| mark.end);
-        (self.bytes.slice(start..), self.marks.len() - skipped)
+        let (before, marks) = self.marks.split_at(skipped);
+        let start = before.last().map_or(0, |mark| mark.end);
+        let fitting = marks.partition_point(|mark| mark.end - start <= most).max(1).min(marks.len());
+        let last = marks.get(..fitting).and_then(<[_]>::last);
+        let bytes = self.bytes.get(start..last.map_or(start, |mark| mark.end)).unwrap_or_default();
+        (Bytes::copy_from_slice(bytes), fitting, last.map(|mark| mark.at))
     }
 }
 
@@ -130,8 +135,8 @@ mod tests {
 
     #[test]
     fn an_event_is_three_lines_and_a_blank_one() {
-        let (bytes, frames) = batch().after(4);
-        assert_eq!(frames, 1);
+        let (bytes, frames, last) = batch().after(4, usize::MAX);
+        assert_eq!((frames, last), (1, Some(5)));
         assert_eq!(bytes, "id: evt_5\nevent: completed\ndata: {\"a\":  2}\n\n");
     }
 
@@ -139,8 +144,10 @@ mod tests {
     fn slices_and_the_whole_agree() {
         let batch = batch();
         let joined = batch.entries().flat_map(|entry| entry.sse.to_vec()).collect::<Vec<_>>();
-        assert_eq!(batch.after(0).0, joined);
-        assert_eq!(batch.after(5), (Bytes::new(), 0));
+        assert_eq!(batch.after(0, joined.len()), (joined.clone().into(), 2, Some(5)));
+        assert_eq!(batch.after(0, joined.len() - 1).1, 1);
+        assert_eq!(batch.after(0, 0).2, Some(4));
+        assert_eq!(batch.after(5, usize::MAX), (Bytes::new(), 0, None));
         assert_eq!((batch.first(), batch.last(), batch.len(), batch.bytes()), (Some(4), Some(5), 2, joined.len()));
     }
 

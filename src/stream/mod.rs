@@ -12,6 +12,7 @@ mod frame;
 mod history;
 mod hub;
 mod media;
+mod page;
 mod pass;
 mod ring;
 mod routes;
@@ -27,6 +28,7 @@ mod tenant;
 mod tests;
 mod ticket;
 mod topic;
+mod window;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

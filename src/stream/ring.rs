@@ -5,10 +5,8 @@ use bytes::{Bytes, BytesMut};
 use super::{
     filter::Filter,
     frame::{Entry, append},
+    window::PIECE,
 };
-
-/// The most that goes to a subscriber in one piece, in bytes; a larger event goes alone.
-pub(super) const PIECE: usize = 64 * 1024;
 
 /// The recent end of a stream: every event after `base`, up to `head`, encoded, in order.
 #[derive(Debug)]
@@ -137,19 +135,12 @@ impl<P: Copy + Ord> Ring<P> {
             upto = entry.at;
             seen += 1;
         }
-        let mut passing = self.entries.iter().skip(start).take(seen).filter(|entry| filter.passes(entry.kind));
-        let bytes = match (frames, passing.next()) {
-            (1, Some(only)) if filter.suffix().is_empty() => only.sse.clone(),
-            (_, None) => Bytes::new(),
-            (_, Some(first)) => {
-                let mut out = BytesMut::with_capacity(bytes);
-                append(&mut out, first, filter);
-                passing.for_each(|entry| append(&mut out, entry, filter));
-                out.freeze()
-            }
-        };
+        // Copied even where it is one event: whoever stalls would keep what that is a slice of.
+        let mut out = BytesMut::with_capacity(bytes);
+        let passing = self.entries.iter().skip(start).take(seen).filter(|entry| filter.passes(entry.kind));
+        passing.for_each(|entry| append(&mut out, entry, filter));
         let left = self.entries.len() - start - seen;
-        Piece { bytes, frames, upto, count: self.count.saturating_sub(left as u64) }
+        Piece { bytes: out.freeze(), frames, upto, count: self.count.saturating_sub(left as u64) }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use super::{
     feed::News,
@@ -10,10 +10,12 @@ use super::{
     frame::{Batch, Writer, write_event},
     history::Want,
     hub::{Hub, RunKey, RunTopic},
+    page::Page,
     ring::{Piece, Taken},
     store::{self, EventRow, Head},
     subscriber::Source,
     topic::Reader,
+    window::Reach,
 };
 use crate::{
     journal::{Status, event_id},
@@ -77,12 +79,13 @@ impl Source for RunSource {
         self.reader.news().await;
     }
 
-    async fn read(&mut self, cursor: u64, _: &Filter) -> Result<Piece<u64>> {
+    /// The pages of runs are shared, so all are of a size.
+    async fn read(&mut self, cursor: u64, _: &Filter, _: &mut Reach) -> Result<Page<u64>> {
         let (tenant, run) = self.key;
         // The subscriber is behind what the ring has, so there were events up to there.
         let base = self.topic.with(|feed| feed.span()).map_or(cursor, |(base, _)| base);
         let page = self.hub.history.page(tenant, run, cursor, |want| self.hub.page(self.key, want)).await?;
-        Ok(page.map_or_else(|| lost(run, cursor, base), |page| found(run, cursor, &page)))
+        Ok(found(run, cursor, base, page))
     }
 
     fn reached(&self, count: u64) {
@@ -94,32 +97,25 @@ impl Source for RunSource {
     }
 }
 
-/// What a page has for a subscriber at `cursor`, after word of what is missing.
-fn found(run: RunId, cursor: u64, page: &Batch<u64>) -> Piece<u64> {
-    let (events, frames) = page.after(cursor);
-    let upto = page.last().unwrap_or(cursor);
-    match page.first() {
-        Some(first) if first > cursor + 1 => {
-            let gap = lost(run, cursor, first - 1);
-            let mut bytes = BytesMut::from(gap.bytes.as_ref());
-            bytes.extend_from_slice(&events);
-            Piece { bytes: bytes.freeze(), frames, upto, count: upto }
-        }
-        _ => Piece { bytes: events, frames, upto, count: upto },
-    }
+/// What there is for a subscriber at `cursor`: a page, after word of what is missing before it. Where there is no
+/// page, that is everything up to `base`.
+fn found(run: RunId, cursor: u64, base: u64, page: Option<Arc<Batch<u64>>>) -> Page<u64> {
+    let events = page.unwrap_or_else(|| Arc::new(encode(Vec::new())));
+    let missing = events.first().map_or(base, |first| first - 1);
+    let upto = events.last().unwrap_or(base).max(cursor);
+    let gap = (missing > cursor).then(|| lost(run, cursor, missing));
+    Page { gap, events, upto, count: |seq| seq }
 }
 
 /// Says that the events after `cursor` up to `last` are no longer there. Its id is that of the last one
 /// missing, so that a reconnect goes on behind it.
 fn lost(run: RunId, cursor: u64, last: u64) -> Piece<u64> {
     let mut bytes = Vec::new();
-    if last > cursor {
-        let (first, id) = (event_id(cursor + 1), event_id(last));
-        let payload = format!(r#"{{"firstMissing":"{first}","lastMissing":"{id}"}}"#);
-        let json = format!(r#"{{"runId":"{run}","step":"gap","level":"warn","payload":{payload}}}"#);
-        write_event(&mut bytes, id, "gap", json.as_bytes());
-    }
-    Piece { bytes: bytes.into(), frames: 0, upto: last.max(cursor), count: last.max(cursor) }
+    let (first, id) = (event_id(cursor + 1), event_id(last));
+    let payload = format!(r#"{{"firstMissing":"{first}","lastMissing":"{id}"}}"#);
+    let json = format!(r#"{{"runId":"{run}","step":"gap","level":"warn","payload":{payload}}}"#);
+    write_event(&mut bytes, id, "gap", json.as_bytes());
+    Piece { bytes: bytes.into(), frames: 0, upto: last, count: last }
 }
 
 impl Hub {
@@ -256,7 +252,7 @@ fn named(tenants: impl Iterator<Item = TenantId>) -> Vec<TenantId> {
 
 /// Whether there may be more rows than these.
 fn cut_short(rows: &[EventRow]) -> bool {
-    rows.len() as u64 >= NEWS || !store::fits(rows.iter().map(|row| row.data.len()).sum())
+    rows.len() as u64 >= NEWS || !store::fits(rows.iter().map(|row| row.data.len()).sum(), store::READ)
 }
 
 fn ends(name: &str) -> bool {
@@ -279,29 +275,35 @@ mod tests {
         RunId::from_uuid(uuid::Uuid::from_u128(1))
     }
 
-    fn page(first: u64, last: u64) -> Batch<u64> {
+    fn page(first: u64, last: u64) -> Option<Arc<Batch<u64>>> {
         let row = |seq| EventRow { seq, name: "idle".to_owned(), data: "{}".to_owned() };
-        encode((first..=last).map(row).collect())
+        Some(Arc::new(encode((first..=last).map(row).collect())))
     }
 
     #[test]
     fn a_page_is_sent_from_the_cursor_on() {
-        let piece = found(run(), 4, &page(1, 6));
+        let piece = found(run(), 4, 9, page(1, 6)).piece(4).expect("two events");
         assert!(piece.bytes.starts_with(b"id: evt_5\n"));
         assert_eq!((piece.frames, piece.upto, piece.count), (2, 6, 6));
     }
 
     #[test]
     fn what_is_missing_is_said_before_what_follows_and_resumes_behind_it() {
-        let piece = found(run(), 4, &page(9, 9));
-        let text = String::from_utf8(piece.bytes.to_vec()).expect("text");
-        let (gap, rest) = text.split_once("\n\n").expect("two events");
+        let mut found_page = found(run(), 4, 9, page(9, 9));
+        let gap = found_page.piece(4).expect("a gap");
         let payload = r#"{"firstMissing":"evt_5","lastMissing":"evt_8"}"#;
         let json = format!(r#"{{"runId":"{}","step":"gap","level":"warn","payload":{payload}}}"#, run());
-        assert_eq!(gap, format!("id: evt_8\nevent: gap\ndata: {json}"));
-        assert!(rest.starts_with("id: evt_9\n"));
-        assert_eq!((piece.frames, piece.upto), (1, 9));
-        assert_eq!(lost(run(), 4, 7).upto, 7);
-        assert!(lost(run(), 7, 7).bytes.is_empty());
+        assert_eq!(gap.bytes, format!("id: evt_8\nevent: gap\ndata: {json}\n\n"));
+        let rest = found_page.piece(gap.upto).expect("an event");
+        assert!(rest.bytes.starts_with(b"id: evt_9\n"));
+        assert_eq!((gap.frames, gap.upto, rest.frames, rest.upto), (0, 8, 1, 9));
+    }
+
+    #[test]
+    fn where_no_event_is_left_all_up_to_the_base_is_missing() {
+        let mut nothing = found(run(), 4, 7, None);
+        assert_eq!(nothing.piece(4).map(|gap| gap.upto), Some(7));
+        assert!(nothing.piece(7).is_none());
+        assert!(found(run(), 7, 7, None).piece(7).is_none());
     }
 }

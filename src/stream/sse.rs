@@ -54,8 +54,8 @@ impl Streams {
             }
         }
         source.reached(cursor);
-        let (filter, pulse, greeting) = (Filter::all(), self.pulse(ctx), Some(self.greeting("\n")));
-        Ok(Some(Subscriber { source, cursor, filter, greeting, pulse, seat }.body()))
+        let (filter, pulse, greeting) = (Filter::all(), self.pulse(ctx), self.greeting("\n"));
+        Ok(Some(Subscriber::new(source, cursor, filter, greeting, pulse, seat).body()))
     }
 
     /// The tenant's events after `last`.
@@ -80,7 +80,7 @@ impl Streams {
         // An id without an event: a client that gets none before it reconnects loses none either.
         let greeting = self.greeting(&format!("id: {}{}\n\n", cursor.of(ctx.tenant_id), filter.suffix()));
         let pulse = self.pulse(ctx);
-        Ok(Subscriber { source, cursor, filter, greeting: Some(greeting), pulse, seat }.body())
+        Ok(Subscriber::new(source, cursor, filter, greeting, pulse, seat).body())
     }
 
     /// Where to begin: at the cursor, which must not lie in the future, or at the present.

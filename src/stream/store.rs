@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Bytes of JSON read at once from one stream; a single larger event is read alone.
-const READ: i64 = 256 * 1024;
+pub(super) const READ: usize = 256 * 1024;
 
 /// A run's end, as its row has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,7 +85,7 @@ pub(super) async fn events(
     .bind(wanted.iter().map(|(_, run, _)| run.uuid()).collect::<Vec<_>>())
     .bind(wanted.iter().map(|(.., after)| signed(*after)).collect::<Vec<_>>())
     .bind(signed(limit))
-    .bind(READ)
+    .bind(size(READ))
     .fetch_all(tx.conn())
     .await?;
     rows.into_iter()
@@ -145,13 +145,15 @@ pub(super) struct Stretch {
     pub gap: Option<Place>,
 }
 
-/// At most `limit` of the tenant's events after `after` that pass the filter, from below the horizon.
+/// At most `limit` of the tenant's events after `after` that pass the filter, from below the horizon, of about
+/// `most` bytes together.
 pub(super) async fn stretch(
     tx: &mut TenantTx,
     tenant: TenantId,
     after: Place,
     filter: &Filter,
     limit: i64,
+    most: usize,
 ) -> Result<Stretch> {
     // One statement, so one snapshot: the horizon and the rows belong together.
     let rows = sqlx::query(
@@ -182,7 +184,7 @@ pub(super) async fn stretch(
     .bind(signed(after.seq))
     .bind(filter.wanted())
     .bind(limit)
-    .bind(READ)
+    .bind(size(most))
     .fetch_all(tx.conn())
     .await?;
     let mut stretch =
@@ -197,7 +199,7 @@ pub(super) async fn stretch(
         bytes += event.data.len();
         stretch.rows.push((place, event));
     }
-    stretch.more = i64::try_from(stretch.rows.len()).is_ok_and(|n| n == limit) || !fits(bytes);
+    stretch.more = i64::try_from(stretch.rows.len()).is_ok_and(|n| n == limit) || !fits(bytes, most);
     Ok(stretch)
 }
 
@@ -208,8 +210,8 @@ fn place(row: &PgRow, [xact, run, seq]: [&str; 3]) -> Result<Option<Place>> {
 }
 
 /// Whether a reading of that many bytes was not cut short by its size.
-pub(super) fn fits(bytes: usize) -> bool {
-    i64::try_from(bytes).is_ok_and(|bytes| bytes < READ)
+pub(super) fn fits(bytes: usize, most: usize) -> bool {
+    bytes < most
 }
 
 /// A ticket as it is kept.
@@ -269,6 +271,10 @@ pub(super) async fn use_ticket(
 /// The table's numbers are signed and never negative.
 fn number(value: i64) -> u64 {
     u64::try_from(value).unwrap_or_default()
+}
+
+fn size(bytes: usize) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
 fn signed(value: u64) -> i64 {

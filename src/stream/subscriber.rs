@@ -7,8 +7,10 @@ use futures_util::stream;
 
 use super::{
     filter::Filter,
+    page::Page,
     ring::{Piece, Taken},
     seats::Seat,
+    window::{Reach, STALLED, Window},
 };
 use crate::kernel::{Clock, Result, Timestamp};
 
@@ -27,8 +29,12 @@ pub(super) trait Source: Send + Sync + 'static {
     fn news(&mut self) -> impl Future<Output = ()> + Send;
 
     /// What the table has after `cursor`, when memory has it no more.
-    fn read(&mut self, cursor: Self::Place, filter: &Filter)
-    -> impl Future<Output = Result<Piece<Self::Place>>> + Send;
+    fn read(
+        &mut self,
+        cursor: Self::Place,
+        filter: &Filter,
+        reach: &mut Reach,
+    ) -> impl Future<Output = Result<Page<Self::Place>>> + Send;
 
     /// The subscriber has had everything up to the stream's event number `count`.
     fn reached(&self, count: u64);
@@ -39,13 +45,17 @@ pub(super) trait Source: Send + Sync + 'static {
 
 /// One open stream: a place, and what it takes to move on from there.
 pub(super) struct Subscriber<S: Source> {
-    pub source: S,
-    pub cursor: S::Place,
-    pub filter: Filter,
+    source: S,
+    cursor: S::Place,
+    filter: Filter,
     /// The first thing sent.
-    pub greeting: Option<Bytes>,
-    pub pulse: Pulse,
-    pub seat: Seat,
+    greeting: Option<Bytes>,
+    pulse: Pulse,
+    seat: Seat,
+    window: Window,
+    reach: Reach,
+    /// Read from the table and not all sent.
+    page: Option<Page<S::Place>>,
 }
 
 /// When to say that one is still there, and when to leave.
@@ -93,6 +103,12 @@ impl Pulse {
 }
 
 impl<S: Source> Subscriber<S> {
+    /// At `cursor`; the greeting is sent first.
+    pub fn new(source: S, cursor: S::Place, filter: Filter, greeting: Bytes, pulse: Pulse, seat: Seat) -> Self {
+        let (greeting, window, reach) = (Some(greeting), Window::default(), Reach::default());
+        Self { source, cursor, filter, greeting, pulse, seat, window, reach, page: None }
+    }
+
     /// The response's body.
     pub fn body(self) -> Body {
         Body::from_stream(stream::unfold(self, |mut subscriber| async move {
@@ -108,38 +124,77 @@ impl<S: Source> Subscriber<S> {
             if self.pulse.expired() {
                 return None;
             }
+            if !self.window.is_open() {
+                self.stall().await;
+                continue;
+            }
             let piece = match self.source.take(self.cursor, &self.filter) {
                 Taken::Over => return None,
-                Taken::Piece(piece) => piece,
+                Taken::Piece(piece) => {
+                    self.page = None;
+                    Some(piece)
+                }
                 Taken::Current { upto, count } => {
-                    self.cursor = upto;
+                    (self.cursor, self.page) = (upto, None);
                     self.source.reached(count);
                     tokio::select! {
                         biased;
                         () = self.source.news() => {}
                         () = &mut self.pulse.alarm => if let Some(rest) = self.rest() { return Some(rest) },
                     }
-                    continue;
+                    None
                 }
                 Taken::Behind => {
-                    let read = Box::pin(patient(&mut self.source, self.cursor, &self.filter));
-                    tokio::select! {
-                        biased;
-                        read = read => match read { Some(piece) => piece, None => continue },
-                        () = &mut self.pulse.alarm => match self.rest() {
-                            Some(rest) => return Some(rest),
-                            None => continue,
-                        },
+                    let piece = self.page.as_mut().and_then(|page| page.piece(self.cursor));
+                    if piece.is_none()
+                        && let Some(rest) = self.read().await
+                    {
+                        return Some(rest);
                     }
+                    piece
                 }
             };
-            self.cursor = piece.upto;
-            self.source.reached(piece.count);
-            if !piece.bytes.is_empty() {
-                self.pulse.sent();
-                self.seat.sent(piece.frames);
-                return Some(piece.bytes);
+            if let Some(bytes) = piece.and_then(|piece| self.send(piece)) {
+                return Some(bytes);
             }
+        }
+    }
+
+    /// Moves on by a piece: what goes out.
+    fn send(&mut self, piece: Piece<S::Place>) -> Option<Bytes> {
+        self.cursor = piece.upto;
+        self.source.reached(piece.count);
+        if piece.bytes.is_empty() {
+            return None;
+        }
+        self.pulse.sent();
+        self.seat.sent(piece.frames);
+        Some(self.window.lend(piece.bytes))
+    }
+
+    /// Waits for the next page of the table; what to send meanwhile.
+    async fn read(&mut self) -> Option<Bytes> {
+        let read = Box::pin(patient(&mut self.source, self.cursor, &self.filter, &mut self.reach));
+        tokio::select! {
+            biased;
+            page = read => {
+                self.page = page;
+                None
+            }
+            () = &mut self.pulse.alarm => self.rest(),
+        }
+    }
+
+    /// Waits for room in the connection. A page that nobody takes is given back: it can be read again.
+    async fn stall(&mut self) {
+        tokio::select! {
+            biased;
+            () = self.window.opens() => {}
+            () = tokio::time::sleep(STALLED), if self.page.is_some() => {
+                (self.page, self.reach) = (None, Reach::default());
+            }
+            // Behind what does not leave there is no point in saying that one is still there.
+            () = &mut self.pulse.alarm => { self.pulse.quiet(); }
         }
     }
 
@@ -149,9 +204,14 @@ impl<S: Source> Subscriber<S> {
 }
 
 /// A database that is away is waited for; the client keeps its connection.
-async fn patient<S: Source>(source: &mut S, cursor: S::Place, filter: &Filter) -> Option<Piece<S::Place>> {
-    match source.read(cursor, filter).await {
-        Ok(piece) => Some(piece),
+async fn patient<S: Source>(
+    source: &mut S,
+    cursor: S::Place,
+    filter: &Filter,
+    reach: &mut Reach,
+) -> Option<Page<S::Place>> {
+    match source.read(cursor, filter, reach).await {
+        Ok(page) => Some(page),
         Err(error) => {
             tracing::warn!(?error, "a subscriber's page could not be read");
             tokio::time::sleep(PATIENCE).await;

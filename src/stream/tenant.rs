@@ -16,10 +16,12 @@ use super::{
     frame::{Batch, Writer, write_event},
     held,
     hub::Hub,
+    page::Page,
     ring::{Piece, Ring, Taken},
-    store::{self, EventRow, Stretch},
+    store::{self, EventRow, READ, Stretch},
     subscriber::Source,
     topic::{Reader, Topic},
+    window::Reach,
 };
 use crate::kernel::{Result, TenantId};
 
@@ -159,19 +161,17 @@ impl Source for TenantSource {
         self.reader.news().await;
     }
 
-    async fn read(&mut self, cursor: Place, filter: &Filter) -> Result<Piece<Place>> {
+    async fn read(&mut self, cursor: Place, filter: &Filter, reach: &mut Reach) -> Result<Page<Place>> {
         let _permit = self.hub.reads.acquire().await;
-        let stretch = self.hub.stretch(self.tenant, cursor, filter).await?;
+        let stretch = self.hub.stretch(self.tenant, cursor, filter, reach.grow()).await?;
         let (upto, gap) = (end_of(&stretch, cursor), stretch.gap.filter(|gap| *gap > cursor.max(self.told)));
-        let batch = encode(self.tenant, stretch.rows, filter);
-        let (mut bytes, frames) = batch.after(cursor);
-        if let Some(gap) = gap {
-            let next = batch.first().map_or(upto, Place::before);
-            bytes = missing(self.tenant, gap.min(next), gap, filter, &bytes);
+        let events = Arc::new(encode(self.tenant, stretch.rows, filter));
+        let gap = gap.map(|gap| {
             self.told = gap;
-        }
+            missing(self.tenant, gap.min(events.first().map_or(upto, Place::before)), gap, filter)
+        });
         // How many events lie behind is not known here; until it has caught up it counts as having none.
-        Ok(Piece { bytes, frames, upto, count: 0 })
+        Ok(Page { gap, events, upto, count: |_| 0 })
     }
 
     fn reached(&self, count: u64) {
@@ -220,7 +220,7 @@ async fn pump(hub: Arc<Hub>, tenant: TenantId, topic: Arc<TenantTopic>, stir: Ar
 impl Hub {
     async fn advance(&self, tenant: TenantId, topic: &Arc<TenantTopic>) -> Result<Reading> {
         let Some(after) = topic.with(|feed| feed.ring.as_ref().map(Ring::head)) else { return Ok(Reading::Done) };
-        let stretch = self.stretch(tenant, after, &Filter::all()).await?;
+        let stretch = self.stretch(tenant, after, &Filter::all(), READ).await?;
         let (horizon, more, hidden) = (stretch.horizon, stretch.more, stretch.hidden);
         let (upto, hole) = (end_of(&stretch, after), stretch.gap.is_some_and(|gap| gap > after));
         let batch = encode(tenant, stretch.rows, &Filter::all());
@@ -248,10 +248,10 @@ impl Hub {
         })
     }
 
-    async fn stretch(&self, tenant: TenantId, after: Place, filter: &Filter) -> Result<Stretch> {
+    async fn stretch(&self, tenant: TenantId, after: Place, filter: &Filter, most: usize) -> Result<Stretch> {
         self.gauges.stretches.increment(1);
         let mut tx = self.db.tenant(tenant).await?;
-        let stretch = store::stretch(&mut tx, tenant, after, filter, AT_ONCE).await?;
+        let stretch = store::stretch(&mut tx, tenant, after, filter, AT_ONCE, most).await?;
         tx.commit().await?;
         Ok(stretch)
     }
@@ -272,16 +272,15 @@ fn end_of(stretch: &Stretch, after: Place) -> Place {
     if stretch.more { last } else { last.max(Place::below(stretch.horizon)) }
 }
 
-/// Says before the `rest` that events up to `until` are no longer there. What is left of them still comes, so its id is
-/// that of the last place before the rest: a reconnect goes on from there, and is told again while there is more to miss.
-fn missing(tenant: TenantId, at: Place, until: Place, filter: &Filter, rest: &Bytes) -> Bytes {
+/// Says that events up to `until` are no longer there. What is left of them still comes, so its id is that of the
+/// last place before the rest: a reconnect goes on from there, and is told again while there is more to miss.
+fn missing(tenant: TenantId, at: Place, until: Place, filter: &Filter) -> Piece<Place> {
     let id = |place: Place| format!("{}{}", place.of(tenant), filter.suffix());
     let payload = format!(r#"{{"until":"{}"}}"#, id(until));
     let json = format!(r#"{{"tenantId":"{tenant}","step":"gap","level":"warn","payload":{payload}}}"#);
-    let mut bytes = Vec::with_capacity(rest.len() + 512);
+    let mut bytes = Vec::new();
     write_event(&mut bytes, id(at), "gap", json.as_bytes());
-    bytes.extend_from_slice(rest);
-    bytes.into()
+    Piece { bytes: bytes.into(), frames: 0, upto: at, count: 0 }
 }
 
 fn encode(tenant: TenantId, rows: Vec<(Place, EventRow)>, filter: &Filter) -> Batch<Place> {
@@ -334,7 +333,7 @@ mod tests {
         let tenant = TenantId::from_uuid(Uuid::from_u128(1));
         let filter = Filter::parse("idle").expect("known");
         let batch = encode(tenant, stretch(&[4], 9, false).rows, &filter);
-        let text = String::from_utf8(batch.after(Place::START).0.to_vec()).expect("text");
+        let text = String::from_utf8(batch.after(Place::START, usize::MAX).0.to_vec()).expect("text");
         let id = text.lines().next().and_then(|line| line.strip_prefix("id: ")).expect("an id");
         let (place, same) = super::super::cursor::parse_place(id, tenant).expect("a cursor");
         assert_eq!((place.xact, same), (4, filter));

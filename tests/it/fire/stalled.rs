@@ -64,6 +64,11 @@ impl People {
         run
     }
 
+    /// How late the events of a new run come to those who follow it, in order of lateness.
+    async fn measure(&self, events: usize) -> Vec<Duration> {
+        self.follow(&self.source(events).await).await
+    }
+
     /// Lets the source go; how late its events came to those who follow it.
     async fn follow(&self, run: &Run) -> Vec<Duration> {
         let followers = (0..FOLLOWERS).map(|_| tokio::spawn(delays(self.viewer.run(&run.id))));
@@ -99,30 +104,40 @@ async fn stalled_readers_cost_little_and_hold_up_nobody() {
     let people =
         People { operator: client(Role::Operator), approver: client(Role::Approver), viewer: client(Role::Viewer) };
     // Once for the memory that the work itself takes, once to measure.
-    people.follow(&people.source(events).await).await;
-    let usual = people.follow(&people.source(events).await).await;
+    people.measure(events).await;
+    let without = people.measure(events).await;
     let before = server.memory();
 
+    // Half of them take from a run as it goes on, half everything from the start, until their sockets are full.
     let run = people.source(events).await;
     let mut stalled = JoinSet::new();
     for number in 0..readers {
         let path = if number % 2 == 0 { run.path("/events") } else { "/workflow/events?from=start".to_owned() };
         stalled.spawn(a_byte_a_second(stall(&url, people.viewer.token(), &path).await));
     }
-    let beside = people.follow(&run).await;
+    people.follow(&run).await;
+    let with = people.measure(events).await;
     let more = server.memory().saturating_sub(before) << 10;
-    let (at, late) = (usual.len() * 99 / 100, beside.len() * 99 / 100);
-    let (p99, p99_beside) = (usual[at], beside[late]);
+    assert!(stalled.try_join_next().is_none(), "a stalled reader was dropped");
+    stalled.shutdown().await;
+    // Once for those who leave, once to measure what the machine does by now.
+    people.measure(events).await;
+    let after = people.measure(events).await;
+
+    let p99 = |delays: &[Duration]| delays[delays.len() * 99 / 100];
+    let (usual, beside) = (p99(&without).max(p99(&after)), p99(&with));
     println!(
-        "{readers} stalled readers: {} KiB more, {} bytes each; events reach {FOLLOWERS} others in {} without, {} with",
+        "{readers} stalled readers: {} KiB more, {} bytes each; events reach {FOLLOWERS} others in {} without, {} with, \
+         {} without again",
         more >> 10,
         more / readers,
-        spread(usual),
-        spread(beside),
+        spread(without),
+        spread(with),
+        spread(after),
     );
-    assert!(stalled.try_join_next().is_none(), "a stalled reader was dropped");
     assert!(more <= MEMORY, "{more} bytes more for {readers} stalled readers");
-    // The order of magnitude; the figures are in docs/reliability.md.
-    assert!(p99_beside < p99 * 10 + Duration::from_millis(500), "p99 {p99:?} without them, {p99_beside:?} with");
+    // In the usual size only the order of magnitude: a hundredth of so few events is a hiccup of the machine.
+    let most = scale(usual * 6 / 5, usual * 10 + Duration::from_millis(500));
+    assert!(beside <= most, "p99 {usual:?} without them, {beside:?} with");
     server.stop().await;
 }
