@@ -223,11 +223,14 @@ impl Open {
         self.text.push_str(std::str::from_utf8(&more.expect("the stream goes on").unwrap()).unwrap());
     }
 
-    /// Reads to the end.
+    /// Reads to the end. What was read is let go of, as a connection does: who keeps it gets nothing more.
     pub async fn rest(mut self) -> String {
-        let rest = tokio::time::timeout(PATIENCE, Body::from_stream(self.body).collect()).await;
-        let rest = rest.expect("the stream ends").unwrap().to_bytes();
-        self.text.push_str(std::str::from_utf8(&rest).unwrap());
+        let all = async {
+            while let Some(more) = self.body.next().await {
+                self.text.push_str(std::str::from_utf8(&more.unwrap()).unwrap());
+            }
+        };
+        tokio::time::timeout(PATIENCE, all).await.expect("the stream ends");
         self.text
     }
 }

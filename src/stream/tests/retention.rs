@@ -161,13 +161,18 @@ async fn a_tenant_s_stream_says_that_something_is_missing_before_what_is_left() 
     world.write(other, untouched, &["idle"]).await;
     // It has had a part when the rest is dropped; the present is behind all of it.
     let mut open = process.open(tenant, "/workflow/events?from=start", &[]).await;
-    let begun = open.events(512).await;
+    let mut begun = open.events(512).await;
     let mut now = process.open(tenant, TENANT, &[]).await;
     forget_all(&world, tenant).await;
     world.write(tenant, live, &["completed"]).await;
     assert_eq!(table(&world, tenant).await.len(), 4);
 
-    let rest = open.events(4).await;
+    // What was read before it was dropped still comes, and then the word of what was not.
+    let mut gap = open.events(1).await;
+    while !gap.contains("\nevent: gap\n") {
+        begun += &std::mem::replace(&mut gap, open.events(1).await);
+    }
+    let rest = gap + &open.events(3).await;
     let names: Vec<_> = events(&rest).into_iter().map(|(name, _)| name).collect();
     assert_eq!(names, ["gap", "planning", "executing", "completed"]);
     let said = events(&now.events(1).await).into_iter().map(|(name, _)| name.to_owned()).collect::<Vec<_>>();
