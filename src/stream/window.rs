@@ -13,10 +13,10 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 /// The most that goes to a subscriber in one piece, in bytes; a larger event goes alone.
-pub(super) const PIECE: usize = 16 * 1024;
+pub(super) const PIECE: usize = 8 * 1024;
 
 /// The connection gets no further piece while it holds that many bytes.
-const WINDOW: usize = 16 * 1024;
+const WINDOW: usize = 8 * 1024;
 
 /// After that long without room a reader has stalled.
 pub(super) const STALLED: Duration = Duration::from_millis(250);
