@@ -205,17 +205,17 @@ begin
 end
 $$;
 
+-- `mover` is the run whose append the entry is about; null for a deed that is no append.
 create type audit_entry as (
-  tenant_id uuid, audit_id uuid, at timestamptz, actor text, action text, target text, detail text, request_id text
+  mover uuid, tenant_id uuid, audit_id uuid, at timestamptz, actor text, action text, target text, detail text, request_id text
 );
--- `moved` is null for a deed that is no append.
 create function record_audit(moved uuid[], entries audit_entry[]) returns uuid[]
   language plpgsql volatile
 as $$
 begin
   insert into audit_log (tenant_id, audit_id, at, actor, action, target, detail, request_id)
   select e.tenant_id, e.audit_id, e.at, e.actor, e.action, e.target, e.detail::jsonb, e.request_id
-  from unnest(entries) e where moved is distinct from '{}';
+  from unnest(entries) e where e.mover is null or e.mover = any (moved);
   return moved;
 end
 $$;

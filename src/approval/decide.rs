@@ -172,15 +172,18 @@ impl Approvals {
 }
 
 fn audit_entry<P: Permit>(ctx: &Ctx<P>, approval_id: ApprovalId, run_id: RunId, said: &DecisionRecord) -> Rider {
-    audit::rider(&audit::Entry {
-        tenant_id: ctx.tenant_id,
-        actor: &said.decided_by,
-        action: "approval.decide",
-        target: &approval_id.to_string(),
-        detail: json!({ "runId": run_id, "status": said.status, "reason": said.reason, "digest": said.digest }),
-        request_id: Some(&ctx.request_id),
-        at: said.decided_at,
-    })
+    audit::rider(
+        run_id,
+        &audit::Entry {
+            tenant_id: ctx.tenant_id,
+            actor: &said.decided_by,
+            action: "approval.decide",
+            target: &approval_id.to_string(),
+            detail: json!({ "runId": run_id, "status": said.status, "reason": said.reason, "digest": said.digest }),
+            request_id: Some(&ctx.request_id),
+            at: said.decided_at,
+        },
+    )
 }
 
 fn explain(refusal: Refusal) -> Error {

@@ -125,7 +125,7 @@ async fn approve(
         return Err(Error::new(Problem::Forbidden, detail).with("field", "approval.actor"));
     }
     let answer = Answer { status, reason: sane(reason)?, digest: None, arguments: None, claimed_at: ts };
-    once.run(&ctx, async |tx| {
+    once.command(&ctx, async |tx| {
         let id = state.approvals.find(tx, &ctx, body.run_id, &body.step_id).await?;
         Reply::json(StatusCode::OK, &state.approvals.decide(tx, &ctx, id, answer).await?)
     })
@@ -170,7 +170,8 @@ async fn decide(
 ) -> Result<Response> {
     let DecisionBody { status, reason, digest, arguments } = body;
     let answer = Answer { status, reason: sane(reason)?, digest, arguments, claimed_at: None };
-    once.run(&ctx, async |tx| Reply::json(StatusCode::OK, &state.approvals.decide(tx, &ctx, id, answer).await?)).await
+    once.command(&ctx, async |tx| Reply::json(StatusCode::OK, &state.approvals.decide(tx, &ctx, id, answer).await?))
+        .await
 }
 
 /// A reason is for people to read: 2,000 characters at most.

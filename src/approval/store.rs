@@ -14,6 +14,7 @@ use crate::{
 };
 
 /// A question, as it was journaled.
+#[derive(Clone)]
 pub(super) struct Asked {
     tenant_id: Uuid,
     run_id: Uuid,
@@ -62,6 +63,7 @@ impl Asked {
 }
 
 /// The outcome of a question.
+#[derive(Clone)]
 pub(super) struct Settled {
     tenant_id: Uuid,
     run_id: Uuid,
@@ -85,6 +87,7 @@ impl Settled {
 }
 
 /// What somebody said, for the record.
+#[derive(Clone)]
 struct Said {
     tenant_id: Uuid,
     run_id: Uuid,

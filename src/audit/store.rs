@@ -4,7 +4,7 @@ use uuid::Uuid;
 use crate::{
     db::{Rider, TenantTx, composite},
     http::RequestId,
-    kernel::{Actor, Id, Kind, Result, TenantId, Timestamp},
+    kernel::{Actor, Id, Kind, Result, RunId, TenantId, Timestamp},
 };
 
 #[derive(Debug)]
@@ -35,7 +35,10 @@ pub struct Entry<'a> {
 }
 
 /// An entry as its table has it.
+#[derive(Clone)]
 struct Row {
+    /// The run whose append it is about.
+    mover: Option<Uuid>,
     tenant_id: Uuid,
     audit_id: Uuid,
     at: Timestamp,
@@ -47,12 +50,13 @@ struct Row {
 }
 
 composite! {
-    Row = "audit_entry" (tenant_id, audit_id, at, actor, action, target, detail, request_id);
+    Row = "audit_entry" (mover, tenant_id, audit_id, at, actor, action, target, detail, request_id);
 }
 
 impl Row {
-    fn of(entry: &Entry<'_>) -> Self {
+    fn of(entry: &Entry<'_>, mover: Option<RunId>) -> Self {
         Self {
+            mover: mover.map(|run| run.uuid()),
             tenant_id: entry.tenant_id.uuid(),
             audit_id: Id::<AuditKind>::new(entry.at).uuid(),
             at: entry.at,
@@ -65,10 +69,10 @@ impl Row {
     }
 }
 
-/// An entry that rides along with the append of the deed.
+/// An entry that rides along with the append of `run` that is the deed.
 #[must_use]
-pub fn rider(entry: &Entry<'_>) -> Rider {
-    Rider::new("record_audit", vec![Row::of(entry)])
+pub fn rider(run: RunId, entry: &Entry<'_>) -> Rider {
+    Rider::new("record_audit", vec![Row::of(entry, Some(run))])
 }
 
 /// Appends the entry of a deed that is no append; it becomes true with the deed, when `tx` commits.
@@ -76,6 +80,6 @@ pub fn rider(entry: &Entry<'_>) -> Rider {
 /// # Errors
 /// Those of the database.
 pub async fn record(tx: &mut TenantTx, entry: &Entry<'_>) -> Result<()> {
-    sqlx::query("select record_audit(null, $1)").bind(vec![Row::of(entry)]).execute(tx.conn()).await?;
+    sqlx::query("select record_audit(null, $1)").bind(vec![Row::of(entry, None)]).execute(tx.conn()).await?;
     Ok(())
 }

@@ -24,4 +24,4 @@ pub use listen::{Heard, Listener, NOTIFY_BYTES, SessionLock};
 pub use migrate::migrate;
 pub use rider::Rider;
 pub(crate) use rider::composite;
-pub use tx::{Database, SystemTx, TenantTx};
+pub use tx::{Database, Stale, SystemTx, TenantTx};

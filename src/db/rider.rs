@@ -1,10 +1,12 @@
-use std::fmt;
+use std::{any::Any, collections::BTreeMap, fmt};
 
 use sqlx::{
     Arguments, Encode, Postgres, Type,
     error::BoxDynError,
     postgres::{PgArguments, PgHasArrayType},
 };
+
+use crate::kernel::{Error, Result};
 
 /// Rows that become true with an append, in the same statement: a function of the database that is given the runs
 /// that moved and these rows, and hands the runs on.
@@ -17,11 +19,22 @@ pub struct Rider {
 impl Rider {
     /// Has `function` write `rows`.
     #[must_use]
-    pub fn new<T>(function: &'static str, rows: Vec<T>) -> Self
-    where
-        T: for<'a> Encode<'a, Postgres> + Type<Postgres> + PgHasArrayType + Send + Sync + 'static,
-    {
+    pub fn new<T: Row>(function: &'static str, rows: Vec<T>) -> Self {
         Self { function, rows: Box::new(rows) }
+    }
+
+    /// The riders of several appends as one of each function, in the order of the functions' names.
+    ///
+    /// # Errors
+    /// When a function is given rows of two kinds.
+    pub fn gather<'a>(riders: impl IntoIterator<Item = &'a Self>) -> Result<Vec<Self>> {
+        let mut gathered: BTreeMap<&str, Self> = BTreeMap::new();
+        for rider in riders {
+            let function = rider.function;
+            let of_one = gathered.entry(function).or_insert_with(|| Self { function, rows: rider.rows.none() });
+            of_one.rows.take_in(&*rider.rows)?;
+        }
+        Ok(gathered.into_values().collect())
     }
 
     /// Adds the rows to a statement's arguments.
@@ -39,14 +52,29 @@ impl fmt::Debug for Rider {
     }
 }
 
-trait Rows: Send + Sync {
+/// What a rider may have as its rows.
+pub trait Row: for<'a> Encode<'a, Postgres> + Type<Postgres> + PgHasArrayType + Clone + Send + Sync + 'static {}
+
+impl<T> Row for T where T: for<'a> Encode<'a, Postgres> + Type<Postgres> + PgHasArrayType + Clone + Send + Sync + 'static
+{}
+
+trait Rows: Any + Send + Sync {
+    fn none(&self) -> Box<dyn Rows>;
+    fn take_in(&mut self, more: &dyn Rows) -> Result<()>;
     fn bind(&self, arguments: &mut PgArguments) -> Result<(), BoxDynError>;
 }
 
-impl<T> Rows for Vec<T>
-where
-    T: for<'a> Encode<'a, Postgres> + Type<Postgres> + PgHasArrayType + Send + Sync,
-{
+impl<T: Row> Rows for Vec<T> {
+    fn none(&self) -> Box<dyn Rows> {
+        Box::new(Self::new())
+    }
+
+    fn take_in(&mut self, more: &dyn Rows) -> Result<()> {
+        let more = (more as &dyn Any).downcast_ref::<Self>();
+        self.extend_from_slice(more.ok_or_else(|| Error::internal("a rider's rows are of another kind"))?);
+        Ok(())
+    }
+
     fn bind(&self, arguments: &mut PgArguments) -> Result<(), BoxDynError> {
         arguments.add(self)
     }

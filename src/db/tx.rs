@@ -1,4 +1,4 @@
-use std::{panic::Location, time::Duration};
+use std::{error::Error as _, panic::Location, pin::Pin, time::Duration};
 
 use sea_orm::{ConnectionTrait, DbBackend, DbErr, ExecResult, QueryResult, RuntimeErr, Statement, Values};
 use sea_query_sqlx::SqlxValues;
@@ -58,7 +58,18 @@ impl Database {
         // Ids have no quotes in them; one round trip begins the transaction and names its tenants.
         let named = names(tenants);
         let loan = self.begin(&format!("begin; set local fermata.tenants = '{named}'")).await?;
-        Ok(TenantTx { loan: Mutex::new(loan), after_commit: Vec::new() })
+        Ok(TenantTx { loan: Mutex::new(loan), only_reads: false, write: None, after_commit: Vec::new() })
+    }
+
+    /// A transaction that sees the rows of `tenant` and writes none. What follows from them is written when it is
+    /// over ([`TenantTx::follow_with`]).
+    ///
+    /// # Errors
+    /// When no connection is to be had.
+    pub async fn reader(&self, tenant: TenantId) -> Result<TenantTx> {
+        let named = names(&[tenant]);
+        let loan = self.begin(&format!("begin read only; set local fermata.tenants = '{named}'")).await?;
+        Ok(TenantTx { loan: Mutex::new(loan), only_reads: true, write: None, after_commit: Vec::new() })
     }
 
     /// A connection apart from the pool, made when it is first used.
@@ -123,7 +134,24 @@ impl Database {
 /// through [`TenantTx::conn`].
 pub struct TenantTx {
     loan: Mutex<Loan>,
+    only_reads: bool,
+    write: Option<Box<dyn FnOnce() -> Write + Send + Sync>>,
     after_commit: Vec<Box<dyn FnOnce() + Send + Sync>>,
+}
+
+type Write = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
+
+/// What a transaction that only reads has found was not so any more when it came to writing.
+#[derive(Debug, thiserror::Error)]
+#[error("what was read has changed")]
+pub struct Stale;
+
+impl Stale {
+    /// Whether that is what went wrong.
+    #[must_use]
+    pub fn is(error: &Error) -> bool {
+        error.source().is_some_and(<dyn std::error::Error>::is::<Self>)
+    }
 }
 
 impl TenantTx {
@@ -137,15 +165,37 @@ impl TenantTx {
         self.after_commit.push(Box::new(act));
     }
 
+    /// Whether it is a [`Database::reader`].
+    #[must_use]
+    pub fn only_reads(&self) -> bool {
+        self.only_reads
+    }
+
+    /// Registers the one write that follows from what was read here: it is made in another transaction when this one
+    /// is committed, and fails as [`Stale`] where it no longer follows.
+    pub fn follow_with<W>(&mut self, write: impl FnOnce() -> W + Send + Sync + 'static)
+    where
+        W: Future<Output = Result<()>> + Send + 'static,
+    {
+        self.write = Some(Box::new(|| Box::pin(write())));
+    }
+
     /// Makes everything done through this transaction true at once, then acts on it.
     ///
     /// # Errors
     /// When the database refuses or is away.
     #[track_caller]
     pub fn commit(self) -> impl Future<Output = Result<()>> + Send {
-        let committed = commit(self.loan.into_inner(), Location::caller());
+        let caller = Location::caller();
         async move {
-            committed.await?;
+            match self.write {
+                None => commit(self.loan.into_inner(), caller).await?,
+                Some(write) => {
+                    // Whoever waits for the connection does not wait for the write.
+                    drop(self.loan);
+                    write().await?;
+                }
+            }
             self.after_commit.into_iter().for_each(|act| act());
             Ok(())
         }

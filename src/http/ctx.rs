@@ -108,6 +108,14 @@ impl<P: Permit> Ctx<P> {
     pub async fn begin(&self) -> Result<TenantTx> {
         self.database.tenant(self.tenant_id).await
     }
+
+    /// A transaction that only reads the tenant's rows.
+    ///
+    /// # Errors
+    /// When no connection is to be had.
+    pub async fn begin_reading(&self) -> Result<TenantTx> {
+        self.database.reader(self.tenant_id).await
+    }
 }
 
 impl<P: Permit, S: Send + Sync> FromRequestParts<S> for Ctx<P>

@@ -21,7 +21,7 @@ use super::{
     store::{self, Reservation},
 };
 use crate::{
-    db::TenantTx,
+    db::{Stale, TenantTx},
     kernel::{Error, Problem, Result},
 };
 
@@ -66,6 +66,27 @@ pub struct Once {
 }
 
 impl Once {
+    /// The same for `work` that reads and ends in an append. Without a key it only reads here, and the append goes into
+    /// the journal's next shared commit; should the run have moved by then, it is done again, and keeps others out.
+    ///
+    /// # Errors
+    /// Those of [`Once::run`].
+    pub async fn command<P, W>(self, ctx: &Ctx<P>, work: W) -> Result<Response>
+    where
+        P: Permit,
+        W: AsyncFnOnce(&mut TenantTx) -> Result<Reply> + Clone,
+    {
+        if self.key.is_none() {
+            let mut tx = ctx.begin_reading().await?;
+            let reply = work.clone()(&mut tx).await?;
+            match tx.commit().await {
+                Err(error) if Stale::is(&error) => {}
+                done => return done.map(|()| reply.into_response()),
+            }
+        }
+        self.run(ctx, work).await
+    }
+
     /// Does `work` in one transaction and answers, or gives the answer of the first time again. When the
     /// work fails nothing is kept.
     ///

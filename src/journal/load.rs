@@ -54,7 +54,9 @@ pub enum Lock {
 /// # Errors
 /// When the database is away or an event is of no form this version knows.
 pub async fn load(tx: &mut TenantTx, runs: &[(TenantId, RunId)], lock: Lock) -> Result<Vec<Loaded>> {
-    let rows = store::runs(tx.conn(), runs, lock == Lock::Held).await?;
+    // A transaction that only reads keeps nobody out: its append is refused if the run moves meanwhile.
+    let held = lock == Lock::Held && !tx.only_reads();
+    let rows = store::runs(tx.conn(), runs, held).await?;
     let mut loaded = Vec::with_capacity(rows.len());
     for row in &rows {
         let (mut state, seq, head) = read_head(row)?;

@@ -7,16 +7,17 @@ use std::{
     time::Instant,
 };
 
+use sqlx::{Postgres, postgres::PgArguments, query::Query};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
 use super::{
     Claim, Commit, Follower, Loaded,
     append::{Append, OpeningRow},
-    store,
+    store::{self, Written},
 };
 use crate::{
-    db::{Database, Lane, Rider, TenantTx},
+    db::{Database, Lane, Rider, Stale, TenantTx},
     kernel::{Error, Problem, Result, RunId, TenantId, WorkerId},
 };
 
@@ -76,8 +77,21 @@ struct Shared {
     desk: Arc<dyn Desk>,
 }
 
-struct Waiting {
+/// An append with all that becomes true with it.
+struct Share {
     append: Append,
+    riders: Vec<Rider>,
+    seat: Option<Seat>,
+}
+
+/// A place kept for the run as it is after the append.
+struct Seat {
+    place: Box<dyn Place>,
+    run: Loaded,
+}
+
+struct Waiting {
+    share: Share,
     reply: oneshot::Sender<Result<(), AppendError>>,
 }
 
@@ -135,32 +149,33 @@ impl Journal {
 
     /// Others hear of it once the transaction has committed. A run that is due by then goes straight to a worker
     /// of this process, where there is one with room.
-    async fn move_in(
-        &self,
-        tx: &mut TenantTx,
-        run: Loaded,
-        mut append: Append,
-        mut riders: Vec<Rider>,
-    ) -> Result<bool> {
+    async fn move_in(&self, tx: &mut TenantTx, run: Loaded, mut append: Append, riders: Vec<Rider>) -> Result<bool> {
         let wanted = append.claim == Claim::Due && !append.head.status.is_terminal();
         let place = if wanted { self.shared.desk.offer(append.tenant_id, append.run_id) } else { None };
-        if let Some(place) = &place {
+        let seat = place.map(|place| {
             append.claim = Claim::Take(place.worker());
+            Seat { place, run }
+        });
+        let mut share = Share { append, riders, seat };
+        if tx.only_reads() {
+            let journal = self.clone();
+            tx.follow_with(|| async move {
+                journal.share(share).await.map_err(|error| match error {
+                    AppendError::Conflict => Error::unavailable(Stale),
+                    AppendError::Failed(error) => error,
+                })
+            });
+            return Ok(true);
         }
-        let mut all = self.shared.riders(&[&append])?;
-        all.append(&mut riders);
-        let row = store::append(None, &[&append], &all)?.fetch_one(tx.conn()).await?;
+        let row = self.shared.statement(None, &[&share])?.fetch_one(tx.conn()).await?;
         let written = store::written(&row)?;
         if written.moved.is_empty() {
             return Ok(false);
         }
-        let place = place.filter(|_| written.taken.contains(&append.run_id));
         let shared = Arc::clone(&self.shared);
         tx.after_commit(move || {
-            if let Some(place) = place {
-                place.take(run);
-            }
-            shared.announce(&commits_of(&append).collect::<Vec<_>>());
+            share.begin(&written);
+            shared.announce(&commits_of(&share.append).collect::<Vec<_>>());
         });
         Ok(true)
     }
@@ -170,10 +185,23 @@ impl Journal {
     /// # Errors
     /// [`AppendError::Conflict`] when the head is elsewhere.
     pub async fn append(&self, append: Append) -> Result<(), AppendError> {
+        self.share(Share { append, riders: Vec::new(), seat: None }).await
+    }
+
+    async fn share(&self, share: Share) -> Result<(), AppendError> {
         let (reply, answer) = oneshot::channel();
         let gone = || AppendError::Failed(Error::unavailable("the journal has stopped"));
-        self.queue.send(Waiting { append, reply }).await.map_err(|_| gone())?;
+        self.queue.send(Waiting { share, reply }).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
+    }
+}
+
+impl Share {
+    /// Where the worker was given the claim, the run's turn begins.
+    fn begin(&mut self, written: &Written) {
+        if let Some(seat) = self.seat.take_if(|_| written.taken.contains(&self.append.run_id)) {
+            seat.place.take(seat.run);
+        }
     }
 }
 
@@ -190,9 +218,9 @@ async fn commit_batches(shared: Arc<Shared>, waiting: Arc<Mutex<mpsc::Receiver<W
         batch.extend(std::iter::from_fn(|| queue.try_recv().ok()).take(BATCH - batch.len()));
         drop(queue);
         metrics::histogram!("fermata_journal_batch_runs").record(as_f64(batch.len()));
-        let (appends, replies): (Vec<_>, Vec<_>) = batch.drain(..).map(|w| (w.append, w.reply)).unzip();
+        let (mut shares, replies): (Vec<_>, Vec<_>) = batch.drain(..).map(|w| (w.share, w.reply)).unzip();
         let mut lane = shared.lane();
-        for (outcome, reply) in shared.commit_shared(&mut lane, &appends).await.into_iter().zip(replies) {
+        for (outcome, reply) in shared.commit_shared(&mut lane, &mut shares).await.into_iter().zip(replies) {
             drop(reply.send(outcome));
         }
         shared.lanes.lock().unwrap_or_else(PoisonError::into_inner).push(lane);
@@ -208,14 +236,14 @@ impl Shared {
 
     /// All appends in one commit; each alone where the database refuses them together, so that one bad
     /// append cannot hold up its neighbours.
-    async fn commit_shared(&self, lane: &mut Lane, appends: &[Append]) -> Vec<Result<(), AppendError>> {
-        match self.commit(lane, &appends.iter().collect::<Vec<_>>()).await {
+    async fn commit_shared(&self, lane: &mut Lane, shares: &mut [Share]) -> Vec<Result<(), AppendError>> {
+        match self.commit(lane, &mut shares.iter_mut().collect::<Vec<_>>()).await {
             Ok(outcomes) => outcomes,
-            Err(error) if appends.len() > 1 && error.problem() == Problem::Internal => {
-                tracing::warn!(?error, runs = appends.len(), "a shared commit was refused; trying each append alone");
-                let mut outcomes = Vec::with_capacity(appends.len());
-                for append in appends {
-                    let alone = self.commit(lane, &[append]).await;
+            Err(error) if shares.len() > 1 && error.problem() == Problem::Internal => {
+                tracing::warn!(?error, runs = shares.len(), "a shared commit was refused; trying each append alone");
+                let mut outcomes = Vec::with_capacity(shares.len());
+                for share in shares {
+                    let alone = self.commit(lane, &mut [share]).await;
                     outcomes.extend(alone.unwrap_or_else(|error| vec![Err(AppendError::Failed(error))]));
                 }
                 outcomes
@@ -223,32 +251,36 @@ impl Shared {
             Err(error) => {
                 metrics::counter!("fermata_journal_failed_commits_total").increment(1);
                 let shown = error.to_string();
-                tracing::warn!(?error, runs = appends.len(), "a shared commit failed");
+                tracing::warn!(?error, runs = shares.len(), "a shared commit failed");
                 let failed = || AppendError::Failed(Error::unavailable(shown.clone()));
-                appends.iter().map(|_| Err(failed())).collect()
+                shares.iter().map(|_| Err(failed())).collect()
             }
         }
     }
 
-    async fn commit(&self, lane: &mut Lane, appends: &[&Append]) -> Result<Vec<Result<(), AppendError>>> {
+    async fn commit(&self, lane: &mut Lane, shares: &mut [&mut Share]) -> Result<Vec<Result<(), AppendError>>> {
         let begun = Instant::now();
-        let mut tenants: Vec<_> = appends.iter().map(|append| append.tenant_id).collect();
+        let mut tenants: Vec<_> = shares.iter().map(|share| share.append.tenant_id).collect();
         tenants.sort_unstable();
         tenants.dedup();
-        let riders = self.riders(appends)?;
-        let row = lane.at_once(&tenants, |named| store::append(Some(named), appends, &riders)).await?;
+        let shown: Vec<&Share> = shares.iter().map(|share| &**share).collect();
+        let row = lane.at_once(&tenants, |named| self.statement(Some(named), &shown)).await?;
         let written = store::written(&row)?;
         metrics::histogram!("fermata_journal_commit_seconds").record(begun.elapsed().as_secs_f64());
-        let moved = appends.iter().filter(|append| written.moved.contains(&append.run_id));
-        self.announce(&moved.flat_map(|append| commits_of(append)).collect::<Vec<_>>());
-        let outcome =
-            |append: &&Append| written.moved.contains(&append.run_id).then_some(()).ok_or(AppendError::Conflict);
-        Ok(appends.iter().map(outcome).collect())
+        let has_moved = |share: &Share| written.moved.contains(&share.append.run_id);
+        let moved = shown.iter().filter(|share| has_moved(share));
+        self.announce(&moved.flat_map(|share| commits_of(&share.append)).collect::<Vec<_>>());
+        shares.iter_mut().for_each(|share| share.begin(&written));
+        Ok(shares.iter().map(|share| has_moved(share).then_some(()).ok_or(AppendError::Conflict)).collect())
     }
 
-    fn riders(&self, appends: &[&Append]) -> Result<Vec<Rider>> {
-        let riders = self.projections.iter().map(|projection| projection.riders(appends));
-        Ok(riders.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    /// Writes the appends and all that rides along: what they bring, and what follows from their events.
+    fn statement(&self, named: Option<&str>, shares: &[&Share]) -> Result<Query<'static, Postgres, PgArguments>> {
+        let appends: Vec<_> = shares.iter().map(|share| &share.append).collect();
+        let projected = self.projections.iter().map(|projection| projection.riders(&appends));
+        let projected = projected.collect::<Result<Vec<_>>>()?;
+        let brought = shares.iter().flat_map(|share| &share.riders);
+        store::append(named, &appends, &Rider::gather(projected.iter().flatten().chain(brought))?)
     }
 
     fn announce(&self, commits: &[Commit]) {

@@ -236,7 +236,7 @@ async fn execute(
         Ok(run_id) => {
             let work =
                 async |tx: &mut _| Reply::json(StatusCode::ACCEPTED, &state.runs.execute(tx, &ctx, run_id).await?);
-            let reply = once.run(&ctx, work).await?;
+            let reply = once.command(&ctx, work).await?;
             state.after(&ctx, prefer, run_id, reply).await
         }
     }
@@ -298,7 +298,7 @@ async fn cancel(
         return Err(Error::invalid("reason", "`reason` has more than 2,000 characters"));
     }
     let work = async |tx: &mut _| Reply::json(StatusCode::ACCEPTED, &state.runs.cancel(tx, &ctx, id, reason).await?);
-    let reply = once.run(&ctx, work).await?;
+    let reply = once.command(&ctx, work).await?;
     state.after(&ctx, prefer, id, reply).await
 }
 
@@ -316,7 +316,7 @@ async fn retry(
     Path(id): Path<RunId>,
 ) -> Result<Response> {
     let work = async |tx: &mut _| Reply::json(StatusCode::ACCEPTED, &state.runs.retry(tx, &ctx, id).await?);
-    let reply = once.run(&ctx, work).await?;
+    let reply = once.command(&ctx, work).await?;
     state.after(&ctx, prefer, id, reply).await
 }
 
@@ -327,7 +327,7 @@ impl RunRoutes {
         let request_id = Some(ctx.request_id.clone());
         let opening = Opening { tenant_id, run_id, by: ctx.actor(), parent: None, request_id, now };
         let work = async |tx: &mut _| Reply::json(StatusCode::ACCEPTED, &self.runs.open(tx, opening, request).await?);
-        let reply = once.run(ctx, work).await?;
+        let reply = once.command(ctx, work).await?;
         self.after(ctx, prefer, run_id, reply).await
     }
 

@@ -118,15 +118,18 @@ impl Runs {
             parent: parent.clone(),
             created_at: now,
         };
-        let entry = audit::rider(&audit::Entry {
-            tenant_id,
-            actor: &by,
-            action: "run.create",
-            target: &run_id.to_string(),
-            detail: json!({ "workflow": named, "parent": parent, "execute": request.execute }),
-            request_id: request_id.as_ref(),
-            at: now,
-        });
+        let entry = audit::rider(
+            run_id,
+            &audit::Entry {
+                tenant_id,
+                actor: &by,
+                action: "run.create",
+                target: &run_id.to_string(),
+                detail: json!({ "workflow": named, "parent": parent, "execute": request.execute }),
+                request_id: request_id.as_ref(),
+                at: now,
+            },
+        );
         let run = Loaded { head, state };
         let view = Run::of(&run, now)?;
         if self.journal.open_in(tx, run, append, vec![entry]).await? {
@@ -230,15 +233,18 @@ impl Runs {
         detail: Value,
         command: Command,
     ) -> Result<Run> {
-        let entry = audit::rider(&audit::Entry {
-            tenant_id: ctx.tenant_id,
-            actor: &ctx.actor(),
-            action,
-            target: &run_id.to_string(),
-            detail,
-            request_id: Some(&ctx.request_id),
-            at: ctx.now(),
-        });
+        let entry = audit::rider(
+            run_id,
+            &audit::Entry {
+                tenant_id: ctx.tenant_id,
+                actor: &ctx.actor(),
+                action,
+                target: &run_id.to_string(),
+                detail,
+                request_id: Some(&ctx.request_id),
+                at: ctx.now(),
+            },
+        );
         match self.move_run(tx, ctx.tenant_id, run_id, command, ctx.now(), vec![entry]).await? {
             Some(run) => Ok(run),
             None => self.get(tx, ctx.tenant_id, run_id).await,
