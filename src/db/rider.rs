@@ -109,3 +109,21 @@ macro_rules! composite {
     )*};
 }
 pub(crate) use composite;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept(rider: &Rider) -> &[i64] {
+        (&*rider.rows as &dyn Any).downcast_ref::<Vec<i64>>().unwrap()
+    }
+
+    #[test]
+    fn each_function_is_called_once_with_all_its_rows() {
+        let riders = [Rider::new("b", vec![1_i64]), Rider::new("a", vec![2_i64]), Rider::new("b", vec![3_i64, 4])];
+        let gathered = Rider::gather(&riders).unwrap();
+        let shown: Vec<_> = gathered.iter().map(|rider| (rider.function, kept(rider))).collect();
+        assert_eq!(shown, [("a", &[2][..]), ("b", &[1, 3, 4])]);
+        assert!(Rider::gather(&[Rider::new("a", vec![1_i64]), Rider::new("a", vec![true])]).is_err());
+    }
+}

@@ -1,17 +1,23 @@
 //! The wall and the guards, proved on a real server.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use futures_util::FutureExt;
 use sea_orm::{ActiveValue::Set, ColumnTrait, ColumnType, EntityTrait, IdenStatic, Iterable};
 use sqlx::ConnectOptions;
 
 use super::{
-    Heard, Listener, SessionLock, SystemTx,
+    Heard, Listener, SessionLock, Stale, SystemTx,
     fixture::{Fixture, connect, insert_run},
     guard, migrate,
 };
-use crate::kernel::{Problem, RunId};
+use crate::kernel::{Error, Problem, RunId};
 
 fn refusal<T: std::fmt::Debug>(outcome: sqlx::Result<T>) -> String {
     outcome.unwrap_err().as_database_error().unwrap().code().unwrap().into_owned()
@@ -341,6 +347,25 @@ async fn who_goes_away_in_the_middle_lets_go_of_the_locks() {
 
     let mut other = fixture.cluster.app_options().connect().await.unwrap();
     sqlx::raw_sql(LOCK).execute(&mut other).await.unwrap();
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn a_reader_writes_nothing_but_what_follows_from_it() {
+    let fixture = Fixture::start("reader").await;
+    let tenant = fixture.tenant("one").await;
+    fixture.live_run(tenant, false).await;
+    for outcome in [Ok(()), Err(Error::unavailable(Stale))] {
+        let mut tx = fixture.database.reader(tenant).await.unwrap();
+        let change = sqlx::query("update runs set status = 'failed'").execute(tx.conn()).await;
+        assert_eq!(refusal(change), "25006");
+        let (ok, told) = (outcome.is_ok(), Arc::new(AtomicBool::new(false)));
+        let tell = Arc::clone(&told);
+        tx.follow_with(|| async { outcome });
+        tx.after_commit(move || tell.store(true, Ordering::SeqCst));
+        let stale = tx.commit().await.is_err_and(|error| Stale::is(&error));
+        assert_eq!((stale, told.load(Ordering::SeqCst)), (!ok, ok));
+    }
     fixture.stop().await;
 }
 

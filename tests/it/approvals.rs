@@ -330,6 +330,33 @@ async fn each_item_asks_for_itself() {
 }
 
 #[tokio::test]
+async fn decisions_on_one_run_do_not_push_each_other_out() {
+    let world = World::new().await;
+    let items = (0..10).collect::<Vec<_>>();
+    let step = json!({ "id": "all", "uses": "debug.echo", "with": { "value": "{{ item }}" }, "forEach": items, "approval": {} });
+    let run = world.operator().start(json!([step])).await;
+    let mut follow = run.follow().await;
+    let mut ids = Vec::new();
+    for _ in &items {
+        let asked = follow.until("awaiting_approval").await.data;
+        ids.push(asked["payload"]["approvalId"].as_str().unwrap().to_owned());
+    }
+    // Each reads the run before the others have moved it.
+    let answers = join_all(ids.iter().enumerate().map(|(n, id)| {
+        let approver = somebody(&world, &format!("user_{n}"));
+        async move { approver.decide(id, &json!({ "status": "approved" })).await }
+    }))
+    .await;
+    for (n, answer) in answers.iter().enumerate() {
+        let settled = answer.expect(200);
+        assert_eq!((&settled["status"], &settled["decidedBy"]), (&json!("approved"), &json!(format!("user_{n}"))));
+        assert_eq!(settled, approval(&world.viewer(), &ids[n]).await, "the answer is what is kept");
+    }
+    run.completes().await;
+    assert_eq!(named(&run.event_names().await, "approved"), items.len());
+}
+
+#[tokio::test]
 async fn a_decision_counts_from_the_instant_the_hold_commits() {
     let (world, upstream) = (World::new().await, Upstream::start().await);
     // Decided by whoever hears of it first, many times over, while the worker is still on its way out.
