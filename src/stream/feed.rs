@@ -64,7 +64,17 @@ impl RunFeed {
     /// Another process committed something.
     pub fn signalled(&mut self) -> News {
         self.stale = true;
-        if self.ring.is_some() { News::Read } else { News::None }
+        self.due()
+    }
+
+    /// What is to be done for somebody who begins to follow.
+    pub fn due(&self) -> News {
+        if self.stale && self.ring.is_some() { News::Read } else { News::None }
+    }
+
+    /// The ring has every event of the run that is known.
+    pub fn is_whole(&self) -> bool {
+        !self.stale && self.ring.as_ref().is_none_or(|ring| ring.base() == 0)
     }
 
     /// The run has no row any more: nothing will come but what is known.

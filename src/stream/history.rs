@@ -87,15 +87,6 @@ impl History {
         }
     }
 
-    /// Keeps the first events of a run as they are committed: who starts a run follows it at once.
-    pub fn begin(&self, tenant: TenantId, run: RunId, page: Batch<u64>) {
-        let (key, bytes) = ((tenant, run, 0), page.bytes());
-        let slot = self.slot(key);
-        if slot.set(Arc::new(page)).is_ok() {
-            self.keep(key, &slot, bytes);
-        }
-    }
-
     fn slot(&self, key: Key) -> Slot {
         let mut pages = held(&self.pages);
         if let Some(slot) = pages.slots.get(&key) {
@@ -197,17 +188,6 @@ mod tests {
         table.head.store(3002, Ordering::Relaxed);
         assert_eq!(replay(&history, &table, 2990).await, (2991..=3002).collect::<Vec<_>>());
         assert_eq!(table.read.load(Ordering::Relaxed), 3002);
-    }
-
-    #[tokio::test]
-    async fn a_beginning_that_is_known_is_not_read() {
-        let (history, table) = (History::new(usize::MAX), Table { head: 5.into(), read: 0.into() });
-        let first = table.read(Want { after: 0, limit: 3 }).await.expect("a table");
-        let (tenant, run) = ids();
-        history.begin(tenant, run, first);
-        table.read.store(0, Ordering::Relaxed);
-        assert_eq!(replay(&history, &table, 0).await, [1, 2, 3, 4, 5]);
-        assert_eq!(table.read.load(Ordering::Relaxed), 2);
     }
 
     #[tokio::test]

@@ -11,7 +11,8 @@ use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    feed::{self, News, RunFeed},
+    begun::Begun,
+    feed::{News, RunFeed},
     held,
     history::History,
     tenant::Tenants,
@@ -42,7 +43,7 @@ pub struct Hub {
     pub(super) reads: Semaphore,
     pub(super) poll: Duration,
     pub(super) tenants: Tenants,
-    runs: Mutex<HashMap<RunKey, Arc<RunTopic>>>,
+    runs: Mutex<Runs>,
     dirty: Mutex<HashSet<RunKey>>,
     pub(super) work: Notify,
     pub(super) look: Notify,
@@ -50,6 +51,13 @@ pub struct Hub {
     budget: usize,
     share: AtomicUsize,
     pub(super) gauges: Gauges,
+}
+
+/// The runs whose events are kept: those somebody follows, and those that began here just now.
+#[derive(Debug, Default)]
+struct Runs {
+    followed: HashMap<RunKey, Arc<RunTopic>>,
+    begun: Begun,
 }
 
 /// What is measured.
@@ -78,6 +86,12 @@ impl Gauges {
             stretches: reads("tenant"),
             looks: reads("heads"),
         }
+    }
+}
+
+impl Runs {
+    fn get(&self, key: RunKey) -> Option<Arc<RunTopic>> {
+        self.followed.get(&key).cloned().or_else(|| self.begun.get(key))
     }
 }
 
@@ -115,7 +129,7 @@ impl Hub {
 
     fn close(&self) {
         self.closed.store(true, Ordering::Release);
-        let runs = held(&self.runs).values().cloned().collect::<Vec<_>>();
+        let runs = held(&self.runs).followed.values().cloned().collect::<Vec<_>>();
         runs.iter().for_each(|topic| topic.wake());
         self.tenants.close();
     }
@@ -132,12 +146,16 @@ impl Hub {
         Ok(())
     }
 
-    /// The topic of a run, made when it is the first time, with one more reader.
+    /// The topic of a run, made when it is the first time, with one more reader. What it was told of while nobody
+    /// followed is read now.
     pub(super) fn join(&self, key: RunKey) -> (Arc<RunTopic>, super::topic::Reader) {
         let mut runs = held(&self.runs);
-        let topic = runs.entry(key).or_default().clone();
+        let Runs { followed, begun } = &mut *runs;
+        let topic = followed.entry(key).or_insert_with(|| begun.take(key).unwrap_or_default()).clone();
         let reader = topic.join();
-        self.divide(runs.len());
+        self.divide(followed.len());
+        drop(runs);
+        self.act(key, &topic, topic.with(|feed| feed.due()));
         (topic, reader)
     }
 
@@ -145,9 +163,9 @@ impl Hub {
     pub(super) fn leave(&self, key: RunKey, topic: &RunTopic, reader: &super::topic::Reader) {
         let mut runs = held(&self.runs);
         if topic.leave(reader) {
-            runs.remove(&key);
+            runs.followed.remove(&key);
         }
-        self.divide(runs.len());
+        self.divide(runs.followed.len());
     }
 
     /// Half the buffer is for the recent events of all that is followed, in equal shares.
@@ -162,11 +180,17 @@ impl Hub {
     }
 
     pub(super) fn topic(&self, key: RunKey) -> Option<Arc<RunTopic>> {
-        held(&self.runs).get(&key).cloned()
+        held(&self.runs).get(key)
+    }
+
+    /// The topic of a run that begins with this commit.
+    fn begin(&self, key: RunKey) -> Arc<RunTopic> {
+        let mut runs = held(&self.runs);
+        runs.get(key).unwrap_or_else(|| runs.begun.add(key))
     }
 
     pub(super) fn topics(&self) -> Vec<(RunKey, Arc<RunTopic>)> {
-        held(&self.runs).iter().map(|(key, topic)| (*key, topic.clone())).collect()
+        held(&self.runs).followed.iter().map(|(key, topic)| (*key, topic.clone())).collect()
     }
 
     /// Does what follows from news about a run.
@@ -174,6 +198,8 @@ impl Hub {
         match news {
             News::None => {}
             News::Frames => topic.announce(),
+            // Where nobody follows, whoever comes has it read.
+            News::Read if !topic.is_followed() => {}
             News::Read => {
                 held(&self.dirty).insert(key);
                 self.work.notify_one();
@@ -194,12 +220,16 @@ impl Follower for Hub {
     fn committed(&self, commits: &[Commit]) {
         for commit in commits {
             let key = (commit.tenant_id, commit.run_id);
-            if commit.frames.first().is_some_and(|frame| frame.seq == 1) {
-                self.history.begin(commit.tenant_id, commit.run_id, feed::encode(commit.frames.iter()));
-            }
-            if let Some(topic) = self.topic(key) {
-                let news = topic.with(|feed| feed.committed(&commit.frames, commit.ended(), self.share()));
+            let begins = commit.frames.first().is_some_and(|frame| frame.seq == 1);
+            let topic = if begins { Some(self.begin(key)) } else { self.topic(key) };
+            if let Some(topic) = topic {
+                let cap = if topic.is_followed() { self.share() } else { SHARE.0 };
+                let news = topic.with(|feed| feed.committed(&commit.frames, commit.ended(), cap));
                 self.act(key, &topic, news);
+                if !topic.is_followed() && topic.with(|feed| !feed.is_whole()) {
+                    // Too much is kept for somebody who may never come.
+                    held(&self.runs).begun.take(key);
+                }
             }
         }
         self.tenants.stir(commits.iter().map(|commit| commit.tenant_id));
@@ -216,6 +246,8 @@ impl Follower for Hub {
     }
 
     fn resync(&self) {
+        // Nobody looks at them, so what was missed of them would be missed by who comes.
+        held(&self.runs).begun = Begun::default();
         self.look.notify_one();
         self.tenants.stir_all();
     }

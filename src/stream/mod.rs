@@ -5,6 +5,7 @@
 //! makes up for it.
 
 mod access;
+mod begun;
 mod cursor;
 mod feed;
 mod filter;

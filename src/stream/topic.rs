@@ -90,6 +90,11 @@ impl<F> Topic<F> {
         readers.counts.is_empty()
     }
 
+    /// Whether anybody follows.
+    pub fn is_followed(&self) -> bool {
+        !held(&self.readers).counts.is_empty()
+    }
+
     /// How many events the slowest follower has yet to get, when the stream has `count`.
     pub fn lag(&self, count: u64) -> u64 {
         let readers = held(&self.readers);

@@ -4,7 +4,7 @@ use fermata::app::Role;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::world::{Event, Run, World};
+use crate::world::{Event, Run, World, within};
 
 /// A run of two dozen events, at its end.
 async fn ended(world: &World) -> (Run, Vec<Event>) {
@@ -54,6 +54,30 @@ async fn every_server_tells_the_same() {
     assert_eq!(here, there);
     assert_eq!(here.last().unwrap().name, "completed");
     api.stop().await;
+}
+
+#[tokio::test]
+async fn the_stream_of_a_run_that_began_here_asks_the_table_nothing() {
+    let world = World::without_worker(|_| {}).await;
+    let run = world.operator().start(json!([{ "id": "a", "uses": "debug.echo" }])).await;
+    let mut lock = world.superuser().await;
+    sqlx::raw_sql("begin; lock table runs, run_events in access exclusive mode").execute(&mut lock).await.unwrap();
+    let first = run.follow().await.next().await.unwrap();
+    assert_eq!(first.id, "evt_1");
+    sqlx::raw_sql("rollback").execute(&mut lock).await.unwrap();
+    assert_eq!(run.events().await[0], first.data);
+}
+
+#[tokio::test]
+async fn what_others_did_to_a_run_that_nobody_followed_is_not_missed() {
+    let world = World::without_worker(|_| {}).await;
+    let run = world.operator().start(json!([{ "id": "a", "uses": "debug.echo" }])).await;
+    // It begins here and is carried out elsewhere, to its end.
+    let worker = world.server(Role::Worker).await;
+    within("its end", async { while run.get().await["status"] != "completed" {} }).await;
+    let told: Vec<_> = run.follow().await.rest().await.into_iter().map(|event| event.data).collect();
+    assert_eq!(told, run.events().await);
+    worker.stop().await;
 }
 
 #[tokio::test]
