@@ -155,14 +155,15 @@ pub(super) async fn stretch(
     limit: i64,
     most: usize,
 ) -> Result<Stretch> {
-    // One statement, so one snapshot: the horizon and the rows belong together.
+    // One statement, so one snapshot: the horizon and the rows belong together. Whether anything is hidden is asked of
+    // the last row alone: asked whether there is any such row, the planner reads the table until it finds one.
     let rows = sqlx::query(
         "with now as materialized (
            select pg_snapshot_xmin(pg_current_snapshot())::text::bigint as horizon
          )
          select now.horizon,
-                exists (select from run_events h
-                        where h.tenant_id = $1 and h.xact >= (select horizon from now)) as hidden,
+                coalesce((select h.xact from run_events h where h.tenant_id = $1 order by h.xact desc limit 1)
+                         >= now.horizon, false) as hidden,
                 gap.xact as gap_xact, gap.run_id as gap_run, gap.seq as gap_seq,
                 found.xact, found.run_id, found.seq, found.name, found.data
          from now left join stream_gaps gap on gap.tenant_id = $1 left join (
