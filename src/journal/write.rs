@@ -7,9 +7,8 @@ use std::{
     time::Instant,
 };
 
-use futures_util::{StreamExt, stream::FuturesUnordered};
 use sqlx::{Postgres, postgres::PgArguments, query::Query};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
 use super::{
@@ -25,7 +24,7 @@ use crate::{
 /// How many runs one commit may carry.
 const BATCH: usize = 64;
 /// How many commits may be in flight: one gathers while the other works and waits for the disk.
-const IN_FLIGHT: usize = 2;
+const COMMITTERS: usize = 2;
 /// How many appends may wait; past it, workers wait in turn.
 const QUEUE: usize = 1024;
 
@@ -103,7 +102,7 @@ impl std::fmt::Debug for Journal {
 }
 
 impl Journal {
-    /// Starts the committer on `tracker`; it ends when the last `Journal` is dropped.
+    /// Starts the committers on `tracker`; they end when the last `Journal` is dropped.
     #[must_use]
     pub fn start(
         db: Database,
@@ -114,7 +113,10 @@ impl Journal {
     ) -> Self {
         let shared = Arc::new(Shared { db, lanes: std::sync::Mutex::default(), followers, projections, desk });
         let (queue, waiting) = mpsc::channel(QUEUE);
-        tracker.spawn(commit_batches(Arc::clone(&shared), waiting));
+        let waiting = Arc::new(Mutex::new(waiting));
+        for _ in 0..COMMITTERS {
+            tracker.spawn(commit_batches(Arc::clone(&shared), Arc::clone(&waiting)));
+        }
         Self { shared, queue }
     }
 
@@ -203,43 +205,29 @@ impl Share {
     }
 }
 
-/// Commits what waits. One task for all that is in flight: an append that is alone wakes nobody else on its way.
-async fn commit_batches(shared: Arc<Shared>, mut waiting: mpsc::Receiver<Waiting>) {
-    let (mut in_flight, mut batch, mut before) = (FuturesUnordered::new(), Vec::new(), 0);
+async fn commit_batches(shared: Arc<Shared>, waiting: Arc<Mutex<mpsc::Receiver<Waiting>>>) {
+    let mut batch = Vec::with_capacity(BATCH);
     loop {
-        tokio::select! {
-            biased;
-            Some(runs) = in_flight.next() => before = runs,
-            gathered = waiting.recv_many(&mut batch, BATCH), if in_flight.len() < IN_FLIGHT => {
-                if gathered == 0 {
-                    break;
-                }
-                if before > 1 {
-                    // Whoever was answered by the commit before decides first, and comes along.
-                    tokio::task::yield_now().await;
-                    batch.extend(std::iter::from_fn(|| waiting.try_recv().ok()).take(BATCH - batch.len()));
-                }
-                in_flight.push(shared.commit_batch(std::mem::take(&mut batch)));
-            }
+        // The lock is the queue's: whoever holds it gathers, the other one commits.
+        let mut queue = waiting.lock().await;
+        if queue.recv_many(&mut batch, BATCH).await == 0 {
+            return;
         }
+        // Whoever was answered by the commit before decides first, and comes along.
+        tokio::task::yield_now().await;
+        batch.extend(std::iter::from_fn(|| queue.try_recv().ok()).take(BATCH - batch.len()));
+        drop(queue);
+        metrics::histogram!("fermata_journal_batch_runs").record(as_f64(batch.len()));
+        let (mut shares, replies): (Vec<_>, Vec<_>) = batch.drain(..).map(|w| (w.share, w.reply)).unzip();
+        let mut lane = shared.lane();
+        for (outcome, reply) in shared.commit_shared(&mut lane, &mut shares).await.into_iter().zip(replies) {
+            drop(reply.send(outcome));
+        }
+        shared.lanes.lock().unwrap_or_else(PoisonError::into_inner).push(lane);
     }
-    while in_flight.next().await.is_some() {}
 }
 
 impl Shared {
-    /// Commits a batch, answers everybody in it, and says how many they were.
-    async fn commit_batch(&self, batch: Vec<Waiting>) -> usize {
-        let runs = batch.len();
-        metrics::histogram!("fermata_journal_batch_runs").record(as_f64(runs));
-        let (mut shares, replies): (Vec<_>, Vec<_>) = batch.into_iter().map(|w| (w.share, w.reply)).unzip();
-        let mut lane = self.lane();
-        for (outcome, reply) in self.commit_shared(&mut lane, &mut shares).await.into_iter().zip(replies) {
-            drop(reply.send(outcome));
-        }
-        self.lanes.lock().unwrap_or_else(PoisonError::into_inner).push(lane);
-        runs
-    }
-
     /// The way that was used last, of those that nobody is using.
     fn lane(&self) -> Lane {
         let warm = self.lanes.lock().unwrap_or_else(PoisonError::into_inner).pop();
