@@ -120,8 +120,8 @@ impl Journal {
         Self { shared, queue }
     }
 
-    /// Opens a run within a command's transaction; false when one of that id is there already, and then nothing
-    /// is written.
+    /// Opens a run with a command's transaction, as [`Journal::append_in`] appends; false when one of that id is there
+    /// already, and then nothing is written.
     ///
     /// # Errors
     /// When the database is away or refuses.
@@ -136,10 +136,12 @@ impl Journal {
         self.move_in(tx, run, append, riders).await
     }
 
-    /// Appends within a command's transaction, whose load holds the run's lock.
+    /// Appends with a command's transaction: within it, whose load holds the run's lock; or, where it only reads, in
+    /// the next shared commit once it is over.
     ///
     /// # Errors
-    /// When the head moved all the same (503: try again) or the database refuses.
+    /// When the head moved under the lock all the same (503: try again) or the database refuses. That it moved under a
+    /// transaction that only reads is known, as [`Stale`], when that is committed.
     pub async fn append_in(&self, tx: &mut TenantTx, run: Loaded, append: Append, riders: Vec<Rider>) -> Result<()> {
         if self.move_in(tx, run, append, riders).await? {
             return Ok(());
