@@ -239,25 +239,35 @@ impl Shared {
     /// All appends in one commit; each alone where the database refuses them together, so that one bad
     /// append cannot hold up its neighbours.
     async fn commit_shared(&self, lane: &mut Lane, shares: &mut [Share]) -> Vec<Result<(), AppendError>> {
+        if let [share] = shares {
+            return vec![self.commit_alone(lane, share).await];
+        }
         match self.commit(lane, &mut shares.iter_mut().collect::<Vec<_>>()).await {
             Ok(outcomes) => outcomes,
-            Err(error) if shares.len() > 1 && error.problem() == Problem::Internal => {
+            Err(error) if error.problem() == Problem::Internal => {
                 tracing::warn!(?error, runs = shares.len(), "a shared commit was refused; trying each append alone");
                 let mut outcomes = Vec::with_capacity(shares.len());
                 for share in shares {
-                    let alone = self.commit(lane, &mut [share]).await;
-                    outcomes.extend(alone.unwrap_or_else(|error| vec![Err(AppendError::Failed(error))]));
+                    outcomes.push(self.commit_alone(lane, share).await);
                 }
                 outcomes
             }
             Err(error) => {
-                metrics::counter!("fermata_journal_failed_commits_total").increment(1);
+                has_failed(&error, shares.len());
                 let shown = error.to_string();
-                tracing::warn!(?error, runs = shares.len(), "a shared commit failed");
                 let failed = || AppendError::Failed(Error::unavailable(shown.clone()));
                 shares.iter().map(|_| Err(failed())).collect()
             }
         }
+    }
+
+    /// One append in a commit of its own, which fails for its own reason.
+    async fn commit_alone(&self, lane: &mut Lane, share: &mut Share) -> Result<(), AppendError> {
+        let outcomes = self.commit(lane, &mut [share]).await.map_err(|error| {
+            has_failed(&error, 1);
+            AppendError::Failed(error)
+        })?;
+        outcomes.into_iter().collect()
     }
 
     async fn commit(&self, lane: &mut Lane, shares: &mut [&mut Share]) -> Result<Vec<Result<(), AppendError>>> {
@@ -270,9 +280,9 @@ impl Shared {
         let written = store::written(&row)?;
         metrics::histogram!("fermata_journal_commit_seconds").record(begun.elapsed().as_secs_f64());
         let has_moved = |share: &Share| written.moved.contains(&share.append.run_id);
-        let moved = shown.iter().filter(|share| has_moved(share));
-        self.announce(&moved.flat_map(|share| commits_of(&share.append)).collect::<Vec<_>>());
         shares.iter_mut().for_each(|share| share.begin(&written));
+        let moved = shares.iter().filter(|share| has_moved(share));
+        self.announce(&moved.flat_map(|share| commits_of(&share.append)).collect::<Vec<_>>());
         Ok(shares.iter().map(|share| has_moved(share).then_some(()).ok_or(AppendError::Conflict)).collect())
     }
 
@@ -294,6 +304,11 @@ impl Shared {
             metrics::counter!("fermata_runs_ended_total", "status" => end.name).increment(1);
         }
     }
+}
+
+fn has_failed(error: &Error, runs: usize) {
+    metrics::counter!("fermata_journal_failed_commits_total").increment(1);
+    tracing::warn!(?error, runs, "a commit failed");
 }
 
 /// The run's own news and, when it ended, a nudge without frames for the parent that waits for it.

@@ -360,6 +360,21 @@ async fn a_planned_run_waits_to_be_let_go_and_can_be_cancelled_before() {
 }
 
 #[tokio::test]
+async fn what_a_command_answers_is_the_run_as_it_is_kept() {
+    let world = World::without_worker(|_| {}).await;
+    let plan = json!({ "goal": "all of it", "input": { "a": [1, "ü"] }, "metadata": { "z": 1, "b": null }, "budget": 2.5,
+                       "plan": { "steps": [{ "id": "a", "uses": "debug.echo", "with": { "value": 1.0 }, "timeout": "3s" }],
+                                 "output": "{{ steps.a.output }}" } });
+    let planned = world.operator().post("/agent/plan", &plan).await.expect(202);
+    let run = world.operator().run(planned["runId"].as_str().unwrap());
+    assert_eq!(planned, run.get().await);
+    let executing = world.operator().post("/agent/execute", &json!({ "runId": run.id })).await.expect(202);
+    assert_eq!(executing, run.get().await);
+    let cancelled = run.cancel().await.expect(202);
+    assert_eq!((&cancelled["status"], &cancelled), (&json!("cancelled"), &run.get().await));
+}
+
+#[tokio::test]
 async fn a_retry_goes_on_at_the_failed_step() {
     let (world, upstream) = (World::new().await, Upstream::start().await);
     upstream.fail("/b", 1, 400);
