@@ -53,6 +53,8 @@ pub(super) struct Turn {
     heard: Vec<Command>,
     /// What was decided and is not journaled yet.
     events: Vec<Event>,
+    /// When that was, if it was while the journal took in what came before.
+    ahead_at: Option<Timestamp>,
     /// What is to be called once its intent is journaled.
     pub(super) launches: Vec<Launch>,
     /// The state holds what the journal may not have taken: it has to be read again before it is used.
@@ -109,6 +111,7 @@ impl Turn {
             reports: mpsc::channel(REPORTS),
             heard: Vec::new(),
             events: Vec::new(),
+            ahead_at: None,
             launches: Vec::new(),
             unsure: false,
             look: true,
@@ -169,7 +172,7 @@ impl Turn {
             }
             self.look = true;
         }
-        let now = self.shared.clock.now();
+        let now = self.ahead_at.take().unwrap_or_else(|| self.shared.clock.now());
         self.passed_at = now;
         for command in self.heard.clone() {
             self.decide_heard(command, now);
@@ -180,12 +183,8 @@ impl Turn {
             }
         }
         let stopping = self.shared.stop.is_cancelled();
-        self.acted = false;
         if !stopping {
-            self.make_moves(now).await;
-            if self.call_at_once(now) {
-                self.make_moves(now).await;
-            }
+            self.advance(now).await;
         }
         self.tell_calls();
         let resting = self.in_flight.is_empty() && (stopping || !(self.starved || self.deferred));
@@ -213,23 +212,52 @@ impl Turn {
         self.news.stand_at(self.state.seq);
         self.unsure = true;
         let append = Append::new(&self.state, events, self.head.parent.as_ref(), claim, now)?;
-        match self.shared.journal.append(append).await {
+        let (over, intended) = (self.state.status().is_terminal() || claim != Claim::Keep, self.launches.len());
+        match self.append(append).await {
             Ok(()) => self.unsure = false,
             Err(AppendError::Conflict) => return Ok(Next::Again),
             Err(AppendError::Failed(error)) => return Err(error),
         }
         self.heard.clear();
-        if self.state.status().is_terminal() || claim != Claim::Keep {
+        if over {
             return Ok(Next::Over);
         }
-        if !self.launches.is_empty() {
+        if intended > 0 {
             // A process that was frozen, or lost its lock, may hold the run no more. Then its life ends here.
             self.life.safe(&self.shared.clock).await;
         }
-        for launch in std::mem::take(&mut self.launches) {
+        for launch in self.launches.drain(..intended).collect::<Vec<_>>() {
             self.launch(launch, now);
         }
-        Ok(if more || self.deferred || !self.heard.is_empty() { Next::Again } else { Next::Wait })
+        let more = more || self.deferred || !self.events.is_empty() || !self.heard.is_empty();
+        Ok(if more { Next::Again } else { Next::Wait })
+    }
+
+    /// Waits for the journal to take it in. Steps that touch nothing go on meanwhile, each with what the one before gave:
+    /// nobody hears of them, and nothing acts on them, until they are journaled in their turn; should the journal refuse,
+    /// they are carried out again.
+    async fn append(&mut self, append: Append) -> Result<(), AppendError> {
+        let journal = self.shared.journal.clone();
+        let mut appending = std::pin::pin!(journal.append(append));
+        while self.deferred && self.events.len() < EVENTS && !self.shared.stop.is_cancelled() {
+            if let Some(appended) = appending.as_mut().now_or_never() {
+                return appended;
+            }
+            // The journal first: it has something to wait for.
+            tokio::task::yield_now().await;
+            let now = *self.ahead_at.get_or_insert_with(|| self.shared.clock.now());
+            self.advance(now).await;
+        }
+        appending.await
+    }
+
+    /// Decides all that can be decided, and makes the calls that touch nothing.
+    async fn advance(&mut self, now: Timestamp) {
+        self.acted = false;
+        self.make_moves(now).await;
+        if self.call_at_once(now) {
+            self.make_moves(now).await;
+        }
     }
 
     /// Forgets what the journal did not take and reads what is true; what was heard is decided anew.
@@ -239,6 +267,7 @@ impl Turn {
             self.in_flight.remove(&launch.step);
         }
         self.events.clear();
+        self.ahead_at = None;
         let mut tx = self.shared.db.tenant(tenant).await?;
         if !store::holds(&mut tx, self.life.worker, tenant, run).await? {
             return Ok(Next::Over);
@@ -292,8 +321,8 @@ impl Turn {
         self.slot = None;
     }
 
-    /// Makes the calls that touch nothing, so that intent and outcome share an append; whether there were any. A
-    /// step that needs theirs begins after that append all the same: what one step gave is durable before the next.
+    /// Makes the calls that touch nothing, so that intent and outcome share an append; whether there were any. Steps
+    /// that need theirs are put off: the append comes first.
     fn call_at_once(&mut self, now: Timestamp) -> bool {
         let known = self.heard.len();
         let (at_once, launches): (Vec<_>, _) =

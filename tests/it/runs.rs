@@ -287,13 +287,41 @@ async fn an_intent_shares_its_append_with_the_outcome_only_where_nothing_is_touc
     let expected = [
         ("think started", 1),
         ("think completed", 1),
-        // What one step gave is durable before the next begins.
+        // Decided while the journal took in the first, and journaled together.
         ("again started", 2),
         ("again completed", 2),
-        ("act started", 3),
-        ("act completed", 4),
+        ("act started", 2),
+        ("act completed", 3),
     ];
     assert_eq!(journaled, expected);
+}
+
+#[tokio::test]
+async fn whatever_acts_acts_on_what_is_durable() {
+    let (world, upstream) = (World::new().await, Upstream::start().await);
+    upstream.hold("/act");
+    let thought = |n: usize| {
+        let value = if n == 0 { json!(0) } else { json!(format!("{{{{ steps.s{}.output + 1 }}}}", n - 1)) };
+        let needs: Vec<_> = (n > 0).then(|| format!("s{}", n - 1)).into_iter().collect();
+        json!({ "id": format!("s{n}"), "uses": "data.transform", "needs": needs, "with": { "value": value } })
+    };
+    let url = format!("{}?n={{{{ steps.s99.output }}}}", upstream.url("/act"));
+    let act = json!({ "id": "act", "uses": "http.request", "needs": ["s99"], "with": { "url": url } });
+    let run = world.operator().start((0..100).map(thought).chain([act]).collect()).await;
+    upstream.arrived("/act", 1).await;
+    let (events, appends, last): (i64, i64, String) = sqlx::query_as(
+        "select count(*), count(distinct xact), (array_agg((data->>'stepId') || ' ' || name order by seq desc))[1]
+         from run_events where name like 'step.%'",
+    )
+    .fetch_one(&mut world.superuser().await)
+    .await
+    .unwrap();
+    assert_eq!((events, last.as_str()), (201, "act step.started"));
+    // Each append but the first has at least what was decided meanwhile and one step more.
+    assert!(appends <= 51, "{appends} appends for 100 steps");
+    upstream.release("/act");
+    run.completes().await;
+    assert_eq!(upstream.requests()[0].query.as_deref(), Some("n=99"));
 }
 
 #[tokio::test]

@@ -24,6 +24,9 @@ pub struct Storm {
     /// Runs at once
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=128))]
     clients: u16,
+    /// Steps that act: each call waits until its intent is journaled, and the next for its outcome
+    #[arg(long)]
+    acting: bool,
     #[command(flatten)]
     length: Length,
     #[command(flatten)]
@@ -67,7 +70,7 @@ impl Client<Taken> for Starter {
 impl Storm {
     pub(super) async fn run(self) -> Result<()> {
         let course = self.terms.course().await?;
-        let body = course.define("fermata-bench-w2", &steps()).await?;
+        let body = course.define("fermata-bench-w2", &steps(self.acting)).await?;
         let start = course.request("POST /agent/execute", "prefer: wait=60\r\n", &body);
         let starters = (0..self.clients).map(|_| Starter { wire: Wire::new(&course.site), start: start.clone() });
         let probe = self.compare.begin(&self.terms).await?;
@@ -89,12 +92,12 @@ impl Storm {
     }
 }
 
-/// A chain of echoes.
-fn steps() -> Value {
-    let id = |number: u32| format!("s{number}");
-    let step = |number| match number {
-        1 => json!({ "id": id(1), "uses": "debug.echo", "with": { "value": 1 } }),
-        _ => json!({ "id": id(number), "needs": [id(number - 1)], "uses": "debug.echo", "with": { "value": number } }),
+/// A chain of echoes; or of sleeps that take no time, which the engine does not know to touch nothing.
+fn steps(acting: bool) -> Value {
+    let (uses, argument) = if acting { ("debug.sleep", "ms") } else { ("debug.echo", "value") };
+    let step = |number: u32| {
+        let needs: Vec<_> = (1..number).last().map(|before| format!("s{before}")).into_iter().collect();
+        json!({ "id": format!("s{number}"), "needs": needs, "uses": uses, "with": { argument: 0 } })
     };
     (1..=STEPS).map(step).collect()
 }

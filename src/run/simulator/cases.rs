@@ -4,11 +4,11 @@ use serde_json::json;
 
 use super::{
     history::History,
-    script::{Death, Return, Scene},
+    script::{Death, How, Return, Scene},
 };
 use crate::journal::{self, Body, Command, Question, Refusal, SkipReason, StepKey};
 
-const PASS: Scene = Scene::Pass { worker: 0, death: None, deaf: false };
+const PASS: Scene = Scene::Pass { worker: 0, how: How { death: None, deaf: false, ahead: None } };
 
 fn play(steps: serde_json::Value, scenes: &[Scene]) -> History {
     let mut history = History::of(serde_json::from_value(json!({ "steps": steps })).unwrap());
@@ -60,7 +60,7 @@ fn consent_does_not_cover_a_repetition_by_another_version_of_the_tool() {
     let scenes = [
         PASS,
         Scene::Decide { hold: 0, by: 1, approve: true, instead: false },
-        Scene::Pass { worker: 0, death: Some(Death::AfterCommit), deaf: false },
+        Scene::Pass { worker: 0, how: How { death: Some(Death::AfterCommit), ..How::default() } },
         Scene::Upgrade,
     ];
     let mut history = play(json!([{ "id": "a", "uses": "repeatable", "approval": {} }]), &scenes);

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{
     database::Database,
-    script::{Return, Scene, Script},
+    script::{How, Return, Scene, Script},
     worker::{Flight, Passed, Worker, effect},
 };
 use crate::{
@@ -69,10 +69,10 @@ impl History {
 
     pub(super) fn play(&mut self, scene: &Scene) {
         match *scene {
-            Scene::Pass { worker, death, deaf } => {
+            Scene::Pass { worker, how } => {
                 self.claim();
                 if let Some(at) = pick(worker, self.workers.len()) {
-                    self.pass(at, (death, deaf));
+                    self.pass(at, how);
                 }
             }
             Scene::Act { call } => self.with_call(call, |history, worker, key| history.act(worker, &key)),
@@ -136,7 +136,7 @@ impl History {
         !held && due
     }
 
-    fn pass(&mut self, at: usize, how: (Option<super::script::Death>, bool)) {
+    fn pass(&mut self, at: usize, how: How) {
         let worker = &mut self.workers[at];
         let passed = worker.pass(&mut self.db, &mut self.children, self.now, how);
         if passed != Passed::Kept {
@@ -364,7 +364,7 @@ impl History {
                 while let Some(key) = self.workers[at].in_flight.keys().next().cloned() {
                     self.come_back(at, &key, Return::Done);
                 }
-                self.pass(at, (None, false));
+                self.pass(at, How::default());
             }
             if !self.workers.is_empty() {
                 continue;

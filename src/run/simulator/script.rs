@@ -25,6 +25,17 @@ pub(super) enum Death {
     AfterCommit,
 }
 
+/// How a pass goes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct How {
+    pub(super) death: Option<Death>,
+    /// The news of what others wrote was missed.
+    pub(super) deaf: bool,
+    /// Calls that touch nothing are over within the pass, well or badly, and so are those that follow from them: what a
+    /// worker decides while an earlier append is under way.
+    pub(super) ahead: Option<bool>,
+}
+
 /// How a call in flight comes back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Return {
@@ -40,7 +51,7 @@ pub(super) enum Return {
 #[derive(Clone, Debug)]
 pub(super) enum Scene {
     /// A worker decides, commits, calls; or dies on the way.
-    Pass { worker: u8, death: Option<Death>, deaf: bool },
+    Pass { worker: u8, how: How },
     /// A call in flight reaches the outside world.
     Act { call: u8 },
     /// A call comes back.
@@ -136,8 +147,8 @@ fn scene() -> impl Strategy<Value = Scene> {
     let decide = (any::<u8>(), 0_u8..4, any::<bool>(), prop::bool::weighted(0.2));
     let nonsense = (any::<u8>(), any::<u8>(), option::of(0_u8..4), 0_u8..4);
     prop_oneof![
-        12 => (any::<u8>(), death, prop::bool::weighted(0.1))
-            .prop_map(|(worker, death, deaf)| Scene::Pass { worker, death, deaf }),
+        12 => (any::<u8>(), death, prop::bool::weighted(0.1), option::weighted(0.4, prop::bool::weighted(0.8)))
+            .prop_map(|(worker, death, deaf, ahead)| Scene::Pass { worker, how: How { death, deaf, ahead } }),
         5 => any::<u8>().prop_map(|call| Scene::Act { call }),
         7 => (any::<u8>(), how).prop_map(|(call, how)| Scene::Return { call, how }),
         1 => any::<u8>().prop_map(|call| Scene::Report { call }),

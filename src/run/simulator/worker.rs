@@ -7,7 +7,10 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{database::Database, script::Death};
+use super::{
+    database::Database,
+    script::{Death, How},
+};
 use crate::{
     approval::{self, Verdict},
     journal::{
@@ -71,13 +74,13 @@ impl Worker {
         Self { epoch: db.epoch, state, in_flight, heard, version, events, launches }
     }
 
-    /// One pass of a turn. A deaf one has missed the news of what others wrote.
+    /// One pass of a turn.
     pub(super) fn pass(
         &mut self,
         db: &mut Database,
         children: &mut BTreeMap<RunId, Option<bool>>,
         now: Timestamp,
-        (death, deaf): (Option<Death>, bool),
+        How { death, deaf, ahead }: How,
     ) -> Passed {
         if !deaf && db.head.seq != self.state.seq && !self.reload(db) {
             return Passed::Over;
@@ -93,6 +96,9 @@ impl Worker {
         let ended = |children: &BTreeMap<_, Option<bool>>| children.values().flatten().count();
         let before = ended(children);
         self.make_moves(children, now);
+        while ahead.is_some_and(|completed| self.call_ahead(completed, now)) {
+            self.make_moves(children, now);
+        }
         if ended(children) > before {
             // The end of a child makes its parent due.
             db.due = Some(now);
@@ -203,6 +209,22 @@ impl Worker {
             }
             Move::Finish => self.decide(Command::Finish { output: Ok(Some(Arc::new(json!(0.1)))) }, now),
         }
+    }
+
+    /// The calls that touch nothing are made and over; whether there were any.
+    fn call_ahead(&mut self, completed: bool, now: Timestamp) -> bool {
+        let (calls, launches): (Vec<_>, _) =
+            std::mem::take(&mut self.launches).into_iter().partition(|(_, flight)| flight.tool == "pure");
+        self.launches = launches;
+        for (step, Flight { attempt, .. }) in &calls {
+            let (step, attempt) = (step.clone(), *attempt);
+            let command = match completed {
+                true => Command::Complete { step, attempt, output: Arc::new(json!("ahead")), cost: None },
+                false => Command::Fail { step, attempt, error: Failure::new("ahead", "it failed"), jitter: 0.5 },
+            };
+            self.decide(command, now).unwrap();
+        }
+        !calls.is_empty()
     }
 
     fn step(&self, key: &StepKey) -> Step {
