@@ -8,6 +8,7 @@ use std::{
 use fermata::auth::Role;
 use reqwest::Method;
 use serde_json::json;
+use sqlx::PgConnection;
 use tokio::{task::JoinSet, time::interval};
 
 use super::{audit, patient::Patient, scale, site::Site, spread};
@@ -25,6 +26,23 @@ async fn one(caller: Patient, latencies: Arc<Mutex<Vec<(Instant, Duration)>>>) {
     latencies.lock().unwrap().push((begun, begun.elapsed()));
 }
 
+/// What a commit of one row takes meanwhile, again and again: a machine's own pace changes by half within minutes.
+async fn pace(mut database: PgConnection, paces: Arc<Mutex<Vec<Duration>>>) {
+    sqlx::raw_sql("create schema pace; create table pace.marks (at timestamptz)").execute(&mut database).await.unwrap();
+    let mut ticks = interval(Duration::from_millis(50));
+    loop {
+        ticks.tick().await;
+        let begun = Instant::now();
+        sqlx::query("insert into pace.marks values (now())").execute(&mut database).await.unwrap();
+        paces.lock().unwrap().push(begun.elapsed());
+    }
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    times[times.len() / 2]
+}
+
 #[tokio::test]
 async fn a_steady_load_with_restarts_stays_as_it_began() {
     let (per_second, lives, life) = scale((100, 10, 60), (25, 3, 5));
@@ -33,7 +51,8 @@ async fn a_steady_load_with_restarts_stays_as_it_began() {
     let caller = Patient::new(&site.client("", site.tenants[0], &[Role::Operator]), &[&server]);
     let latencies = Arc::new(Mutex::new(Vec::new()));
     let (mut runs, mut begun, mut memory) = (JoinSet::new(), 0, Vec::new());
-    let mut medians = Vec::new();
+    let (mut medians, marks) = (Vec::new(), Arc::new(Mutex::new(Vec::new())));
+    let pacing = tokio::spawn(pace(site.superuser().await, Arc::clone(&marks)));
     for _ in 0..lives {
         server.start().await;
         let born = Instant::now();
@@ -46,12 +65,12 @@ async fn a_steady_load_with_restarts_stays_as_it_began() {
         memory.push(server.memory());
         // What was begun right after the start waited for it.
         let settled = born + Duration::from_secs(life) / 4;
-        let mut times: Vec<_> =
-            latencies.lock().unwrap().iter().filter(|(begun, _)| *begun > settled).map(|(_, time)| *time).collect();
-        times.sort_unstable();
-        medians.push(times[times.len() / 2]);
+        let all = latencies.lock().unwrap().clone();
+        let times = all.iter().filter(|(begun, _)| *begun > settled).map(|(_, time)| *time).collect();
+        medians.push((median(times), median(std::mem::take(&mut marks.lock().unwrap()))));
         server.stop().await;
     }
+    pacing.abort();
     server.start().await;
     while let Some(run) = runs.join_next().await {
         run.unwrap();
@@ -60,9 +79,12 @@ async fn a_steady_load_with_restarts_stays_as_it_began() {
     let (first, last) = (memory[0], *memory.last().unwrap());
     assert!(last < first * 5 / 4, "memory grew: {memory:?} KiB");
     // Short lives on a busy machine say nothing about time.
-    let slower = medians.last().unwrap().as_secs_f64() / medians[0].as_secs_f64();
+    let paced = |(run, commit): &(Duration, Duration)| run.as_secs_f64() / commit.as_secs_f64();
+    let slower = paced(medians.last().unwrap()) / paced(&medians[0]);
     assert!(scale(slower < 1.5, true), "it got slower: {medians:?}");
     let times = latencies.lock().unwrap().iter().map(|(_, time)| *time).collect();
     println!("soak: {begun} runs at {per_second}/s over {lives} lives of {life} s; {}", spread(times));
-    println!("soak: memory at the end of each life {memory:?} KiB, median latency {medians:.1?}");
+    println!(
+        "soak: memory at the end of each life {memory:?} KiB, medians of a run and of a commit of one row {medians:.1?}"
+    );
 }
