@@ -91,6 +91,10 @@ impl Tool for Sleep {
 
     async fn call(&self, call: Call) -> Result<Outcome, ToolError> {
         let SleepArguments { ms } = call.read()?;
+        // Even a sleep of no time takes until the timer's next tick.
+        if ms == 0 {
+            return Ok(Outcome::done(json!({ "sleptMs": ms })));
+        }
         tokio::select! {
             () = call.cancel.cancelled() => Err(ToolError::cancelled()),
             () = sleep(Duration::from_millis(ms)) => Ok(Outcome::done(json!({ "sleptMs": ms }))),
