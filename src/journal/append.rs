@@ -148,6 +148,13 @@ impl Append {
         let (tenant_id, run_id, steps) = (state.tenant_id, state.run_id, steps.into_values().collect());
         Ok(Self { tenant_id, run_id, expected, frames, events, at, opening: None, head, steps, claim, parent })
     }
+
+    /// What it weighs: its events and the outputs of its steps.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let outputs = self.steps.iter().filter_map(|step| step.output.as_ref());
+        self.frames.iter().map(|frame| frame.data.len()).sum::<usize>() + outputs.map(String::len).sum::<usize>()
+    }
 }
 
 /// Notes what `event` changes; returns the event without its output where that is too large to travel.

@@ -33,6 +33,8 @@ use crate::{
 const PATIENCE: TimeDelta = TimeDelta::seconds(2);
 /// Events decided before they are committed; more wait for the next append.
 const EVENTS: usize = 256;
+/// An append of more bytes than this is waited for, so that those of a run with large outputs do not grow.
+const AHEAD: usize = 256 * 1024;
 /// Reports of progress that may wait for the journal.
 const REPORTS: usize = 64;
 
@@ -148,6 +150,8 @@ impl Turn {
                     }
                     Err(error) => {
                         failures += 1;
+                        // What was decided by then was decided for another moment.
+                        self.unsure = true;
                         tracing::warn!(?error, run = %run_id, "a turn could not be recorded; trying again");
                         tokio::time::sleep(Duration::from_millis(50) * 2_u32.pow(failures.min(5))).await;
                         Next::Again
@@ -237,9 +241,9 @@ impl Turn {
     /// nobody hears of them, and nothing acts on them, until they are journaled in their turn; should the journal refuse,
     /// they are carried out again.
     async fn append(&mut self, append: Append) -> Result<(), AppendError> {
-        let journal = self.shared.journal.clone();
+        let (journal, is_light) = (self.shared.journal.clone(), append.bytes() <= AHEAD);
         let mut appending = std::pin::pin!(journal.append(append));
-        while self.deferred && self.events.len() < EVENTS && !self.shared.stop.is_cancelled() {
+        while is_light && self.deferred && self.events.len() < EVENTS && !self.shared.stop.is_cancelled() {
             if let Some(appended) = appending.as_mut().now_or_never() {
                 return appended;
             }
