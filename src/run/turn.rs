@@ -178,6 +178,7 @@ impl Turn {
         }
         let now = self.ahead_at.take().unwrap_or_else(|| self.shared.clock.now());
         self.passed_at = now;
+        self.hear_reports();
         for command in self.heard.clone() {
             self.decide_heard(command, now);
         }
@@ -373,7 +374,10 @@ impl Turn {
         // A call that has nothing to wait for takes no task.
         match call.as_mut().now_or_never() {
             Some(ended) => {
-                self.hear_reports();
+                // What touches nothing has nothing to report, and others' reports are not to be forgotten with it.
+                if !launch.at_once {
+                    self.hear_reports();
+                }
                 self.hear(ended);
             }
             None => drop(self.calls.spawn(call)),

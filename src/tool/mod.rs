@@ -56,8 +56,8 @@ pub trait Tool: Send + Sync + 'static {
         Duration::from_secs(60)
     }
 
-    /// Whether a call touches nothing but its arguments and is over as soon as it is made. Then it may be made before
-    /// its intent is journaled: both share an append.
+    /// Whether a call touches nothing but its arguments, is over as soon as it is made and reports no progress. Then it
+    /// may be made before its intent is journaled, and on outputs that are not yet: they share an append, or the next.
     fn at_once(&self) -> bool {
         false
     }
