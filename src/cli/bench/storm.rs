@@ -96,7 +96,7 @@ impl Storm {
 fn steps(acting: bool) -> Value {
     let (uses, argument) = if acting { ("debug.sleep", "ms") } else { ("debug.echo", "value") };
     let step = |number: u32| {
-        let needs: Vec<_> = (1..number).last().map(|before| format!("s{before}")).into_iter().collect();
+        let needs: Vec<_> = (number > 1).then(|| format!("s{}", number - 1)).into_iter().collect();
         json!({ "id": format!("s{number}"), "needs": needs, "uses": uses, "with": { argument: 0 } })
     };
     (1..=STEPS).map(step).collect()
