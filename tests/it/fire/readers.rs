@@ -17,6 +17,7 @@ use crate::world::Client;
 struct Seen {
     digest: Sha256,
     events: usize,
+    bytes: usize,
     cuts: usize,
 }
 
@@ -25,6 +26,7 @@ impl Seen {
         self.digest.update(data);
         self.digest.update("\n");
         self.events += 1;
+        self.bytes += data.len();
     }
 
     fn end(self) -> (usize, String) {
@@ -33,8 +35,15 @@ impl Seen {
     }
 }
 
+/// How often a reader breaks off, and after how many bytes at most.
+#[derive(Clone, Copy)]
+struct Cuts {
+    times: usize,
+    within: usize,
+}
+
 /// Reads `path` and breaks off at any byte, so many times, until all of `total` events have come: known at last.
-async fn read(reader: Patient, path: String, cuts: usize, mut total: watch::Receiver<Option<usize>>) -> Seen {
+async fn read(reader: Patient, path: String, cuts: Cuts, mut total: watch::Receiver<Option<usize>>) -> Seen {
     let (mut seen, mut last) = (Seen::default(), None::<String>);
     loop {
         let mut request = reader.client().await.request(Method::GET, &path);
@@ -46,7 +55,7 @@ async fn read(reader: Patient, path: String, cuts: usize, mut total: watch::Rece
             continue;
         };
         let (mut bytes, mut text) = (response.bytes_stream(), Vec::new());
-        let mut left = if seen.cuts < cuts { rand::random_range(1..40_000) } else { usize::MAX };
+        let mut left = if seen.cuts < cuts.times { rand::random_range(1..cuts.within) } else { usize::MAX };
         while left > 0 {
             if total.borrow_and_update().is_some_and(|total| total == seen.events) {
                 return seen;
@@ -108,7 +117,7 @@ async fn readers_cut_at_any_byte_see_what_the_table_has() {
     let (total, known) = watch::channel(None);
     let tenant = (0..readers / 2).map(|_| {
         let path = "/workflow/events?from=start".to_owned();
-        tokio::spawn(read(viewer.clone(), path, cuts, known.clone()))
+        tokio::spawn(read(viewer.clone(), path, Cuts { times: cuts, within: 40_000 }, known.clone()))
     });
     let tenant: Vec<_> = tenant.collect();
     let writing = (0..writers).map(|_| tokio::spawn(write(operator.clone(), runs, events)));
@@ -149,6 +158,8 @@ async fn readers_cut_at_any_byte_see_what_the_table_has() {
         let id = &ids[number % ids.len()];
         let table = of_run[&id.parse::<RunId>().unwrap().uuid()].clone();
         let (viewer, path) = (viewer.clone(), format!("/workflow/runs/{id}/events"));
+        // So short that all of them find a place in the run.
+        let cuts = Cuts { times: cuts, within: table.bytes / cuts + 2 };
         async move {
             let (_known, total) = watch::channel(Some(table.events));
             (tokio::spawn(read(viewer, path, cuts, total)).await.unwrap(), table)
@@ -158,5 +169,6 @@ async fn readers_cut_at_any_byte_see_what_the_table_has() {
         cut += seen.cuts;
         assert_eq!(seen.end(), table.end(), "the run's stream is not the table");
     }
+    assert!(cut >= readers * cuts * 9 / 10, "there were only {cut} cuts");
     println!("readers: {readers} readers, {cut} cuts, {killed} kills, {} events: all as in the table", rows.len());
 }
