@@ -36,7 +36,7 @@ pub const CATALOGUE: &[(Kind, &str, &str)] = &[
     (
         Kind::Counter,
         "fermata_journal_failed_commits_total",
-        "Shared commits that failed and are tried again by their runs",
+        "Commits of appends that failed; runs try theirs again, commands say so",
     ),
     (Kind::Gauge, "fermata_streams_open", "Open streams, by kind (run or tenant)"),
     (Kind::Gauge, "fermata_streams_followed", "Runs followed by at least one stream"),
