@@ -30,6 +30,8 @@ impl Turn {
             Move::Gather(key) => self.gather(key, now),
             Move::EndWait(key, attempt, until) => self.end_wait(key, *attempt, *until, now),
             Move::Recover(key, attempt) => self.recover(key, *attempt, now),
+            // It acts, so it waits for what it follows from to be journaled.
+            Move::CancelChild(..) if self.unsure => Ok(()),
             Move::CancelChild(key, child) => {
                 if self.told_children.insert(*child) {
                     let shared = Arc::clone(&self.shared);

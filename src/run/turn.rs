@@ -60,7 +60,7 @@ pub(super) struct Turn {
     /// What is to be called once its intent is journaled.
     pub(super) launches: Vec<Launch>,
     /// The state holds what the journal may not have taken: it has to be read again before it is used.
-    unsure: bool,
+    pub(super) unsure: bool,
     /// A child may have ended.
     look: bool,
     /// What was due by then has been tried.
