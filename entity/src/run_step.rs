@@ -1,4 +1,4 @@
-//! The latest state of each step that has begun. Only the journal writes here.
+//! The outputs of steps that are too large for their events. Only the journal writes here.
 
 use sea_orm::entity::prelude::*;
 
@@ -26,7 +26,7 @@ pub struct Model {
     /// The exact arguments.
     #[sea_orm(column_type = "Json", nullable)]
     pub arguments: Option<Json>,
-    /// The whole output, also when it is too large for its event.
+    /// The whole output.
     #[sea_orm(column_type = "Json", nullable)]
     pub output: Option<Json>,
     /// Why it failed.

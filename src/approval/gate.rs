@@ -3,12 +3,13 @@
 
 use std::fmt::Write;
 
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::{
     journal::{Intent, RunState, Stage, StepKey},
-    kernel::{Error, Result},
+    kernel::{Error, Result, RunId, TenantId},
 };
 
 /// What the gate says of one call.
@@ -44,6 +45,19 @@ pub fn verdict(state: &RunState, step: &StepKey, intent: &Intent) -> Verdict {
     }
 }
 
+/// What a digest is over.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Call<'a> {
+    tool: &'a str,
+    tool_version: &'a str,
+    arguments: &'a Value,
+    tenant_id: TenantId,
+    run_id: RunId,
+    step_id: &'a StepKey,
+    attempt: u32,
+}
+
 /// `sha256:` over the RFC 8785 form of tool, version, arguments, run, step, attempt and tenant: what a
 /// person consents to, and nothing else.
 ///
@@ -56,15 +70,8 @@ pub fn digest(
     (tool, version): (&str, &str),
     arguments: &Value,
 ) -> Result<String> {
-    let call = json!({
-        "tool": tool,
-        "toolVersion": version,
-        "arguments": arguments,
-        "tenantId": state.tenant_id,
-        "runId": state.run_id,
-        "stepId": step,
-        "attempt": attempt,
-    });
+    let (tenant_id, run_id) = (state.tenant_id, state.run_id);
+    let call = Call { tool, tool_version: version, arguments, tenant_id, run_id, step_id: step, attempt };
     let canonical = serde_json_canonicalizer::to_vec(&call).map_err(Error::internal)?;
     let mut text = String::from("sha256:");
     for byte in Sha256::digest(&canonical) {
@@ -76,6 +83,7 @@ pub fn digest(
 #[cfg(test)]
 mod tests {
     use chrono::DateTime;
+    use serde_json::json;
 
     use super::*;
     use crate::{

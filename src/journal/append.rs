@@ -1,13 +1,9 @@
 //! One append: what a run's next events change in the tables, encoded once.
 
-use std::collections::BTreeMap;
-
 use serde::Serialize;
-use serde_json::Value;
 
 use super::{
-    Body, Completed, Event, Frame, Loaded, OnDenied, Parent, Phase, RunState, Status, StepCompleted, StepKey,
-    event::encode,
+    Body, Completed, Event, Frame, Loaded, OnDenied, Parent, Phase, RunState, Status, StepCompleted, event::encode,
 };
 use crate::kernel::{ApprovalId, Error, Result, RunId, TenantId, Timestamp, WorkerId};
 
@@ -49,7 +45,7 @@ pub struct Append {
     pub at: Timestamp,
     pub(super) opening: Option<OpeningRow>,
     pub(super) head: HeadRow,
-    pub(super) steps: Vec<StepRow>,
+    pub(super) outputs: Vec<OutputRow>,
     pub(super) claim: Claim,
     pub(super) parent: Option<RunId>,
 }
@@ -98,18 +94,13 @@ pub(super) struct HeadRow {
     pub(super) error: Option<String>,
 }
 
-/// A step's row after the append; what is `None` stays as it was, but for `error` and `finished_at`.
-#[derive(Debug, Default)]
-pub(super) struct StepRow {
+/// An output that is too large for its event.
+#[derive(Debug)]
+pub(super) struct OutputRow {
     pub(super) step_id: String,
-    pub(super) status: &'static str,
     pub(super) attempt: u32,
     pub(super) tool: String,
-    pub(super) arguments: Option<String>,
-    pub(super) output: Option<String>,
-    pub(super) error: Option<String>,
-    pub(super) started_at: Option<Timestamp>,
-    pub(super) finished_at: Option<Timestamp>,
+    pub(super) output: String,
 }
 
 impl Append {
@@ -137,86 +128,66 @@ impl Append {
                 _ => None,
             },
         };
-        let mut steps = BTreeMap::new();
+        let mut outputs = Vec::new();
         let mut frames = Vec::with_capacity(events.len());
         for (seq, event) in (expected + 1..).zip(&events) {
-            let slim = record(state, event, at, &mut head, &mut steps)?;
-            let data = encode(state.tenant_id, state.run_id, seq, at, slim.as_ref().unwrap_or(event))?;
+            note(event, &mut head)?;
+            let encoded = |event: &Event| encode(state.tenant_id, state.run_id, seq, at, event);
+            let whole = encoded(event)?;
+            let data = match slim(state, event, whole.len(), &mut outputs)? {
+                Some(slim) => encoded(&slim)?,
+                None => whole,
+            };
             frames.push(Frame { seq, name: event.body.name(), data });
         }
         let parent = parent.map(|parent| parent.run_id);
-        let (tenant_id, run_id, steps) = (state.tenant_id, state.run_id, steps.into_values().collect());
-        Ok(Self { tenant_id, run_id, expected, frames, events, at, opening: None, head, steps, claim, parent })
+        let (tenant_id, run_id) = (state.tenant_id, state.run_id);
+        Ok(Self { tenant_id, run_id, expected, frames, events, at, opening: None, head, outputs, claim, parent })
     }
 
-    /// What it weighs: its events and the outputs of its steps.
+    /// What it weighs: its events and the outputs that are too large for them.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        let outputs = self.steps.iter().filter_map(|step| step.output.as_ref());
-        self.frames.iter().map(|frame| frame.data.len()).sum::<usize>() + outputs.map(String::len).sum::<usize>()
+        let frames = self.frames.iter().map(|frame| frame.data.len());
+        frames.chain(self.outputs.iter().map(|row| row.output.len())).sum()
     }
 }
 
-/// Notes what `event` changes; returns the event without its output where that is too large to travel.
-fn record<'a>(
-    state: &RunState,
-    event: &'a Event,
-    at: Timestamp,
-    head: &mut HeadRow,
-    steps: &mut BTreeMap<&'a StepKey, StepRow>,
-) -> Result<Option<Event>> {
+/// Notes what `event` changes in the head.
+fn note(event: &Event, head: &mut HeadRow) -> Result<()> {
     match &event.body {
         Body::PlanReady(ready) => head.plan = Some(json(&ready.plan)?),
-        Body::Completed(Completed { output: Some(output), .. }) => {
-            let (text, slim) = weigh(output)?;
-            head.output = Some(text);
-            return Ok(slim.map(|bytes| Event::run(Completed { output: None, output_bytes: Some(bytes) })));
-        }
+        Body::Completed(Completed { output: Some(output), .. }) => head.output = Some(json(output)?),
         _ => {}
     }
-    let (Some(key), Some(attempt)) = (&event.step, event.attempt) else { return Ok(None) };
-    if matches!(event.body, Body::ToolProgress(_)) {
-        return Ok(None);
-    }
-    let row = steps.entry(key).or_insert_with(|| StepRow {
-        step_id: key.to_string(),
-        tool: state.step(key).map(|step| step.uses.clone()).unwrap_or_default(),
-        ..StepRow::default()
-    });
-    row.attempt = attempt;
-    row.status = state.stage(key).map_or("pending", |stage| stage.name());
-    let ended = state.stage(key).is_some_and(super::Stage::is_ended);
-    row.finished_at = ended.then_some(at);
-    row.error = None;
-    match &event.body {
-        Body::StepStarted(started) => {
-            row.started_at = Some(at);
-            row.arguments = Some(json(&started.arguments)?);
-        }
-        Body::StepExpanded(_) => row.started_at = Some(at),
-        Body::AwaitingApproval(asked) => row.arguments = Some(json(&asked.arguments)?),
-        Body::StepRetrying(retrying) => row.error = Some(json(&retrying.error)?),
-        Body::StepFailed(failed) => row.error = Some(json(&failed.error)?),
-        Body::StepCompleted(completed) => {
-            if let Some(output) = &completed.output {
-                let (text, slim) = weigh(output)?;
-                row.output = Some(text);
-                return Ok(slim.map(|bytes| {
-                    let body = StepCompleted { output: None, output_bytes: Some(bytes), ..completed.clone() };
-                    Event::step(key, attempt, body)
-                }));
-            }
-        }
-        _ => {}
-    }
-    Ok(None)
+    Ok(())
 }
 
-/// The output as text, and its size where it is too large for its event.
-fn weigh(output: &Value) -> Result<(String, Option<u64>)> {
+/// The event without its output where that is too large to travel; `whole` is what the event weighs with it.
+fn slim(state: &RunState, event: &Event, whole: usize, outputs: &mut Vec<OutputRow>) -> Result<Option<Event>> {
+    if whole <= INLINE_OUTPUT {
+        return Ok(None);
+    }
+    let (Body::StepCompleted(StepCompleted { output: Some(output), .. })
+    | Body::Completed(Completed { output: Some(output), .. })) = &event.body
+    else {
+        return Ok(None);
+    };
     let text = json(output)?;
-    let bytes = (text.len() > INLINE_OUTPUT).then(|| u64::try_from(text.len()).unwrap_or(u64::MAX));
-    Ok((text, bytes))
+    if text.len() <= INLINE_OUTPUT {
+        return Ok(None);
+    }
+    let output_bytes = Some(u64::try_from(text.len()).unwrap_or(u64::MAX));
+    match (&event.body, &event.step, event.attempt) {
+        (Body::StepCompleted(completed), Some(key), Some(attempt)) => {
+            let tool = state.step(key).map(|step| step.uses.clone()).unwrap_or_default();
+            outputs.push(OutputRow { step_id: key.to_string(), attempt, tool, output: text });
+            let body = StepCompleted { output: None, output_bytes, ..completed.clone() };
+            Ok(Some(Event::step(key, attempt, body)))
+        }
+        // The head has it.
+        _ => Ok(Some(Event::run(Completed { output: None, output_bytes }))),
+    }
 }
 
 fn json(value: &impl Serialize) -> Result<String> {

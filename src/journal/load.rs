@@ -3,7 +3,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use sqlx::{Row, postgres::PgRow};
 
-use super::{Body, OnDenied, Parent, RunState, Stage, StepKey, event, store};
+use super::{Body, Event, OnDenied, Parent, RunState, Stage, StepKey, event, store};
 use crate::{
     db::TenantTx,
     kernel::{Actor, Error, Result, RunId, TenantId, Timestamp},
@@ -56,25 +56,45 @@ pub enum Lock {
 pub async fn load(tx: &mut TenantTx, runs: &[(TenantId, RunId)], lock: Lock) -> Result<Vec<Loaded>> {
     // A transaction that only reads keeps nobody out: its append is refused if the run moves meanwhile.
     let held = lock == Lock::Held && !tx.only_reads();
-    let rows = store::runs(tx.conn(), runs, held).await?;
-    let mut loaded = Vec::with_capacity(rows.len());
-    for row in &rows {
-        let (mut state, seq, head) = read_head(row)?;
-        let seqs: Vec<i64> = row.try_get::<Option<_>, _>("seqs")?.unwrap_or_default();
-        let texts: Vec<String> = row.try_get::<Option<_>, _>("texts")?.unwrap_or_default();
-        if seq > 0 && seqs.first().is_none_or(|first| *first > 1) {
-            continue;
-        }
-        // A free load may see events that were committed after it saw the head.
-        for (_, text) in seqs.iter().zip(texts).filter(|(at, _)| u64::try_from(**at).is_ok_and(|at| at <= seq)) {
-            let (ts, event) = event::decode(&text)?;
-            state.apply(ts, &event);
-        }
-        state.seq = seq;
-        fetch_outputs(tx, &mut state).await?;
-        loaded.push(Loaded { head, state });
+    let mut loaded = Vec::with_capacity(runs.len());
+    for row in &store::runs(tx.conn(), runs, held).await? {
+        loaded.extend(fold(tx, row, |_, _| ()).await?);
     }
     Ok(loaded)
+}
+
+/// Loads one run as [`load`] does, and lets `hear` have each of the events that shaped it, in order.
+///
+/// # Errors
+/// As [`load`].
+pub async fn recount(
+    tx: &mut TenantTx,
+    tenant: TenantId,
+    run: RunId,
+    hear: impl FnMut(Timestamp, &Event),
+) -> Result<Option<Loaded>> {
+    match store::runs(tx.conn(), &[(tenant, run)], false).await?.first() {
+        Some(row) => fold(tx, row, hear).await,
+        None => Ok(None),
+    }
+}
+
+async fn fold(tx: &mut TenantTx, row: &PgRow, mut hear: impl FnMut(Timestamp, &Event)) -> Result<Option<Loaded>> {
+    let (mut state, seq, head) = read_head(row)?;
+    let seqs: Vec<i64> = row.try_get::<Option<_>, _>("seqs")?.unwrap_or_default();
+    let texts: Vec<String> = row.try_get::<Option<_>, _>("texts")?.unwrap_or_default();
+    if seq > 0 && seqs.first().is_none_or(|first| *first > 1) {
+        return Ok(None);
+    }
+    // A free load may see events that were committed after it saw the head.
+    for (_, text) in seqs.iter().zip(texts).filter(|(at, _)| u64::try_from(**at).is_ok_and(|at| at <= seq)) {
+        let (ts, event) = event::decode(&text)?;
+        state.apply(ts, &event);
+        hear(ts, &event);
+    }
+    state.seq = seq;
+    fetch_outputs(tx, &mut state).await?;
+    Ok(Some(Loaded { head, state }))
 }
 
 fn read_head(row: &PgRow) -> Result<(RunState, u64, RunHead)> {

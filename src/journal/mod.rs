@@ -21,7 +21,7 @@ pub use command::{Command, Refusal};
 pub use decide::decide;
 pub use event::*;
 pub use follow::{Commit, Follower, Frame};
-pub use load::{Loaded, Lock, RunHead, is_terminal, load};
+pub use load::{Loaded, Lock, RunHead, is_terminal, load, recount};
 pub use payload::*;
 pub use plan::*;
 pub use state::{Hold, Intent, Phase, Ruling, RunState, Stage, Status, StepState};

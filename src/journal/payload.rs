@@ -2,7 +2,7 @@
 
 use std::{num::NonZeroU32, sync::Arc};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
@@ -147,7 +147,7 @@ pub struct ToolProgress {
 #[serde(rename_all = "camelCase")]
 pub struct StepCompleted {
     /// The output; absent when it is too large for an event, then `GET …/steps` has it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Value>)]
     pub output: Option<Arc<Value>>,
     /// The output's size, where it is left out.
@@ -349,7 +349,7 @@ pub struct RunCancelling {
 #[serde(rename_all = "camelCase")]
 pub struct Completed {
     /// The output; absent when there is none or it is too large for an event, then the run has it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Value>)]
     pub output: Option<Arc<Value>>,
     /// The output's size, where it is left out.
@@ -372,4 +372,9 @@ pub struct Cancelled {
     /// Why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+}
+
+/// What is there is there, `null` too.
+fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
 }

@@ -64,6 +64,7 @@ struct Event<'a> {
     data: &'a str,
 }
 
+/// A step whose output is too large for its event.
 struct Step<'a> {
     tenant_id: Uuid,
     run_id: Uuid,
@@ -72,10 +73,10 @@ struct Step<'a> {
     attempt: i32,
     tool: &'a str,
     arguments: Option<&'a str>,
-    output: Option<&'a str>,
+    output: &'a str,
     error: Option<&'a str>,
     started_at: Option<Timestamp>,
-    finished_at: Option<Timestamp>,
+    finished_at: Timestamp,
     at: Timestamp,
 }
 
@@ -138,18 +139,18 @@ impl<'a> Rows<'a> {
             let data = std::str::from_utf8(&frame.data).map_err(Error::internal)?;
             self.events.push(Event { tenant_id, run_id, seq: signed(frame.seq), name: frame.name, data });
         }
-        self.steps.extend(append.steps.iter().map(|step| Step {
+        self.steps.extend(append.outputs.iter().map(|row| Step {
             tenant_id,
             run_id,
-            step_id: &step.step_id,
-            status: step.status,
-            attempt: i32::try_from(step.attempt).unwrap_or(i32::MAX),
-            tool: &step.tool,
-            arguments: step.arguments.as_deref(),
-            output: step.output.as_deref(),
-            error: step.error.as_deref(),
-            started_at: step.started_at,
-            finished_at: step.finished_at,
+            step_id: &row.step_id,
+            status: "completed",
+            attempt: i32::try_from(row.attempt).unwrap_or(i32::MAX),
+            tool: &row.tool,
+            arguments: None,
+            output: &row.output,
+            error: None,
+            started_at: None,
+            finished_at: at,
             at,
         }));
         self.settle(append);

@@ -222,10 +222,12 @@ async fn commit_batches(shared: Arc<Shared>, waiting: Arc<Mutex<mpsc::Receiver<W
         metrics::histogram!("fermata_journal_batch_runs").record(as_f64(batch.len()));
         let (mut shares, replies): (Vec<_>, Vec<_>) = batch.drain(..).map(|w| (w.share, w.reply)).unzip();
         let mut lane = shared.lane();
-        for (outcome, reply) in shared.commit_shared(&mut lane, &mut shares).await.into_iter().zip(replies) {
+        let outcomes = shared.commit_shared(&mut lane, &mut shares).await;
+        // Before anybody is answered: the next append of whoever is comes at once, and finds it warm.
+        shared.lanes.lock().unwrap_or_else(PoisonError::into_inner).push(lane);
+        for (outcome, reply) in outcomes.into_iter().zip(replies) {
             drop(reply.send(outcome));
         }
-        shared.lanes.lock().unwrap_or_else(PoisonError::into_inner).push(lane);
     }
 }
 

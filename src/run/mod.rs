@@ -13,6 +13,7 @@ mod service;
 mod shared;
 #[cfg(test)]
 mod simulator;
+mod steps;
 mod store;
 pub mod template;
 mod turn;
@@ -25,6 +26,7 @@ pub use child::Children;
 pub use desk::Desk;
 pub use routes::{RunRoutes, routes};
 pub use service::{Opening, Request, Runs, Source};
-pub use view::{Links, Run, RunSummary, StepView};
+pub use steps::StepView;
+pub use view::{Links, Run, RunSummary};
 pub use waker::Waker;
 pub use worker::{Worker, WorkerParts};

@@ -14,8 +14,9 @@ use super::{
     bell::Bell,
     definition::{self, Reference},
     service::{Opening, Request, Runs, Source},
+    steps::StepView,
     store,
-    view::{Run, RunSummary, StepView},
+    view::{Run, RunSummary},
 };
 use crate::{
     http::{

@@ -1,14 +1,15 @@
 //! What callers can do with runs: plan, execute, cancel, retry. Each is one transaction: row, events, audit
 //! entry and the wake-up of a worker.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 
 use super::{
     definition::{self, Reference},
+    steps::{Recount, StepView},
     store::{self, Ground},
-    view::{Run, StepView},
+    view::Run,
 };
 use crate::{
     audit,
@@ -17,7 +18,6 @@ use crate::{
     http::{Ctx, Permit, RequestId},
     journal::{
         self, Append, Claim, Command, Event, Journal, Loaded, Lock, OnDenied, Parent, Plan, Refusal, RunHead, RunState,
-        StepKey,
     },
     kernel::{Actor, Error, Problem, Result, RunId, TenantId, Timestamp},
 };
@@ -289,21 +289,9 @@ impl Runs {
     /// # Errors
     /// 404 for an unknown run.
     pub async fn steps(&self, tx: &mut TenantTx, tenant_id: TenantId, run_id: RunId) -> Result<Vec<StepView>> {
-        let run = self.get(tx, tenant_id, run_id).await?;
-        let over = run.summary.status.is_terminal();
-        let plan: Plan = run.plan.map(serde_json::from_value).transpose().map_err(Error::internal)?.unwrap_or_default();
-        let mut begun: BTreeMap<StepKey, StepView> = BTreeMap::new();
-        for step in store::steps(tx, tenant_id, run_id).await? {
-            begun.insert(step.step_id.parse()?, if over { step.of_a_run_that_is_over() } else { step });
-        }
-        let mut steps = Vec::with_capacity(begun.len().max(plan.steps.len()));
-        for step in &plan.steps {
-            let whole = begun.remove(&StepKey::whole(&step.id)).unwrap_or_else(|| StepView::pending(step));
-            steps.push(StepView { name: step.name.clone(), ..whole });
-            let items = begun.extract_if(StepKey::item(&step.id, 0)..=StepKey::item(&step.id, u32::MAX), |_, _| true);
-            steps.extend(items.map(|(_, item)| item));
-        }
-        Ok(steps)
+        let mut recount = Recount::default();
+        let run = journal::recount(tx, tenant_id, run_id, |at, event| recount.hear(at, event)).await?;
+        Ok(recount.steps(&run.ok_or_else(|| Error::not_found("run"))?.state))
     }
 }
 

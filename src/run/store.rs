@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{
     definition::{Definition, Reference},
-    view::{Links, Run, RunSummary, StepView, last_event_id},
+    view::{Links, Run, RunSummary, last_event_id},
 };
 use crate::{
     db::{Database, TenantTx},
@@ -207,34 +207,6 @@ fn summary(row: &PgRow) -> Result<RunSummary> {
         last_event_id: last_event_id(row.try_get("last_seq")?),
         links: Links::of(run_id),
     })
-}
-
-/// The steps of a run that have begun; their names come from the plan.
-pub(super) async fn steps(tx: &mut TenantTx, tenant: TenantId, run: RunId) -> Result<Vec<StepView>> {
-    let rows = sqlx::query(
-        "select step_id, tool, status, attempt, arguments, output, error, started_at, finished_at
-         from run_steps where tenant_id = $1 and run_id = $2",
-    )
-    .bind(tenant.uuid())
-    .bind(run.uuid())
-    .fetch_all(tx.conn())
-    .await?;
-    rows.iter()
-        .map(|row| {
-            Ok(StepView {
-                step_id: row.try_get("step_id")?,
-                name: None,
-                uses: row.try_get("tool")?,
-                status: row.try_get("status")?,
-                attempt: u32::try_from(row.try_get::<i32, _>("attempt")?).map_err(Error::internal)?,
-                arguments: row.try_get("arguments")?,
-                output: row.try_get("output")?,
-                error: row.try_get("error")?,
-                started_at: row.try_get("started_at")?,
-                finished_at: row.try_get("finished_at")?,
-            })
-        })
-        .collect()
 }
 
 /// What a run is opened on.

@@ -3,7 +3,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::{
-    journal::{Loaded, Parent, Phase, Status, Step, event_id},
+    journal::{Loaded, Parent, Phase, Status, event_id},
     kernel::{Actor, ApprovalId, Error, Result, RunId, TenantId, Timestamp, wire_time},
 };
 
@@ -140,65 +140,4 @@ impl Links {
 /// The id of an event, as a run names it; `evt_0` before the first.
 pub(super) fn last_event_id(seq: i64) -> String {
     event_id(u64::try_from(seq).unwrap_or_default())
-}
-
-/// A step of a run, begun or not.
-#[derive(Clone, Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct StepView {
-    /// Its id; `sync[2]` for an item of a `forEach`.
-    #[schema(example = "sync")]
-    pub step_id: String,
-    /// What a person reads in a timeline.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
-    /// The tool.
-    pub uses: String,
-    /// `pending`, `running`, `waiting`, `retrying`, `awaiting_approval`, `completed`, `failed` or `skipped`.
-    pub status: String,
-    /// The attempt it is at; 0 before the first.
-    pub attempt: u32,
-    /// The exact arguments of the last call.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Object>)]
-    pub arguments: Option<Value>,
-    /// Its output.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Value>)]
-    pub output: Option<Value>,
-    /// Why the last attempt failed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<crate::journal::Failure>)]
-    pub error: Option<Value>,
-    /// When its first call was made.
-    #[serde(with = "wire_time::option", skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>, format = DateTime)]
-    pub started_at: Option<Timestamp>,
-    /// When it ended.
-    #[serde(with = "wire_time::option", skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>, format = DateTime)]
-    pub finished_at: Option<Timestamp>,
-}
-
-impl StepView {
-    /// The step as it stands when its run is over: one that has not ended waits for nothing but a retry of the run.
-    pub(super) fn of_a_run_that_is_over(self) -> Self {
-        if self.finished_at.is_some() { self } else { Self { status: "pending".to_owned(), ..self } }
-    }
-
-    /// A step that has not begun.
-    pub(super) fn pending(step: &Step) -> Self {
-        Self {
-            step_id: step.id.clone(),
-            name: step.name.clone(),
-            uses: step.uses.clone(),
-            status: "pending".to_owned(),
-            attempt: 0,
-            arguments: None,
-            output: None,
-            error: None,
-            started_at: None,
-            finished_at: None,
-        }
-    }
 }

@@ -108,13 +108,16 @@ async fn a_worker_that_wakes_after_its_lease_does_not_make_the_call_it_was_about
     let (mut database, mut blocker) = (site.superuser().await, site.superuser().await);
     let operator = Patient::new(&site.client("", site.tenants[0], &[Role::Operator]), &[&api]);
     let before = until(&mut database, "a living worker", |living| living.len() == 1).await;
-    // The intent cannot be journaled to its end as long as this table is locked.
-    sqlx::raw_sql("begin; lock table run_steps in share mode").execute(&mut blocker).await.unwrap();
     let call = json!({ "method": "POST", "url": sink.url("/act"), "json": {} });
-    let body = json!({ "plan": [{ "id": "act", "uses": "http.request", "with": call }] });
+    let body = json!({ "plan": [{ "id": "before", "uses": "debug.sleep", "with": { "ms": 1000 } },
+                                { "id": "act", "needs": ["before"], "uses": "http.request", "with": call }] });
     let run = operator.ask(|client| client.request(Method::POST, "/agent/execute").json(&body)).await.expect(202);
+    let path = format!("/workflow/runs/{}/events", run["runId"].as_str().unwrap());
+    within("the step before", operator.follow(&path, None, |event| event.name == "step.started")).await;
+    // The intent cannot be journaled to its end as long as this table is locked.
+    sqlx::raw_sql("begin; lock table run_events in share mode").execute(&mut blocker).await.unwrap();
     let waits = "select $1::uuid[] is not null and exists
-                 (select from pg_locks where relation = 'run_steps'::regclass and not granted)";
+                 (select from pg_locks where relation = 'run_events'::regclass and not granted)";
     until_so(&mut database, "an intent that waits", waits, &[]).await;
     first.signal(Signal::STOP);
     second.start().await;
@@ -122,7 +125,6 @@ async fn a_worker_that_wakes_after_its_lease_does_not_make_the_call_it_was_about
     until_given_up(&mut database, &before).await;
     sqlx::raw_sql("rollback").execute(&mut blocker).await.unwrap();
     first.signal(Signal::CONT);
-    let path = format!("/workflow/runs/{}/events", run["runId"].as_str().unwrap());
     let asked = operator.follow(&path, None, |event| event.name == "awaiting_approval");
     let events = within("the question", asked).await;
     assert_eq!(events.last().unwrap().data["payload"]["question"], "repeat");

@@ -77,9 +77,14 @@ impl Table {
 
 /// Leaves a row of a tenant in every table.
 async fn lived_in(client: &Client, decider: &Client) {
-    let definition = "name: held\nsteps: [{ id: a, uses: debug.echo, approval: {} },
-        { id: b, needs: [a], uses: debug.echo, approval: {} }]";
-    client.put_yaml("held", definition).await.expect(201);
+    // An output that is too large for its event has a row.
+    let large = "x".repeat(100_000);
+    let definition = format!(
+        "name: held\nsteps: [{{ id: a, uses: debug.echo, approval: {{}} }},
+        {{ id: large, uses: debug.echo, forEach: [1, 2, 3], with: {{ value: {large} }} }},
+        {{ id: b, needs: [a, large], uses: debug.echo, approval: {{}} }}]"
+    );
+    client.put_yaml("held", &definition).await.expect(201);
     let body = json!({ "workflow": "held" });
     let run = client.request(Method::POST, "/agent/execute").json(&body).key("a-key").send().await.expect(202);
     let run = client.run(run["runId"].as_str().unwrap());
