@@ -208,3 +208,24 @@ pub fn decode(data: &str) -> Result<(Timestamp, Event)> {
     let body = Body::decode(&envelope.step, &envelope.payload).map_err(unknown)?;
     Ok((envelope.ts, Event { step: envelope.step_id, attempt: envelope.attempt, body }))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use chrono::DateTime;
+
+    use super::*;
+    use crate::kernel::Id;
+
+    #[test]
+    fn an_output_of_null_is_one_and_not_one_that_is_kept_apart() {
+        let now = DateTime::UNIX_EPOCH;
+        let completed = |output, output_bytes| StepCompleted { output, output_bytes, duration_ms: 1, cost: None };
+        for body in [completed(Some(Arc::default()), None), completed(None, Some(200_000))] {
+            let event = Event::step(&StepKey::whole("a"), 1, body);
+            let data = encode(Id::new(now), Id::new(now), 1, now, &event).unwrap();
+            assert_eq!(decode(std::str::from_utf8(&data).unwrap()).unwrap(), (now, event));
+        }
+    }
+}
