@@ -267,7 +267,7 @@ async fn get(State(state): State<RunRoutes>, ctx: Ctx<RunsRead>, Path(id): Path<
 /// In the plan's order, each followed by its items. Those that have not begun are `pending`, and once the run is
 /// over all that have not ended.
 #[utoipa::path(get, path = "/workflow/runs/{id}/steps", operation_id = "listSteps", tag = "runs", security(("bearer" = ["runs:read"])),
-    params(("id" = RunId, Path, description = "The run")),
+    params(("id" = RunId, Path, description = "The run")), extensions(("x-problems" = json!(["unreadable-run"]))),
     responses((status = 200, description = "All steps, on one page", body = Page<StepView>)))]
 async fn steps(
     State(state): State<RunRoutes>,
