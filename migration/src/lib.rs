@@ -14,7 +14,7 @@ mod m20261121_000007_append;
 mod m20261121_000008_retention;
 mod m20261121_000009_append_by_set;
 mod m20261121_000010_riders;
-mod m20261126_000011_lone_append;
+mod m20261126_000011_steps_from_events;
 
 /// Every migration, oldest first.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261121_000008_retention::Migration),
             Box::new(m20261121_000009_append_by_set::Migration),
             Box::new(m20261121_000010_riders::Migration),
-            Box::new(m20261126_000011_lone_append::Migration),
+            Box::new(m20261126_000011_steps_from_events::Migration),
         ]
     }
 }

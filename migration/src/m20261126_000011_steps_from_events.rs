@@ -7,7 +7,7 @@ pub struct Migration;
 #[async_trait::async_trait]
 impl MigrationTrait for Migration {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        manager.get_connection().execute_unprepared(include_str!("m20261126_000011_lone_append.sql")).await?;
+        manager.get_connection().execute_unprepared(include_str!("m20261126_000011_steps_from_events.sql")).await?;
         Ok(())
     }
 }
