@@ -209,16 +209,20 @@ impl Share {
 
 async fn commit_batches(shared: Arc<Shared>, waiting: Arc<Mutex<mpsc::Receiver<Waiting>>>) {
     let mut batch = Vec::with_capacity(BATCH);
+    let mut answered = 0;
     loop {
         // The lock is the queue's: whoever holds it gathers, the other one commits.
         let mut queue = waiting.lock().await;
         if queue.recv_many(&mut batch, BATCH).await == 0 {
             return;
         }
-        // Whoever was answered by the commit before decides first, and comes along.
-        tokio::task::yield_now().await;
-        batch.extend(std::iter::from_fn(|| queue.try_recv().ok()).take(BATCH - batch.len()));
+        // Those that were answered by the commit before decide first, and come along; a single one is here by now.
+        if answered > 1 {
+            tokio::task::yield_now().await;
+            batch.extend(std::iter::from_fn(|| queue.try_recv().ok()).take(BATCH - batch.len()));
+        }
         drop(queue);
+        answered = batch.len();
         metrics::histogram!("fermata_journal_batch_runs").record(as_f64(batch.len()));
         let (mut shares, replies): (Vec<_>, Vec<_>) = batch.drain(..).map(|w| (w.share, w.reply)).unzip();
         let mut lane = shared.lane();
