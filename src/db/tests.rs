@@ -10,7 +10,7 @@ use std::{
 
 use futures_util::FutureExt;
 use sea_orm::{ActiveValue::Set, ColumnTrait, ColumnType, EntityTrait, IdenStatic, Iterable};
-use sqlx::ConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions};
 
 use super::{
     Heard, Listener, SessionLock, Stale, SystemTx,
@@ -58,20 +58,22 @@ async fn a_tenant_is_a_wall() {
     drop(tx);
     let mut tx = fixture.database.tenant(one).await.unwrap();
     insert_run(tx.conn(), one, RunId::new(fixture.clock.now()), &fixture.clock).await.unwrap();
-    // Only an append writes events, and only those of a run whose head it moved.
+    // Only an append writes events, and only those of a run that is there.
     let event = "insert into run_events (tenant_id, run_id, seq, name, data) values ($1, $2, 1, 'idle', '{}')";
     let event = sqlx::query(event).bind(one.uuid()).bind(theirs.uuid());
     assert_eq!(refusal(event.execute(tx.conn()).await), "42501");
     drop(tx);
-    let mut tx = fixture.database.tenant(one).await.unwrap();
     for tenant in [one, other] {
-        let append = "select cardinality(moved) from append_events(null, '{}',
-            array[row($1, $2, 0, 1, 'idle', false, '{}', 0, null, null, null, now())::run_head],
-            array[row($1, $2, 1, 'idle', '{}')::run_event], '{}', '{}')";
-        let moved = sqlx::query_scalar::<_, i32>(append).bind(tenant.uuid()).bind(theirs.uuid());
-        assert_eq!(moved.fetch_one(tx.conn()).await.unwrap(), 0);
+        for head in ["", "row($1, $2, 0, 1, 'idle', false, '{}', 0, null, null, null, now())::run_head"] {
+            let mut tx = fixture.database.tenant(one).await.unwrap();
+            let append = format!(
+                "select moved from append_events(null, array[$2], '{{}}', array[{head}]::run_head[],
+                 array[row($1, $2, 1, true, 'idle', '{{}}')::run_next], '{{}}', '{{}}')"
+            );
+            let append = sqlx::query(AssertSqlSafe(append)).bind(tenant.uuid()).bind(theirs.uuid());
+            assert_eq!(refusal(append.execute(tx.conn()).await), "23505");
+        }
     }
-    drop(tx);
     let mut tx = fixture.database.tenants(&[one, other]).await.unwrap();
     assert_eq!(sqlx::query_scalar::<_, i64>(COUNT).fetch_one(tx.conn()).await.unwrap(), 1);
     tx.commit().await.unwrap();

@@ -43,8 +43,10 @@ pub struct Append {
     pub events: Vec<Event>,
     /// When.
     pub at: Timestamp,
+    pub(super) status: Status,
     pub(super) opening: Option<OpeningRow>,
-    pub(super) head: HeadRow,
+    /// None where the head shows what is so already.
+    pub(super) head: Option<HeadRow>,
     pub(super) outputs: Vec<OutputRow>,
     pub(super) claim: Claim,
     pub(super) parent: Option<RunId>,
@@ -82,13 +84,27 @@ impl OpeningRow {
     }
 }
 
+/// What a run's head shows of it while it goes on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shown {
+    pub(super) status: Status,
+    pub(super) pending: Vec<ApprovalId>,
+    pub(super) cost: f64,
+}
+
+impl Shown {
+    /// Of a run as it stands.
+    #[must_use]
+    pub fn of(state: &RunState) -> Self {
+        Self { status: state.status(), pending: state.open_holds().map(|(id, _)| id).collect(), cost: state.cost }
+    }
+}
+
 /// The head of a run after the append.
 #[derive(Debug)]
 pub(super) struct HeadRow {
-    pub(super) status: Status,
+    pub(super) shown: Shown,
     pub(super) last_seq: u64,
-    pub(super) pending: Vec<ApprovalId>,
-    pub(super) cost: f64,
     pub(super) plan: Option<String>,
     pub(super) output: Option<String>,
     pub(super) error: Option<String>,
@@ -116,11 +132,11 @@ impl Append {
         at: Timestamp,
     ) -> Result<Self> {
         let expected = state.seq - u64::try_from(events.len()).unwrap_or_default();
+        let shown = Shown::of(state);
+        let status = shown.status;
         let mut head = HeadRow {
-            status: state.status(),
+            shown,
             last_seq: state.seq,
-            pending: state.open_holds().map(|(id, _)| id).collect(),
-            cost: state.cost,
             plan: None,
             output: None,
             error: match &state.phase {
@@ -142,7 +158,18 @@ impl Append {
         }
         let parent = parent.map(|parent| parent.run_id);
         let (tenant_id, run_id) = (state.tenant_id, state.run_id);
-        Ok(Self { tenant_id, run_id, expected, frames, events, at, opening: None, head, outputs, claim, parent })
+        let (opening, head) = (None, Some(head));
+        Ok(Self { tenant_id, run_id, expected, frames, events, at, status, opening, head, outputs, claim, parent })
+    }
+
+    /// Leaves the head where it is if there are events and it shows nothing but what was `shown` before them.
+    #[must_use]
+    pub fn after(mut self, shown: &Shown) -> Self {
+        let is_same = |head: &HeadRow| head.shown == *shown && head.plan.is_none() && head.output.is_none();
+        if !self.events.is_empty() && self.head.as_ref().is_some_and(is_same) {
+            self.head = None;
+        }
+        self
     }
 
     /// What it weighs: its events and the outputs that are too large for them.

@@ -80,24 +80,23 @@ pub async fn recount(
 }
 
 async fn fold(tx: &mut TenantTx, row: &PgRow, mut hear: impl FnMut(Timestamp, &Event)) -> Result<Option<Loaded>> {
-    let (mut state, seq, head) = read_head(row)?;
-    let seqs: Vec<i64> = row.try_get::<Option<_>, _>("seqs")?.unwrap_or_default();
-    let texts: Vec<String> = row.try_get::<Option<_>, _>("texts")?.unwrap_or_default();
-    if seq > 0 && seqs.first().is_none_or(|first| *first > 1) {
+    let (mut state, head) = read_head(row)?;
+    // Retention drops the first events first.
+    let (Some(1), Some(last)) = (row.try_get::<Option<i64>, _>("first")?, row.try_get::<Option<i64>, _>("last")?)
+    else {
         return Ok(None);
-    }
-    // A free load may see events that were committed after it saw the head.
-    for (_, text) in seqs.iter().zip(texts).filter(|(at, _)| u64::try_from(**at).is_ok_and(|at| at <= seq)) {
+    };
+    for text in row.try_get::<Option<Vec<String>>, _>("texts")?.unwrap_or_default() {
         let (ts, event) = event::decode(&text)?;
         state.apply(ts, &event);
         hear(ts, &event);
     }
-    state.seq = seq;
+    state.seq = u64::try_from(last).map_err(Error::internal)?;
     fetch_outputs(tx, &mut state).await?;
     Ok(Some(Loaded { head, state }))
 }
 
-fn read_head(row: &PgRow) -> Result<(RunState, u64, RunHead)> {
+fn read_head(row: &PgRow) -> Result<(RunState, RunHead)> {
     let created_by: Actor = row.try_get::<String, _>("created_by")?.parse()?;
     let on_denied = match row.try_get::<&str, _>("on_denied")? {
         "skip" => OnDenied::Skip,
@@ -105,7 +104,6 @@ fn read_head(row: &PgRow) -> Result<(RunState, u64, RunHead)> {
     };
     let tenant_id = TenantId::from_uuid(row.try_get("tenant_id")?);
     let run_id = RunId::from_uuid(row.try_get("run_id")?);
-    let seq = u64::try_from(row.try_get::<i64, _>("last_seq")?).map_err(Error::internal)?;
     let parent_run: Option<uuid::Uuid> = row.try_get("parent_run_id")?;
     let parent_step: Option<String> = row.try_get("parent_step_id")?;
     let parent = match (parent_run, parent_step) {
@@ -124,7 +122,7 @@ fn read_head(row: &PgRow) -> Result<(RunState, u64, RunHead)> {
         parent,
         created_at: row.try_get("created_at")?,
     };
-    Ok((RunState::new(tenant_id, run_id, created_by, on_denied), seq, head))
+    Ok((RunState::new(tenant_id, run_id, created_by, on_denied), head))
 }
 
 /// Puts outputs that were too large for their events back in place.

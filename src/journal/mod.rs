@@ -16,7 +16,7 @@ mod state;
 mod store;
 mod write;
 
-pub use append::{Append, Claim};
+pub use append::{Append, Claim, Shown};
 pub use command::{Command, Refusal};
 pub use decide::decide;
 pub use event::*;

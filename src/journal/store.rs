@@ -1,10 +1,10 @@
 //! The journal's SQL: heads, events, steps and claims of many runs in one transaction, and the way back.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, error::Error as _};
 
 use sqlx::{
     Arguments, AssertSqlSafe, PgConnection, Postgres, Row,
-    error::BoxDynError,
+    error::{BoxDynError, DatabaseError},
     postgres::{PgArguments, PgRow},
     query::Query,
 };
@@ -19,6 +19,7 @@ use crate::{
 /// The rows of one append, as the types of the database have them.
 #[derive(Default)]
 struct Rows<'a> {
+    runs: Vec<Uuid>,
     openings: Vec<Opening<'a>>,
     heads: Vec<Head<'a>>,
     events: Vec<Event<'a>>,
@@ -60,6 +61,8 @@ struct Event<'a> {
     tenant_id: Uuid,
     run_id: Uuid,
     seq: i64,
+    /// The first one of its append.
+    leads: bool,
     name: &'static str,
     data: &'a str,
 }
@@ -97,7 +100,7 @@ composite! {
          parent_run_id, parent_step_id);
     Head<'_> = "run_head"
         (tenant_id, run_id, expected, last_seq, status, ended, pending, cost, plan, output, error, at);
-    Event<'_> = "run_event" (tenant_id, run_id, seq, name, data);
+    Event<'_> = "run_next" (tenant_id, run_id, seq, leads, name, data);
     Step<'_> = "run_step"
         (tenant_id, run_id, step_id, status, attempt, tool, arguments, output, error, started_at, finished_at, at);
     Settle = "run_claim" (tenant_id, run_id, mover, settle, worker_id, due_at);
@@ -106,7 +109,7 @@ composite! {
 impl<'a> Rows<'a> {
     fn add(&mut self, append: &'a Append) -> Result<()> {
         let (tenant_id, run_id, at) = (append.tenant_id.uuid(), append.run_id.uuid(), append.at);
-        let head = &append.head;
+        self.runs.push(run_id);
         self.openings.extend(append.opening.as_ref().map(|opening| Opening {
             tenant_id,
             run_id,
@@ -121,23 +124,24 @@ impl<'a> Rows<'a> {
             parent_run_id: append.parent.map(|parent| parent.uuid()),
             parent_step_id: opening.parent_step.as_deref(),
         }));
-        self.heads.push(Head {
+        self.heads.extend(append.head.as_ref().map(|head| Head {
             tenant_id,
             run_id,
             expected: signed(append.expected),
             last_seq: signed(head.last_seq),
-            status: head.status.name(),
-            ended: head.status.is_terminal(),
-            pending: head.pending.iter().map(|id| id.uuid()).collect(),
-            cost: head.cost,
+            status: head.shown.status.name(),
+            ended: head.shown.status.is_terminal(),
+            pending: head.shown.pending.iter().map(|id| id.uuid()).collect(),
+            cost: head.shown.cost,
             plan: head.plan.as_deref(),
             output: head.output.as_deref(),
             error: head.error.as_deref(),
             at,
-        });
+        }));
         for frame in &append.frames {
             let data = std::str::from_utf8(&frame.data).map_err(Error::internal)?;
-            self.events.push(Event { tenant_id, run_id, seq: signed(frame.seq), name: frame.name, data });
+            let leads = frame.seq == append.expected + 1;
+            self.events.push(Event { tenant_id, run_id, seq: signed(frame.seq), leads, name: frame.name, data });
         }
         self.steps.extend(append.outputs.iter().map(|row| Step {
             tenant_id,
@@ -162,7 +166,7 @@ impl<'a> Rows<'a> {
         let (tenant_id, run_id, at) = (append.tenant_id.uuid(), append.run_id.uuid(), append.at);
         let own = Settle { tenant_id, run_id, mover: run_id, settle: "due", worker_id: None, due_at: Some(at) };
         match append.claim {
-            _ if append.head.status.is_terminal() => {
+            _ if append.status.is_terminal() => {
                 let parent = append.parent.map(|parent| parent.uuid());
                 self.claims.extend(parent.map(|run_id| Settle { run_id, settle: "nudge", ..own }));
                 self.claims.push(Settle { settle: "end", ..own });
@@ -180,8 +184,9 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Writes the appends whose heads stand where they expect them, with what rides along, and answers as [`written`]
-/// reads it. The statement names its tenants by itself where `named` has them, as a transaction of its own.
+/// Writes the appends, with what rides along, and answers as [`written`] reads it; or none of them, where
+/// [`is_overtaken`] is true of the error. The statement names its tenants by itself where `named` has them, as a
+/// transaction of its own.
 pub(super) fn append(
     named: Option<&str>,
     appends: &[&Append],
@@ -195,6 +200,7 @@ pub(super) fn append(
     let mut arguments = PgArguments::default();
     let mut add = || -> Result<(), BoxDynError> {
         arguments.add(named)?;
+        arguments.add(&rows.runs)?;
         arguments.add(&rows.openings)?;
         arguments.add(&rows.heads)?;
         arguments.add(&rows.events)?;
@@ -204,9 +210,9 @@ pub(super) fn append(
     };
     add().map_err(|error| Error::internal(error.to_string()))?;
     // Each rider is handed the runs by the one before it, which orders them.
-    let mut sql = "select w.moved, w.taken from append_events($1, $2, $3, $4, $5, $6) w".to_owned();
+    let mut sql = "select w.moved, w.taken from append_events($1, $2, $3, $4, $5, $6, $7) w".to_owned();
     let mut before = "w".to_owned();
-    for (at, rider) in (7..).zip(riders) {
+    for (at, rider) in (8..).zip(riders) {
         sql = format!("{sql}, {}({before}.moved, ${at}) r{at} (moved)", rider.function);
         before = format!("r{at}");
     }
@@ -221,10 +227,16 @@ pub(super) fn written(row: &PgRow) -> Result<Written> {
     Ok(Written { moved: ids("moved")?, taken: ids("taken")? })
 }
 
+/// Whether an append was refused because a run does not stand where it expects it.
+pub(super) fn is_overtaken(error: &Error) -> bool {
+    let driver = error.source().and_then(|source| source.downcast_ref::<sqlx::Error>());
+    driver.and_then(sqlx::Error::as_database_error).and_then(DatabaseError::constraint) == Some("run_events_pkey")
+}
+
 /// What an append did.
 #[derive(Debug)]
 pub(super) struct Written {
-    /// The runs whose head moved.
+    /// The runs that it wrote.
     pub(super) moved: HashSet<RunId>,
     /// Those of them that a worker took.
     pub(super) taken: HashSet<RunId>,
@@ -234,8 +246,8 @@ fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-/// The heads of the runs that exist, each with the events that shape its state (reports of progress are left out);
-/// locked against every other writer when `lock` is set.
+/// The runs that exist, each with the events that shape its state (reports of progress are left out); locked against
+/// every other writer when `lock` is set.
 pub(super) async fn runs(conn: &mut PgConnection, runs: &[(TenantId, RunId)], lock: bool) -> Result<Vec<PgRow>> {
     let (tenants, ids): (Vec<_>, Vec<_>) = runs.iter().map(|(tenant, run)| (tenant.uuid(), run.uuid())).unzip();
     // Of a single run the planner knows that it is one, and keeps the plan.
@@ -245,16 +257,15 @@ pub(super) async fn runs(conn: &mut PgConnection, runs: &[(TenantId, RunId)], lo
     };
     // One run at a time by its key, whatever the planner thinks of the table's size.
     let sql = format!(
-        "select r.*, p.seqs, p.texts from {asked} as a (tenant_id, run_id)
+        "select r.*, p.first, p.last, p.texts from {asked} as a (tenant_id, run_id)
          cross join lateral (
-           select tenant_id, run_id, last_seq, goal, workflow_name, workflow_version, input, budget, on_denied,
+           select tenant_id, run_id, goal, workflow_name, workflow_version, input, budget, on_denied,
                   metadata, created_by, parent_run_id, parent_step_id, created_at
-           from runs where tenant_id = a.tenant_id and run_id = a.run_id {}
+           from runs where tenant_id = a.tenant_id and run_id = a.run_id limit 1
          ) r
-         cross join lateral run_past(r.tenant_id, r.run_id) p",
-        if lock { "for update" } else { "limit 1" }
+         cross join lateral run_past(r.tenant_id, r.run_id, $3) p"
     );
-    Ok(sqlx::query(AssertSqlSafe(sql)).bind(tenants).bind(ids).fetch_all(conn).await?)
+    Ok(sqlx::query(AssertSqlSafe(sql)).bind(tenants).bind(ids).bind(lock).fetch_all(conn).await?)
 }
 
 /// Outputs that were too large for their events.

@@ -55,7 +55,7 @@ pub trait Place: Send + Sync {
 /// Why a worker's append did not happen.
 #[derive(Debug)]
 pub enum AppendError {
-    /// The head is not where it was expected: somebody else wrote, and this worker has to load again.
+    /// The run is not where it was expected: somebody else wrote, and this worker has to load again.
     Conflict,
     /// The database is away or refused.
     Failed(Error),
@@ -140,19 +140,16 @@ impl Journal {
     /// the next shared commit once it is over.
     ///
     /// # Errors
-    /// When the head moved under the lock all the same (503: try again) or the database refuses. That it moved under a
+    /// When the run moved under the lock all the same (503: try again) or the database refuses. That it moved under a
     /// transaction that only reads is known, as [`Stale`], when that is committed.
     pub async fn append_in(&self, tx: &mut TenantTx, run: Loaded, append: Append, riders: Vec<Rider>) -> Result<()> {
-        if self.move_in(tx, run, append, riders).await? {
-            return Ok(());
-        }
-        Err(Error::unavailable("the run moved under a command that did not hold its lock"))
+        self.move_in(tx, run, append, riders).await.map(drop)
     }
 
     /// Others hear of it once the transaction has committed. A run that is due by then goes straight to a worker
     /// of this process, where there is one with room.
     async fn move_in(&self, tx: &mut TenantTx, run: Loaded, mut append: Append, riders: Vec<Rider>) -> Result<bool> {
-        let wanted = append.claim == Claim::Due && !append.head.status.is_terminal();
+        let wanted = append.claim == Claim::Due && !append.status.is_terminal();
         let place = if wanted { self.shared.desk.offer(append.tenant_id, append.run_id) } else { None };
         let seat = place.map(|place| {
             append.claim = Claim::Take(place.worker());
@@ -169,7 +166,11 @@ impl Journal {
             });
             return Ok(true);
         }
-        let row = self.shared.statement(None, &[&share])?.fetch_one(tx.conn()).await?;
+        let row = self.shared.statement(None, &[&share])?.fetch_one(tx.conn()).await.map_err(|error| {
+            let error = Error::from(error);
+            let unlocked = || Error::unavailable("the run moved under a command that did not hold its lock");
+            if store::is_overtaken(&error) { unlocked() } else { error }
+        })?;
         let written = store::written(&row)?;
         if written.moved.is_empty() {
             return Ok(false);
@@ -185,7 +186,7 @@ impl Journal {
     /// Appends in the next shared commit.
     ///
     /// # Errors
-    /// [`AppendError::Conflict`] when the head is elsewhere.
+    /// [`AppendError::Conflict`] when the run has gone on without it.
     pub async fn append(&self, append: Append) -> Result<(), AppendError> {
         self.share(Share { append, riders: Vec::new(), seat: None }).await
     }
@@ -242,8 +243,8 @@ impl Shared {
         warm.unwrap_or_else(|| self.db.lane())
     }
 
-    /// All appends in one commit; each alone where the database refuses them together, so that one bad
-    /// append cannot hold up its neighbours.
+    /// All appends in one commit; each alone where the database refuses them together, so that a bad append, or one
+    /// whose run has gone on, cannot hold up its neighbours.
     async fn commit_shared(&self, lane: &mut Lane, shares: &mut [Share]) -> Vec<Result<(), AppendError>> {
         if let [share] = shares {
             return vec![self.commit_alone(lane, share).await];
@@ -251,7 +252,13 @@ impl Shared {
         match self.commit(lane, &mut shares.iter_mut().collect::<Vec<_>>()).await {
             Ok(outcomes) => outcomes,
             Err(error) if error.problem() == Problem::Internal => {
-                tracing::warn!(?error, runs = shares.len(), "a shared commit was refused; trying each append alone");
+                if !store::is_overtaken(&error) {
+                    tracing::warn!(
+                        ?error,
+                        runs = shares.len(),
+                        "a shared commit was refused; trying each append alone"
+                    );
+                }
                 let mut outcomes = Vec::with_capacity(shares.len());
                 for share in shares {
                     outcomes.push(self.commit_alone(lane, share).await);
@@ -269,11 +276,14 @@ impl Shared {
 
     /// One append in a commit of its own, which fails for its own reason.
     async fn commit_alone(&self, lane: &mut Lane, share: &mut Share) -> Result<(), AppendError> {
-        let outcomes = self.commit(lane, &mut [share]).await.map_err(|error| {
-            has_failed(&error, 1);
-            AppendError::Failed(error)
-        })?;
-        outcomes.into_iter().collect()
+        match self.commit(lane, &mut [share]).await {
+            Ok(outcomes) => outcomes.into_iter().collect(),
+            Err(error) if store::is_overtaken(&error) => Err(AppendError::Conflict),
+            Err(error) => {
+                has_failed(&error, 1);
+                Err(AppendError::Failed(error))
+            }
+        }
     }
 
     async fn commit(&self, lane: &mut Lane, shares: &mut [&mut Share]) -> Result<Vec<Result<(), AppendError>>> {
@@ -319,7 +329,7 @@ fn has_failed(error: &Error, runs: usize) {
 
 /// The run's own news and, when it ended, a nudge without frames for the parent that waits for it.
 fn commits_of(append: &Append) -> impl Iterator<Item = Commit> {
-    let (tenant_id, status) = (append.tenant_id, append.head.status);
+    let (tenant_id, status) = (append.tenant_id, append.status);
     let own = Commit { tenant_id, run_id: append.run_id, frames: append.frames.clone(), status: Some(status) };
     let nudge = append.parent.filter(|_| status.is_terminal());
     let nudge = nudge.map(|run_id| Commit { tenant_id, run_id, frames: vec![], status: None });

@@ -130,11 +130,19 @@ pub(super) async fn holds(tx: &mut TenantTx, worker: WorkerId, tenant: TenantId,
 
 const RUN: &str =
     "run_id, tenant_id, status, goal, workflow_name, workflow_version, error, pending_approvals, cost, budget,
-     parent_run_id, parent_step_id, created_by, created_at, updated_at, finished_at, last_seq";
+     parent_run_id, parent_step_id, created_by, created_at, finished_at,
+     coalesce(last.ts, updated_at) as updated_at, coalesce(last.seq, last_seq) as last_seq";
+
+/// How far a run is and when it moved last: its head stays where it is while nothing changes that it shows.
+const LAST: &str = "left join lateral (
+       select e.seq, (e.data ->> 'ts')::timestamptz as ts from run_events e
+       where e.tenant_id = runs.tenant_id and e.run_id = runs.run_id order by e.seq desc limit 1
+     ) last on true";
 
 /// One run, whole.
 pub(super) async fn get(tx: &mut TenantTx, tenant: TenantId, run: RunId) -> Result<Option<Run>> {
-    let sql = format!("select {RUN}, plan, input, output, metadata from runs where tenant_id = $1 and run_id = $2");
+    let sql =
+        format!("select {RUN}, plan, input, output, metadata from runs {LAST} where tenant_id = $1 and run_id = $2");
     let row = sqlx::query(AssertSqlSafe(sql)).bind(tenant.uuid()).bind(run.uuid()).fetch_optional(tx.conn()).await?;
     row.map(|row| {
         Ok(Run {
@@ -164,7 +172,8 @@ pub(super) async fn list(
         (after.is_some(), "and run_id < $5"),
     ];
     let asked: Vec<_> = asked.into_iter().filter_map(|(is_asked, clause)| is_asked.then_some(clause)).collect();
-    let sql = format!("select {RUN} from runs where tenant_id = $1 {} order by run_id desc limit $6", asked.join(" "));
+    let asked = asked.join(" ");
+    let sql = format!("select {RUN} from runs {LAST} where tenant_id = $1 {asked} order by run_id desc limit $6");
     let rows = sqlx::query(AssertSqlSafe(sql))
         .bind(tenant.uuid())
         .bind(status.map(Status::name))

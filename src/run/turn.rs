@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     journal::{
-        self, Append, AppendError, Claim, Command, Event, Loaded, Lock, Refusal, RunHead, RunState, StepKey,
+        self, Append, AppendError, Claim, Command, Event, Loaded, Lock, Refusal, RunHead, RunState, Shown, StepKey,
         ToolProgress, Wait,
     },
     kernel::{Result, RunId, TenantId, Timestamp},
@@ -46,6 +46,8 @@ pub(super) struct Turn {
     life: Life,
     pub(super) head: RunHead,
     pub(super) state: RunState,
+    /// What the run's head shows since the last append.
+    shown: Shown,
     news: Arc<News>,
     calls: JoinSet<Ended>,
     /// The calls that are out, or about to be, and how to call them off.
@@ -105,6 +107,7 @@ impl Turn {
         Self {
             shared,
             life,
+            shown: Shown::of(&run.state),
             head: run.head,
             state: run.state,
             news,
@@ -216,10 +219,11 @@ impl Turn {
         let events = std::mem::take(&mut self.events);
         self.news.stand_at(self.state.seq);
         self.unsure = true;
-        let append = Append::new(&self.state, events, self.head.parent.as_ref(), claim, now)?;
+        let append = Append::new(&self.state, events, self.head.parent.as_ref(), claim, now)?.after(&self.shown);
+        let shown = Shown::of(&self.state);
         let (over, intended) = (self.state.status().is_terminal() || claim != Claim::Keep, self.launches.len());
         match self.append(append).await {
-            Ok(()) => self.unsure = false,
+            Ok(()) => (self.unsure, self.shown) = (false, shown),
             Err(AppendError::Conflict) => return Ok(Next::Again),
             Err(AppendError::Failed(error)) => return Err(error),
         }
@@ -280,6 +284,7 @@ impl Turn {
         let loaded = journal::load(&mut tx, &[(tenant, run)], Lock::Free).await?;
         match loaded.into_iter().next() {
             Some(loaded) => {
+                self.shown = Shown::of(&loaded.state);
                 self.state = loaded.state;
                 self.unsure = false;
                 self.news.stand_at(self.state.seq);

@@ -1,7 +1,7 @@
 use std::collections::HashMap;
 
 use serde_json::value::RawValue;
-use sqlx::{Row, postgres::PgRow};
+use sqlx::{AssertSqlSafe, Row, postgres::PgRow};
 
 use super::{cursor::Place, filter::Filter};
 use crate::{
@@ -28,29 +28,29 @@ pub(super) struct EventRow {
     pub data: String,
 }
 
+/// Columns of `runs`: the head's own number is that of its last change, and the run may have gone on since.
+const HEAD: &str = "status in ('completed', 'failed', 'cancelled') as ended, coalesce((
+    select max(e.seq) from run_events e where e.tenant_id = runs.tenant_id and e.run_id = runs.run_id
+  ), last_seq) as last_seq";
+
 /// Where a run's stream ends; none when the tenant has no such run.
 pub(super) async fn head(tx: &mut TenantTx, tenant: TenantId, run: RunId) -> Result<Option<Head>> {
-    let row = sqlx::query(
-        "select last_seq, status in ('completed', 'failed', 'cancelled') as ended
-         from runs where tenant_id = $1 and run_id = $2",
-    )
-    .bind(tenant.uuid())
-    .bind(run.uuid())
-    .fetch_optional(tx.conn())
-    .await?;
+    let sql = format!("select {HEAD} from runs where tenant_id = $1 and run_id = $2");
+    let row = sqlx::query(AssertSqlSafe(sql)).bind(tenant.uuid()).bind(run.uuid()).fetch_optional(tx.conn()).await?;
     row.map(|row| Ok(Head { last_seq: number(row.try_get("last_seq")?), ended: row.try_get("ended")? })).transpose()
 }
 
 /// Where the streams of several runs end; those that there are no more are left out.
 pub(super) async fn heads(tx: &mut TenantTx, runs: &[(TenantId, RunId)]) -> Result<HashMap<(TenantId, RunId), Head>> {
-    let rows = sqlx::query(
-        "select tenant_id, run_id, last_seq, status in ('completed', 'failed', 'cancelled') as ended
-         from runs join unnest($1::uuid[], $2::uuid[]) as asked (tenant_id, run_id) using (tenant_id, run_id)",
-    )
-    .bind(runs.iter().map(|(tenant, _)| tenant.uuid()).collect::<Vec<_>>())
-    .bind(runs.iter().map(|(_, run)| run.uuid()).collect::<Vec<_>>())
-    .fetch_all(tx.conn())
-    .await?;
+    let sql = format!(
+        "select tenant_id, run_id, {HEAD}
+         from runs join unnest($1::uuid[], $2::uuid[]) as asked (tenant_id, run_id) using (tenant_id, run_id)"
+    );
+    let rows = sqlx::query(AssertSqlSafe(sql))
+        .bind(runs.iter().map(|(tenant, _)| tenant.uuid()).collect::<Vec<_>>())
+        .bind(runs.iter().map(|(_, run)| run.uuid()).collect::<Vec<_>>())
+        .fetch_all(tx.conn())
+        .await?;
     rows.into_iter()
         .map(|row| {
             let head = Head { last_seq: number(row.try_get("last_seq")?), ended: row.try_get("ended")? };

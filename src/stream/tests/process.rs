@@ -112,12 +112,8 @@ impl World {
 
 /// Writes the run's next events within a transaction.
 pub async fn write(tx: &mut crate::db::TenantTx, tenant: TenantId, run: RunId, names: &[&'static str]) -> Commit {
-    let last: i64 = sqlx::query_scalar("select last_seq from runs where tenant_id = $1 and run_id = $2 for update")
-        .bind(tenant.uuid())
-        .bind(run.uuid())
-        .fetch_one(tx.conn())
-        .await
-        .unwrap();
+    let last = "select coalesce(max(seq), 0) from run_events where tenant_id = $1 and run_id = $2";
+    let last: i64 = sqlx::query_scalar(last).bind(tenant.uuid()).bind(run.uuid()).fetch_one(tx.conn()).await.unwrap();
     let mut frames = Vec::new();
     for (seq, name) in (last + 1..).zip(names) {
         let data = format!(r#"{{"eventId":"evt_{seq}","step":"{name}","payload":{{"text":"zwölf – 12"}}}}"#);
@@ -126,8 +122,9 @@ pub async fn write(tx: &mut crate::db::TenantTx, tenant: TenantId, run: RunId, n
     let end = names.last().and_then(|name| Status::named(name)).filter(|status| status.is_terminal());
     let status = end.unwrap_or(Status::Executing);
     sqlx::query(
-        "select append_events(null, '{}', array[row($1, $2, $3, $4, $5, $6, '{}', 0, null, null, null, now())::run_head],
-           (select array_agg(row($1, $2, seq, name, data)::run_event)
+        "select append_events(null, array[$2], '{}',
+           array[row($1, $2, $3, $4, $5, $6, '{}', 0, null, null, null, now())::run_head],
+           (select array_agg(row($1, $2, seq, seq = $3 + 1, name, data)::run_next)
             from unnest($7::bigint[], $8::text[], $9::text[]) as event (seq, name, data)), '{}', '{}')",
     )
     .bind(tenant.uuid())
