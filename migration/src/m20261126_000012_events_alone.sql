@@ -202,6 +202,9 @@ $$;
 revoke all on function run_past(uuid, uuid, boolean) from public;
 grant execute on function run_past(uuid, uuid, boolean) to fermata_app;
 
+-- What is new is a part of a small table at once, and it was looked at every few seconds.
+alter table run_events set (autovacuum_vacuum_insert_threshold = 250000, autovacuum_analyze_threshold = 250000);
+
 grant create on schema public to fermata_system;
 create or replace function forget_runs(ended_before timestamptz, most bigint) returns bigint
   language plpgsql volatile security definer

@@ -4,7 +4,7 @@
 use std::fmt::Write;
 
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, value::RawValue};
 use sha2::{Digest, Sha256};
 
 use crate::{
@@ -45,17 +45,17 @@ pub fn verdict(state: &RunState, step: &StepKey, intent: &Intent) -> Verdict {
     }
 }
 
-/// What a digest is over.
+/// What a digest is over. Its members stand in the order of RFC 8785, which leaves only the arguments to be sorted.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Call<'a> {
-    tool: &'a str,
-    tool_version: &'a str,
-    arguments: &'a Value,
-    tenant_id: TenantId,
+    arguments: &'a RawValue,
+    attempt: u32,
     run_id: RunId,
     step_id: &'a StepKey,
-    attempt: u32,
+    tenant_id: TenantId,
+    tool: &'a str,
+    tool_version: &'a str,
 }
 
 /// `sha256:` over the RFC 8785 form of tool, version, arguments, run, step, attempt and tenant: what a
@@ -71,8 +71,10 @@ pub fn digest(
     arguments: &Value,
 ) -> Result<String> {
     let (tenant_id, run_id) = (state.tenant_id, state.run_id);
-    let call = Call { tool, tool_version: version, arguments, tenant_id, run_id, step_id: step, attempt };
-    let canonical = serde_json_canonicalizer::to_vec(&call).map_err(Error::internal)?;
+    let arguments = serde_json_canonicalizer::to_string(arguments).map_err(Error::internal)?;
+    let arguments = &*RawValue::from_string(arguments).map_err(Error::internal)?;
+    let call = Call { arguments, attempt, run_id, step_id: step, tenant_id, tool, tool_version: version };
+    let canonical = serde_json::to_vec(&call).map_err(Error::internal)?;
     let mut text = String::from("sha256:");
     for byte in Sha256::digest(&canonical) {
         write!(text, "{byte:02x}").map_err(Error::internal)?;
@@ -122,6 +124,20 @@ mod tests {
         ];
         let distinct: std::collections::HashSet<_> = others.iter().chain([&this]).collect();
         assert_eq!(distinct.len(), others.len() + 1);
+    }
+
+    #[test]
+    fn a_digest_is_over_the_canonical_form() {
+        let (mut run, step) = (a_run(), StepKey::item("sync", 1));
+        (run.run_id, run.tenant_id) = (a_run().run_id, a_run().tenant_id);
+        let arguments = json!({ "z": [1.50, 1e30, -0.0], "a": { "\u{20ac}": "\u{0}\n\"", "\u{1f600}": null } });
+        let call = json!({
+            "tool": "crm/\u{7f}\u{e9}", "toolVersion": "1\t", "arguments": arguments, "tenantId": run.tenant_id,
+            "runId": run.run_id, "stepId": step, "attempt": 2
+        });
+        let whole = Sha256::digest(serde_json_canonicalizer::to_vec(&call).unwrap());
+        let hex: String = whole.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(digest(&run, &step, 2, ("crm/\u{7f}\u{e9}", "1\t"), &arguments).unwrap(), format!("sha256:{hex}"));
     }
 
     #[test]

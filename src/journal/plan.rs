@@ -1,7 +1,7 @@
 //! The steps of one run as the journal and its state machine understand them. How a person writes them
 //! (YAML, checks, positions) is the business of `run::definition`.
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::{Map, Value};
@@ -14,7 +14,8 @@ use crate::kernel::{Error, Span};
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Plan {
     /// The nodes; order carries no meaning, `needs` does.
-    pub steps: Vec<Step>,
+    #[schema(value_type = Vec<Step>)]
+    pub steps: Vec<Arc<Step>>,
     /// A template (or any JSON with templates in it) for the run's output.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<Value>,
@@ -23,7 +24,7 @@ pub struct Plan {
 impl Plan {
     /// The step of that id.
     #[must_use]
-    pub fn step(&self, id: &str) -> Option<&Step> {
+    pub fn step(&self, id: &str) -> Option<&Arc<Step>> {
         self.steps.iter().find(|step| step.id == id)
     }
 }

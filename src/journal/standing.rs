@@ -1,5 +1,7 @@
 //! What follows from a run's state: its status, what may begin, what it waits for.
 
+use std::sync::Arc;
+
 use super::{ApprovalTerms, Failure, Hold, Phase, RunState, Stage, Status, Step, StepKey, StepState, Wait};
 use crate::kernel::ApprovalId;
 
@@ -29,7 +31,7 @@ impl RunState {
     }
 
     /// The steps of the plan that have not begun and wait for no other.
-    pub fn ready_steps(&self) -> impl Iterator<Item = &Step> {
+    pub fn ready_steps(&self) -> impl Iterator<Item = &Arc<Step>> {
         let plan = self.plan.as_deref();
         self.frontier.ready().filter_map(move |at| plan.and_then(|plan| plan.steps.get(at)))
     }
@@ -42,7 +44,7 @@ impl RunState {
 
     /// The step of the plan that `key` belongs to.
     #[must_use]
-    pub fn step(&self, key: &StepKey) -> Option<&Step> {
+    pub fn step(&self, key: &StepKey) -> Option<&Arc<Step>> {
         self.frontier.place(&key.id).and_then(|at| self.plan.as_deref()?.steps.get(at))
     }
 
@@ -108,7 +110,7 @@ impl RunState {
 
     /// Whether a `forEach` step can begin another item, or is done with all of them.
     fn expansion_moves(&self, key: &StepKey, items: u32) -> bool {
-        let limit = self.step(key).map_or(1, Step::concurrency_limit);
+        let limit = self.step(key).map_or(1, |step| step.concurrency_limit());
         let (begun, open) = self.item_counts(&key.id);
         if begun < items { open < limit } else { open == 0 }
     }

@@ -61,6 +61,8 @@ pub(super) async fn make(registry: Registry, clock: Clock, tool: String, timeout
     let deadline = call.now + chrono::TimeDelta::from_std(timeout).unwrap_or(chrono::TimeDelta::MAX);
     let mut acting = std::pin::pin!(act(&registry, &tool, call));
     let result = tokio::select! {
+        // A call that has nothing to wait for sets no clock.
+        biased;
         result = &mut acting => result,
         () = clock.sleep_until(deadline) => {
             // Told to stop, a tool may still know that nothing happened.

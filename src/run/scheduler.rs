@@ -1,6 +1,8 @@
 //! What a run wants done now: `(state, what is in flight here, now)` → moves. Pure; the worker carries the
 //! moves out, and the state machine still has the last word on each.
 
+use std::sync::Arc;
+
 use crate::{
     journal::{Phase, RunState, SkipReason, Stage, Step, StepKey, Wait},
     kernel::{ApprovalId, RunId, Timestamp},
@@ -50,7 +52,7 @@ pub fn moves(state: &RunState, in_flight: impl Fn(&StepKey) -> bool, now: Timest
             Stage::Held { approval_id } if is_late(state, *approval_id, now) => {
                 moves.push(Move::Expire(*approval_id));
             }
-            Stage::Retrying { at } if *at <= now => moves.push(begin(state.step(key), key)),
+            Stage::Retrying { at } if *at <= now => moves.push(begin(state.step(key).map(Arc::as_ref), key)),
             Stage::Cleared { .. } => moves.push(Move::Begin(key.clone())),
             Stage::Expanded { items, .. } => go_on(state, key, *items, &mut moves),
             _ => {}
@@ -94,7 +96,7 @@ fn go_on(state: &RunState, key: &StepKey, items: u32, moves: &mut Vec<Move>) {
         return;
     }
     // Items begin in order, so those that have begun are the first ones.
-    let limit = state.step(key).map_or(1, Step::concurrency_limit);
+    let limit = state.step(key).map_or(1, |step| step.concurrency_limit());
     let room = limit.saturating_sub(open).min(items - begun);
     moves.extend((begun..begun + room).map(|item| Move::Begin(StepKey::item(&key.id, item))));
 }

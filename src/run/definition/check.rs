@@ -1,5 +1,7 @@
 //! All checks of a definition; each adds what it finds, none stops the others.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value, json};
 use serde_path_to_error::Segment;
 
@@ -257,5 +259,5 @@ fn assemble(value: &Value, steps: Vec<Step>) -> Result<Definition> {
     let mut fields: Map<String, Value> = fields.into_iter().flatten().collect();
     fields.insert("steps".to_owned(), json!([]));
     let definition: Definition = serde_json::from_value(Value::Object(fields)).map_err(Error::internal)?;
-    Ok(Definition { steps, ..definition })
+    Ok(Definition { steps: steps.into_iter().map(Arc::new).collect(), ..definition })
 }

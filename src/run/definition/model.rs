@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -25,7 +27,8 @@ pub struct Definition {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_denied: Option<OnDenied>,
     /// The steps.
-    pub steps: Vec<Step>,
+    #[schema(value_type = Vec<Step>)]
+    pub steps: Vec<Arc<Step>>,
     /// Any JSON; texts in it are templates.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<Value>,

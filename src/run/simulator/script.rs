@@ -1,5 +1,7 @@
 //! What is played: a plan and a list of scenes, both random, both shrinkable.
 
+use std::sync::Arc;
+
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use serde_json::{Map, Value, json};
 
@@ -88,7 +90,7 @@ pub(super) fn script() -> impl Strategy<Value = Script> {
             step.needs = (0..n).filter(|up| mask & (1 << up) != 0).map(|up| ids[up].clone()).collect();
             step
         });
-        Plan { steps: steps.collect(), output: None }
+        Plan { steps: steps.map(Arc::new).collect(), output: None }
     });
     let on_denied = select(vec![OnDenied::Fail, OnDenied::Skip]);
     (plan, on_denied, vec(scene(), 0..80)).prop_map(|(plan, on_denied, scenes)| Script { plan, on_denied, scenes })

@@ -228,7 +228,7 @@ impl Worker {
     }
 
     fn step(&self, key: &StepKey) -> Step {
-        self.state.step(key).unwrap().clone()
+        Step::clone(self.state.step(key).unwrap())
     }
 
     fn wanted(&mut self, key: &StepKey, now: Timestamp) -> Result<bool, Refusal> {
