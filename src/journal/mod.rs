@@ -14,6 +14,8 @@ mod ruling;
 mod standing;
 mod state;
 mod store;
+#[cfg(test)]
+mod tests;
 mod write;
 
 pub use append::{Append, Claim, Shown};
