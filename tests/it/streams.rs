@@ -42,6 +42,25 @@ async fn a_client_that_comes_back_gets_exactly_the_rest() {
 }
 
 #[tokio::test]
+async fn a_run_shows_how_far_it_is_while_its_steps_go_on() {
+    let world = World::new().await;
+    let plan = json!([{ "id": "a", "uses": "debug.sleep", "with": { "ms": 0 } },
+        { "id": "b", "needs": ["a"], "uses": "debug.sleep", "with": { "ms": 86_400_000 } }]);
+    let run = world.operator().start(plan).await;
+    let last = run.wait_for_step("step.started", "b").await;
+    let (shown, page) = (run.get().await, world.viewer().get("/workflow/runs").await.json());
+    for shown in [&shown, &page["items"][0]] {
+        assert_eq!((&shown["lastEventId"], &shown["updatedAt"]), (&json!(last.id), &last.data["ts"]));
+    }
+    // A server that has not heard of the run lets a client that has seen all of it go on.
+    let api = world.server(Role::Api).await;
+    let mut rest = world.viewer().at(&api.url).run(&run.id).follow_after(&last.id).await;
+    run.cancel().await.expect(202);
+    assert_eq!(rest.next().await.unwrap().name, "run.cancelling");
+    api.stop().await;
+}
+
+#[tokio::test]
 async fn every_server_tells_the_same() {
     let world = World::new().await;
     let api = world.server(Role::Api).await;
