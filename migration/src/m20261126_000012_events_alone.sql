@@ -56,8 +56,8 @@ as $$
 declare
   this bigint := pg_current_xact_id()::text;
   changed bigint;
-  -- Runs whose first event this may be, and those of them that are not there yet.
-  begun uuid[] := '{}';
+  -- Runs whose rows are written here, so that they are there; those that are to be opened, and were.
+  there uuid[] := '{}';
   wanted uuid[] := '{}';
   opened uuid[] := '{}';
   one uuid;
@@ -77,7 +77,7 @@ begin
   foreach one in array runs loop
     held := pg_advisory_xact_lock(run_lock(one)) is null;
   end loop;
-  if named is null then
+  if named is null and cardinality(runs) > cardinality(openings) then
     -- This transaction may have begun before the one that wrote the event before.
     this := greatest(this, (
       select max(p.xact) from unnest(events) e
@@ -85,8 +85,14 @@ begin
       where e.leads));
   end if;
   foreach head in array heads loop
-    continue when head.expected > 0;
-    begun := begun || head.run_id;
+    there := there || head.run_id;
+    continue when head.last_seq > head.expected;
+    -- Of an append without events nothing else would tell that its run has gone on.
+    perform from run_events n
+    where n.tenant_id = head.tenant_id and n.run_id = head.run_id and n.seq = head.expected + 1;
+    if found then
+      raise unique_violation using message = 'a run has gone on', constraint = 'run_events_pkey';
+    end if;
   end loop;
   foreach o in array openings loop
     wanted := wanted || o.run_id;
@@ -98,10 +104,8 @@ begin
         pending_approvals = h.pending, updated_at = h.at, finished_at = case when h.ended then h.at end
     from unnest(heads) h
     where r.tenant_id = h.tenant_id and r.run_id = h.run_id and h.run_id <> all (wanted)
-      -- A head without events is checked here.
-      and (h.last_seq > h.expected
-           or (select n.seq from run_events n
-               where n.tenant_id = h.tenant_id and n.run_id = h.run_id and n.seq = h.expected + 1) is null);
+      -- Retention may have begun with a run that has ended: then its events would not tell.
+      and r.last_seq <= h.expected;
     get diagnostics changed = row_count;
     if changed < cardinality(heads) - cardinality(openings) then
       raise unique_violation using message = 'a run has gone on', constraint = 'run_events_pkey';
@@ -127,7 +131,7 @@ begin
   insert into run_events (tenant_id, run_id, seq, xact, name, data)
   select e.tenant_id, e.run_id, e.seq, this, e.name, e.data::json
   from unnest(events) e
-  where not e.leads or e.seq = 1 and e.run_id = any (begun)
+  where not e.leads or e.run_id = any (there)
      or (select p.seq from run_events p
          where p.tenant_id = e.tenant_id and p.run_id = e.run_id and p.seq = e.seq - 1) is not null;
   get diagnostics changed = row_count;
