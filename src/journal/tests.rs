@@ -156,7 +156,8 @@ async fn whoever_holds_a_run_s_lock_is_not_overtaken() {
     let append = world.append(&mut late, start("a"));
     let journal = world.journal.clone();
     let worker = tokio::spawn(async move { journal.append(append).await });
-    while world.fixture.number("select count(*) from pg_locks where locktype = 'advisory' and not granted").await == 0 {}
+    let waiting = "select count(*) from pg_locks where locktype = 'advisory' and not granted";
+    while world.fixture.number(waiting).await == 0 {}
 
     let append = world.append(&mut state, Command::Cancel { by: Actor::System, reason: None });
     world.journal.append_in(&mut tx, Loaded { head: run.head, state: state.clone() }, append, vec![]).await.unwrap();
