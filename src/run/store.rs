@@ -133,9 +133,10 @@ const RUN: &str =
      parent_run_id, parent_step_id, created_by, created_at, finished_at,
      coalesce(last.ts, updated_at) as updated_at, coalesce(last.seq, last_seq) as last_seq";
 
-/// How far a run is and when it moved last: its head stays where it is while nothing changes that it shows.
+/// How far a run is and when it moved last: its head stays where it is while nothing changes that it shows. By the
+/// event's text, where `ts` stands before anything that a caller wrote: `->>` refuses all of it for one U+0000.
 const LAST: &str = "left join lateral (
-       select e.seq, (e.data ->> 'ts')::timestamptz as ts from run_events e
+       select e.seq, substring(left(e.data::text, 256) from '\"ts\":\"([^\"]+)\"')::timestamptz as ts from run_events e
        where e.tenant_id = runs.tenant_id and e.run_id = runs.run_id order by e.seq desc limit 1
      ) last on true";
 

@@ -56,6 +56,21 @@ async fn what_cannot_help_is_not_tried_again_until_somebody_asks() {
 }
 
 #[tokio::test]
+async fn what_a_service_says_may_hold_any_character() {
+    let (world, upstream) = (World::new().await, Upstream::start().await);
+    upstream.reply("/odd", Reply::Json(200, json!({ "\0": "\u{1f600}\0\u{2028}" })));
+    let steps = json!([{ "id": "a", "uses": "http.request", "with": { "url": upstream.url("/odd") } }]);
+    let run = world.operator().start(json!({ "steps": steps, "output": "{{ steps.a.output.body }}" })).await;
+    let shown = run.completes().await;
+    assert_eq!(shown["output"], json!({ "\0": "\u{1f600}\0\u{2028}" }));
+    // The last event has it, and is where the run's own number and time are from.
+    let last = run.follow().await.rest().await.pop().unwrap();
+    assert_eq!((&last.data["payload"]["output"], &last.data["ts"]), (&shown["output"], &shown["updatedAt"]));
+    let page = world.viewer().get("/workflow/runs").await.expect(200);
+    assert_eq!((&page["items"][0]["lastEventId"], &page["items"][0]["runId"]), (&json!(last.id), &json!(run.id)));
+}
+
+#[tokio::test]
 async fn a_call_that_hangs_is_given_up() {
     let (world, upstream) = (World::new().await, Upstream::start().await);
     upstream.reply("/hangs", Reply::Hang);
