@@ -8,7 +8,7 @@ use tokio_util::task::TaskTracker;
 use super::*;
 use crate::{
     db::fixture::Fixture,
-    kernel::{Actor, RunId, TenantId},
+    kernel::{Actor, RunId, TenantId, Timestamp},
 };
 
 /// Nobody here carries runs out.
@@ -24,6 +24,8 @@ struct World {
     fixture: Fixture,
     journal: Journal,
     tenant: TenantId,
+    /// When all of it happens.
+    now: Timestamp,
 }
 
 impl World {
@@ -31,12 +33,13 @@ impl World {
         let fixture = Fixture::start(name).await;
         let tenant = fixture.tenant("one").await;
         let journal = Journal::start(fixture.database.clone(), vec![], vec![], Arc::new(Away), &TaskTracker::new());
-        Self { fixture, journal, tenant }
+        let now = fixture.clock.now();
+        Self { fixture, journal, tenant, now }
     }
 
     /// A run of two steps that has begun.
     async fn open(&self) -> RunState {
-        let (now, by) = (self.fixture.clock.now(), Actor::System);
+        let (now, by) = (self.now, Actor::System);
         let mut state = RunState::new(self.tenant, RunId::new(now), by.clone(), OnDenied::Fail);
         let step = |id: &str| json!({ "id": id, "uses": "debug.echo", "with": { "a": 1 } });
         let plan: Plan = serde_json::from_value(json!({ "steps": [step("a"), step("b")] })).unwrap();
@@ -64,9 +67,8 @@ impl World {
     }
 
     fn decide(&self, state: &mut RunState, command: Command) -> Vec<Event> {
-        let now = self.fixture.clock.now();
-        let events = decide(state, command, now).unwrap();
-        events.iter().for_each(|event| state.apply(now, event));
+        let events = decide(state, command, self.now).unwrap();
+        events.iter().for_each(|event| state.apply(self.now, event));
         events
     }
 
@@ -74,7 +76,7 @@ impl World {
     fn append(&self, state: &mut RunState, command: Command) -> Append {
         let shown = Shown::of(state);
         let events = self.decide(state, command);
-        Append::new(state, events, None, Claim::Keep, self.fixture.clock.now()).unwrap().after(&shown)
+        Append::new(state, events, None, Claim::Keep, self.now).unwrap().after(&shown)
     }
 
     async fn load(&self, run: RunId) -> RunState {
@@ -133,8 +135,7 @@ async fn an_append_whose_run_has_gone_on_fails_alone() {
     let stale = world.append(&mut late.clone(), start("b"));
     let good = world.append(&mut other, start("a"));
     // Without an event, too: it lets go of a run that is elsewhere.
-    let now = world.fixture.clock.now();
-    let release = Append::new(&idle, vec![], None, Claim::Keep, now).unwrap().after(&Shown::of(&idle));
+    let release = Append::new(&idle, vec![], None, Claim::Keep, world.now).unwrap().after(&Shown::of(&idle));
     let (stale, good, release) =
         tokio::join!(world.journal.append(stale), world.journal.append(good), world.journal.append(release));
     assert!(matches!(stale, Err(AppendError::Conflict)), "{stale:?}");
