@@ -128,8 +128,7 @@ mod tests {
 
     #[test]
     fn a_digest_is_over_the_canonical_form() {
-        let (mut run, step) = (a_run(), StepKey::item("sync", 1));
-        (run.run_id, run.tenant_id) = (a_run().run_id, a_run().tenant_id);
+        let (run, step) = (a_run(), StepKey::item("sync", 1));
         let arguments = json!({ "z": [1.50, 1e30, -0.0], "a": { "\u{20ac}": "\u{0}\n\"", "\u{1f600}": null } });
         let call = json!({
             "tool": "crm/\u{7f}\u{e9}", "toolVersion": "1\t", "arguments": arguments, "tenantId": run.tenant_id,

@@ -167,3 +167,18 @@ async fn whoever_holds_a_run_s_lock_is_not_overtaken() {
     assert_eq!(world.load(state.run_id).await, state);
     world.fixture.stop().await;
 }
+
+#[tokio::test]
+async fn retention_leaves_alone_what_somebody_holds() {
+    const FORGET: &str = "select forget_runs($1 + interval '1 day', 1000)";
+    let world = World::start("kept").await;
+    let mut state = world.open().await;
+    let append = world.append(&mut state, Command::Cancel { by: Actor::System, reason: None });
+    world.journal.append(append).await.unwrap();
+    let mut tx = world.fixture.database.tenant(world.tenant).await.unwrap();
+    assert_eq!(load(&mut tx, &[(world.tenant, state.run_id)], Lock::Held).await.unwrap().remove(0).state, state);
+    assert_eq!(world.fixture.number(FORGET).await, 0);
+    drop(tx);
+    while world.fixture.number(FORGET).await == 0 {}
+    world.fixture.stop().await;
+}
