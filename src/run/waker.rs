@@ -13,11 +13,35 @@ use crate::{
     kernel::{RunId, TenantId},
 };
 
+/// The most runs that are claimed at once.
+const CLAIM: usize = 64;
+
 /// Brings news of commits to the turns they concern, and wakes the search for work.
 #[derive(Debug, Default)]
 pub struct Waker {
     work: Notify,
-    turns: Mutex<HashMap<RunId, Arc<News>>>,
+    turns: Mutex<Turns>,
+}
+
+#[derive(Debug, Default)]
+struct Turns {
+    /// The runs that have one, or a place kept for one.
+    begun: HashMap<RunId, Arc<News>>,
+    /// How many more may come of a claim that is under way.
+    claimed: usize,
+}
+
+/// Room for runs that are being claimed, until they have their turns.
+#[derive(Debug)]
+pub(super) struct Room<'a> {
+    waker: &'a Waker,
+    pub(super) runs: usize,
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        self.waker.turns().claimed -= self.runs;
+    }
 }
 
 /// What a turn has not looked at yet.
@@ -76,7 +100,7 @@ impl Waker {
     /// The turn for `run` begins and wants its news.
     pub(super) fn begin(&self, tenant: TenantId, run: RunId) -> Arc<News> {
         let news = News::of(tenant);
-        self.turns().insert(run, Arc::clone(&news));
+        self.turns().begun.insert(run, Arc::clone(&news));
         news
     }
 
@@ -88,34 +112,42 @@ impl Waker {
         (most, tenant_most): (usize, usize),
     ) -> Option<Arc<News>> {
         let mut turns = self.turns();
-        let of_tenant = || turns.values().filter(|news| news.tenant == tenant).count();
-        if turns.contains_key(&run) || turns.len() >= most || of_tenant() >= tenant_most {
+        let of_tenant = || turns.begun.values().filter(|news| news.tenant == tenant).count();
+        // Those that are being claimed may all be this tenant's.
+        let claimed = turns.claimed;
+        if turns.begun.contains_key(&run)
+            || turns.begun.len() + claimed >= most
+            || of_tenant() + claimed >= tenant_most
+        {
             return None;
         }
         let news = News::of(tenant);
-        turns.insert(run, Arc::clone(&news));
+        turns.begun.insert(run, Arc::clone(&news));
         Some(news)
     }
 
-    /// How many runs have a turn, or a place kept for one.
-    pub(super) fn turns_begun(&self) -> usize {
-        self.turns().len()
+    /// Keeps what is left of `most` for a claim, a batch of it at the utmost.
+    pub(super) fn room(&self, most: usize) -> Room<'_> {
+        let mut turns = self.turns();
+        let runs = most.saturating_sub(turns.begun.len() + turns.claimed).min(CLAIM);
+        turns.claimed += runs;
+        Room { waker: self, runs }
     }
 
     /// The runs that have a turn now.
     pub(super) fn having_turns(&self) -> Vec<RunId> {
-        self.turns().keys().copied().collect()
+        self.turns().begun.keys().copied().collect()
     }
 
     /// The turn ended.
     pub(super) fn end(&self, run: RunId, news: &Arc<News>) {
-        let mut turns = self.turns();
-        if turns.get(&run).is_some_and(|current| Arc::ptr_eq(current, news)) {
-            turns.remove(&run);
+        let begun = &mut self.turns().begun;
+        if begun.get(&run).is_some_and(|current| Arc::ptr_eq(current, news)) {
+            begun.remove(&run);
         }
     }
 
-    fn turns(&self) -> MutexGuard<'_, HashMap<RunId, Arc<News>>> {
+    fn turns(&self) -> MutexGuard<'_, Turns> {
         self.turns.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -125,7 +157,7 @@ impl Follower for Waker {
         let turns = self.turns();
         let mut work = false;
         for commit in commits {
-            match (turns.get(&commit.run_id), commit.frames.last()) {
+            match (turns.begun.get(&commit.run_id), commit.frames.last()) {
                 (Some(news), Some(frame)) => {
                     news.head.fetch_max(frame.seq, Ordering::AcqRel);
                     if frame.seq > news.known.load(Ordering::Acquire) {
@@ -144,7 +176,7 @@ impl Follower for Waker {
 
     fn signalled(&self, runs: &[(TenantId, RunId)]) {
         let turns = self.turns();
-        for news in runs.iter().filter_map(|(_, run)| turns.get(run)) {
+        for news in runs.iter().filter_map(|(_, run)| turns.begun.get(run)) {
             news.look();
         }
         drop(turns);
@@ -152,7 +184,7 @@ impl Follower for Waker {
     }
 
     fn resync(&self) {
-        self.turns().values().for_each(|news| news.look());
+        self.turns().begun.values().for_each(|news| news.look());
         self.wake();
     }
 }

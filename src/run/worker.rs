@@ -239,34 +239,32 @@ impl Worker {
     async fn claim(&self, life: &Life, turns: &TaskTracker, sweep: bool) -> Result<Option<Timestamp>> {
         let shared = &self.shared;
         let now = shared.clock.now();
-        // Nobody comes in by the desk while the table is looked at; nor afterwards, while somebody waits in it.
-        shared.desk.queue(true);
         if sweep {
+            // Nobody comes in by the desk meanwhile, who might be taken for a stray.
+            shared.desk.queue(true);
             self.sweep(life, now).await?;
         }
         let next = self.claim_all(life, turns, now).await?;
+        // While somebody waits in the table, everybody waits there.
         shared.desk.queue(next.is_some_and(|due| due <= now));
         Ok(next)
-    }
-
-    fn room(&self) -> usize {
-        self.shared.settings.runs.saturating_sub(self.shared.waker.turns_begun()).min(64)
     }
 
     async fn claim_all(&self, life: &Life, turns: &TaskTracker, now: Timestamp) -> Result<Option<Timestamp>> {
         let shared = &self.shared;
         loop {
-            let room = self.room();
-            if room == 0 {
+            let room = shared.waker.room(shared.settings.runs);
+            if room.runs == 0 {
                 return store::next_due(&shared.db).await;
             }
-            let claimed = store::claim(&shared.db, life.worker, room, shared.settings.runs_per_tenant, now).await?;
+            let claimed =
+                store::claim(&shared.db, life.worker, room.runs, shared.settings.runs_per_tenant, now).await?;
             metrics::counter!("fermata_runs_claimed_total").increment(u64::try_from(claimed.len()).unwrap_or_default());
             if claimed.is_empty() {
                 return store::next_due(&shared.db).await;
             }
             self.begin_turns(life, turns, &claimed).await?;
-            if claimed.len() < room {
+            if claimed.len() < room.runs {
                 return store::next_due(&shared.db).await;
             }
         }
