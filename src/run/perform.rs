@@ -31,7 +31,10 @@ impl Turn {
             Move::EndWait(key, attempt, until) => self.end_wait(key, *attempt, *until, now),
             Move::Recover(key, attempt) => self.recover(key, *attempt, now),
             // It acts, so it waits for what it follows from to be journaled.
-            Move::CancelChild(..) if self.unsure => Ok(()),
+            Move::CancelChild(..) if self.unsure => {
+                self.deferred = true;
+                Ok(())
+            }
             Move::CancelChild(key, child) => {
                 if self.told_children.insert(*child) {
                     let shared = Arc::clone(&self.shared);

@@ -33,6 +33,8 @@ use crate::{
 const PATIENCE: TimeDelta = TimeDelta::seconds(2);
 /// Events decided before they are committed; more wait for the next append.
 const EVENTS: usize = 256;
+/// Past so many decided events no step goes on before they are committed: whoever watches hears of a chain as it goes.
+const AT_FIRST: usize = 32;
 /// An append of more bytes than this is waited for, so that those of a run with large outputs do not grow.
 const AHEAD: usize = 256 * 1024;
 /// Reports of progress that may wait for the journal.
@@ -73,7 +75,7 @@ pub(super) struct Turn {
     pub(super) starved: bool,
     /// Calls have been made whose outcomes this very pass decides on.
     pub(super) acted: bool,
-    /// A step is ready and begins once those outcomes are journaled.
+    /// A step is ready and begins after those outcomes, or a child is to be cancelled once they are journaled.
     pub(super) deferred: bool,
     pub(super) told_children: HashSet<RunId>,
     /// When something is tried again that no event will announce.
@@ -193,6 +195,7 @@ impl Turn {
         let stopping = self.shared.stop.is_cancelled();
         if !stopping {
             self.advance(now).await;
+            self.go_on(now).await;
         }
         self.tell_calls();
         let resting = self.in_flight.is_empty() && (stopping || !(self.starved || self.deferred));
@@ -242,9 +245,19 @@ impl Turn {
         Ok(if more { Next::Again } else { Next::Wait })
     }
 
-    /// Waits for the journal to take it in. Steps that touch nothing go on meanwhile, each with what the one before gave:
-    /// nobody hears of them, and nothing acts on them, until they are journaled in their turn; should the journal refuse,
-    /// they are carried out again.
+    /// Lets steps that touch nothing go on, each with what the one before gave, so that they share an append: nobody
+    /// hears of them, and nothing acts on them, until they are journaled; should the journal refuse, they are carried
+    /// out again.
+    async fn go_on(&mut self, now: Timestamp) {
+        while self.deferred && self.events.len() < AT_FIRST {
+            self.unsure = true;
+            if !self.advance(now).await {
+                break;
+            }
+        }
+    }
+
+    /// Waits for the journal to take it in. Steps that touch nothing go on meanwhile, and share the append after it.
     async fn append(&mut self, append: Append) -> Result<(), AppendError> {
         let (journal, is_light) = (self.shared.journal.clone(), append.bytes() <= AHEAD);
         let mut appending = std::pin::pin!(journal.append(append));
@@ -255,18 +268,22 @@ impl Turn {
             // The journal first: it has something to wait for.
             tokio::task::yield_now().await;
             let now = *self.ahead_at.get_or_insert_with(|| self.shared.clock.now());
-            self.advance(now).await;
+            if !self.advance(now).await {
+                break;
+            }
         }
         appending.await
     }
 
-    /// Decides all that can be decided, and makes the calls that touch nothing.
-    async fn advance(&mut self, now: Timestamp) {
+    /// Decides all that can be decided, and makes the calls that touch nothing; whether anything came of it.
+    async fn advance(&mut self, now: Timestamp) -> bool {
+        let before = self.state.seq;
         self.acted = false;
         self.make_moves(now).await;
         if self.call_at_once(now) {
             self.make_moves(now).await;
         }
+        self.state.seq > before
     }
 
     /// Forgets what the journal did not take and reads what is true; what was heard is decided anew.
