@@ -115,9 +115,7 @@ impl Waker {
         let of_tenant = || turns.begun.values().filter(|news| news.tenant == tenant).count();
         // Those that are being claimed may all be this tenant's.
         let claimed = turns.claimed;
-        if turns.begun.contains_key(&run)
-            || turns.begun.len() + claimed >= most
-            || of_tenant() + claimed >= tenant_most
+        if turns.begun.contains_key(&run) || turns.begun.len() + claimed >= most || of_tenant() + claimed >= tenant_most
         {
             return None;
         }
@@ -186,5 +184,27 @@ impl Follower for Waker {
     fn resync(&self) {
         self.turns().begun.values().for_each(|news| news.look());
         self.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::Timestamp;
+
+    #[test]
+    fn what_a_claim_may_bring_is_kept_from_those_who_come_by_the_desk() {
+        let (waker, tenant) = (Waker::default(), TenantId::new(Timestamp::UNIX_EPOCH));
+        let come = |bounds| waker.begin_within(tenant, RunId::new(Timestamp::UNIX_EPOCH), bounds).is_some();
+        let claim = waker.room(3);
+        assert_eq!(claim.runs, 3);
+        assert!(!come((3, 3)), "a place that the claim may need");
+        assert!(!come((100, 3)), "all that is claimed may be this tenant's");
+        assert!(come((4, 4)));
+        assert_eq!(waker.room(5).runs, 1, "what is left beside the place and the claim");
+        drop(claim);
+        assert!(come((3, 3)));
+        assert_eq!(waker.room(3).runs, 1);
+        assert_eq!(waker.room(1000).runs, CLAIM);
     }
 }
