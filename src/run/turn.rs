@@ -22,11 +22,11 @@ use super::{
 };
 use crate::{
     journal::{
-        self, Append, AppendError, Claim, Command, Event, Loaded, Lock, Refusal, RunHead, RunState, Shown, StepKey,
-        ToolProgress, Wait,
+        self, Append, AppendError, Body, Claim, Command, Event, Loaded, Lock, Refusal, RunHead, RunState, Shown,
+        StepKey, ToolProgress, Wait,
     },
     kernel::{Result, RunId, TenantId, Timestamp},
-    tool::Call,
+    tool::{self, Call},
 };
 
 /// A run that has nothing to do for this long is let go; below it, keeping the state is cheaper.
@@ -249,7 +249,9 @@ impl Turn {
     /// hears of them, and nothing acts on them, until they are journaled; should the journal refuse, they are carried
     /// out again.
     async fn go_on(&mut self, now: Timestamp) {
-        while self.deferred && self.events.len() < AT_FIRST {
+        let mut known = 0;
+        while self.deferred && self.events.len() < AT_FIRST && self.events.iter().skip(known).all(is_little) {
+            known = self.events.len();
             self.unsure = true;
             if !self.advance(now).await {
                 break;
@@ -487,4 +489,14 @@ impl Turn {
         self.look = false;
         Ok(ended)
     }
+}
+
+/// Whether the event leaves room for others in a light append.
+fn is_little(event: &Event) -> bool {
+    let value = match &event.body {
+        Body::StepStarted(started) => Some(&started.arguments),
+        Body::StepCompleted(completed) => completed.output.as_ref(),
+        _ => None,
+    };
+    value.is_none_or(|value| tool::fits(value, AHEAD / AT_FIRST))
 }

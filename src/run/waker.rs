@@ -29,6 +29,8 @@ struct Turns {
     begun: HashMap<RunId, Arc<News>>,
     /// How many more may come of a claim that is under way.
     claimed: usize,
+    /// How many are over.
+    ended: u64,
 }
 
 /// Room for runs that are being claimed, until they have their turns.
@@ -139,10 +141,16 @@ impl Waker {
 
     /// The turn ended.
     pub(super) fn end(&self, run: RunId, news: &Arc<News>) {
-        let begun = &mut self.turns().begun;
-        if begun.get(&run).is_some_and(|current| Arc::ptr_eq(current, news)) {
-            begun.remove(&run);
+        let mut turns = self.turns();
+        if turns.begun.get(&run).is_some_and(|current| Arc::ptr_eq(current, news)) {
+            turns.begun.remove(&run);
+            turns.ended += 1;
         }
+    }
+
+    /// How many turns are over; where it has not grown, nobody has made room.
+    pub(super) fn turns_ended(&self) -> u64 {
+        self.turns().ended
     }
 
     fn turns(&self) -> MutexGuard<'_, Turns> {
@@ -206,5 +214,12 @@ mod tests {
         assert!(come((3, 3)));
         assert_eq!(waker.room(3).runs, 1);
         assert_eq!(waker.room(1000).runs, CLAIM);
+
+        let run = RunId::new(Timestamp::UNIX_EPOCH);
+        let (former, news) = (waker.begin(tenant, run), waker.begin(tenant, run));
+        waker.end(run, &former);
+        assert_eq!(waker.turns_ended(), 0, "another has its place");
+        waker.end(run, &news);
+        assert_eq!(waker.turns_ended(), 1);
     }
 }

@@ -244,9 +244,15 @@ impl Worker {
             shared.desk.queue(true);
             self.sweep(life, now).await?;
         }
+        let ended = shared.waker.turns_ended();
         let next = self.claim_all(life, turns, now).await?;
         // While somebody waits in the table, everybody waits there.
-        shared.desk.queue(next.is_some_and(|due| due <= now));
+        let waiting = next.is_some_and(|due| due <= now);
+        shared.desk.queue(waiting);
+        if waiting && shared.waker.turns_ended() > ended {
+            // Who made room meanwhile did not know that it is wanted.
+            shared.waker.wake();
+        }
         Ok(next)
     }
 

@@ -26,6 +26,7 @@ pub use child::{ChildRequest, ChildRuns, child_run_id};
 pub use http::AllowList;
 pub use registry::{Described, Ports, Registry};
 pub use routes::routes;
+pub use size::fits;
 pub use time::waited;
 
 /// Something a step can do.

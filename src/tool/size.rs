@@ -16,11 +16,16 @@ pub(super) fn check(what: &str, value: &Value, limit: usize) -> Result<(), ToolE
         let message = format!("the {what} nests deeper than {DEPTH} levels");
         return Err(ToolError::failed(&format!("{what}_too_deep"), message));
     }
-    if serde_json::to_writer(Budget(limit), value).is_err() {
+    if !fits(value, limit) {
         let message = format!("the {what} takes more than {limit} bytes of JSON");
         return Err(ToolError::failed(&format!("{what}_too_large"), message));
     }
     Ok(())
+}
+
+/// Whether `value` takes at most `limit` bytes of JSON.
+pub fn fits(value: &Value, limit: usize) -> bool {
+    serde_json::to_writer(Budget(limit), value).is_ok()
 }
 
 fn shallow(value: &Value, levels: usize) -> bool {

@@ -297,6 +297,21 @@ async fn an_intent_shares_its_append_with_the_outcome_only_where_nothing_is_touc
 }
 
 #[tokio::test]
+async fn after_a_large_output_the_next_step_waits_for_its_append() {
+    let world = World::new().await;
+    let step = |id: &str, needs: &[&str], size: usize| json!({ "id": id, "uses": "data.transform", "needs": needs, "with": { "value": "x".repeat(size) } });
+    let steps = [step("a", &[], 1), step("b", &["a"], 10_000), step("c", &["b"], 1)];
+    world.operator().start(json!(steps)).await.completes().await;
+    let appends: Vec<i64> = sqlx::query_scalar(
+        "select dense_rank() over (order by xact) from run_events where name = 'step.completed' order by seq",
+    )
+    .fetch_all(&mut world.superuser().await)
+    .await
+    .unwrap();
+    assert_eq!(appends, [1, 1, 2]);
+}
+
+#[tokio::test]
 async fn whatever_acts_acts_on_what_is_durable() {
     let (world, upstream) = (World::new().await, Upstream::start().await);
     upstream.hold("/act");
