@@ -37,6 +37,7 @@ const EVENTS: usize = 256;
 const AT_FIRST: usize = 32;
 /// An append of more bytes than this is waited for, so that those of a run with large outputs do not grow.
 const AHEAD: usize = 256 * 1024;
+const LITTLE: usize = AHEAD / AT_FIRST;
 /// Reports of progress that may wait for the journal.
 const REPORTS: usize = 64;
 
@@ -245,9 +246,8 @@ impl Turn {
         Ok(if more { Next::Again } else { Next::Wait })
     }
 
-    /// Lets steps that touch nothing go on, each with what the one before gave, so that they share an append: nobody
-    /// hears of them, and nothing acts on them, until they are journaled; should the journal refuse, they are carried
-    /// out again.
+    /// Lets steps that touch nothing go on, each with what the one before gave: nobody hears of them, and nothing acts
+    /// on them, until they are journaled together; should the journal refuse, they are carried out again.
     async fn go_on(&mut self, now: Timestamp) {
         let mut known = 0;
         while self.deferred && self.events.len() < AT_FIRST && self.events.iter().skip(known).all(is_little) {
@@ -483,8 +483,7 @@ impl Turn {
 
     /// What became of the children that steps wait for: one may have ended before the wait was known here.
     async fn hear_children(&mut self) -> Result<Vec<Command>> {
-        let shared = Arc::clone(&self.shared);
-        let ended = shared.children.ended(&self.state).await?;
+        let ended = self.shared.children.ended(&self.state).await?;
         self.heard.extend(ended.clone());
         self.look = false;
         Ok(ended)
@@ -493,10 +492,9 @@ impl Turn {
 
 /// Whether the event leaves room for others in a light append.
 fn is_little(event: &Event) -> bool {
-    let value = match &event.body {
-        Body::StepStarted(started) => Some(&started.arguments),
-        Body::StepCompleted(completed) => completed.output.as_ref(),
-        _ => None,
-    };
-    value.is_none_or(|value| tool::fits(value, AHEAD / AT_FIRST))
+    match &event.body {
+        Body::StepStarted(started) => tool::fits(&started.arguments, LITTLE),
+        Body::StepCompleted(completed) => completed.output.as_ref().is_none_or(|output| tool::fits(output, LITTLE)),
+        _ => true,
+    }
 }

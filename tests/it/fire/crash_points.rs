@@ -41,6 +41,7 @@ async fn a_server_killed_at_any_point_loses_nothing_and_goes_on_at_once() {
     let (site, sink) = (Site::new().await, Upstream::start().await);
     let mut server = site.server("all");
     let load = Load::begin(&site, &[&server], &sink, 12);
+    let company = tokio::spawn(site.company());
     let points = all_points(&site, &mut server, &load).await;
     assert!(points.len() >= 40, "{} points: {points:#?}", points.len());
     let (mut resumed, mut starts, mut missed, mut kills) = (Vec::new(), Vec::new(), Vec::new(), 0);
@@ -75,6 +76,7 @@ async fn a_server_killed_at_any_point_loses_nothing_and_goes_on_at_once() {
             news.abort();
         }
     }
+    company.abort();
     server.start().await;
     let facts = load.finish().await;
     let found = audit::all_is_well(&site, &sink, &facts).await;

@@ -88,6 +88,19 @@ impl Site {
         }
     }
 
+    /// Another process that listens, as long as this is polled: then a server sends word of its commits all its life
+    /// long, not only while it finds out that it is alone.
+    pub fn company(&self) -> impl Future<Output = ()> + use<> {
+        let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(self.superuser_options());
+        async move {
+            let mut beats = tokio::time::interval(Duration::from_secs(1));
+            loop {
+                beats.tick().await;
+                sqlx::query("select pg_notify('fermata_news', '00000000c0ffee00')").execute(&pool).await.unwrap();
+            }
+        }
+    }
+
     fn superuser_options(&self) -> PgConnectOptions {
         self.owner.clone().username("postgres")
     }
