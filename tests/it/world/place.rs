@@ -76,9 +76,12 @@ pub struct Mortal {
 }
 
 impl Mortal {
-    /// Ends it between two instructions.
-    pub fn kill(self) {
-        drop(self);
+    /// Ends it between two instructions, and comes back when it does nothing any more: no answer that arrives later is
+    /// heard.
+    pub fn kill(mut self) {
+        let runtime = self.runtime.take().unwrap();
+        // Elsewhere, since one runtime may not wait in another.
+        std::thread::spawn(|| runtime.shutdown_timeout(Duration::from_secs(10))).join().unwrap();
     }
 }
 
