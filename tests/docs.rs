@@ -39,7 +39,7 @@ fn files(dir: &Path, ending: &str) -> Vec<PathBuf> {
 #[test]
 fn every_setting_is_described_as_in_the_code() {
     let page = read("docs/operations.md");
-    let source = read("src/config/settings.rs");
+    let source = read("src/config/settings.rs") + &read("src/config/llm.rs");
     let mut rows = 0;
     for (section, name) in [
         ("Http", "http"),
@@ -50,6 +50,9 @@ fn every_setting_is_described_as_in_the_code() {
         ("Limit", "limits"),
         ("Retention", "retention"),
         ("Tool", "tools"),
+        ("Llm", "llm"),
+        ("CircuitBreaker", "circuit_breaker"),
+        ("Vault", "vault"),
     ] {
         let body = source.split_once(&format!("pub struct {section}Settings {{\n")).expect(section).1;
         let mut text = String::new();

@@ -16,6 +16,7 @@ mod m20261121_000009_append_by_set;
 mod m20261121_000010_riders;
 mod m20261126_000011_steps_from_events;
 mod m20261126_000012_events_alone;
+mod m20261127_000013_llm;
 
 /// Every migration, oldest first.
 #[derive(Debug)]
@@ -37,6 +38,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261121_000010_riders::Migration),
             Box::new(m20261126_000011_steps_from_events::Migration),
             Box::new(m20261126_000012_events_alone::Migration),
+            Box::new(m20261127_000013_llm::Migration),
         ]
     }
 }

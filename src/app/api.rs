@@ -9,7 +9,7 @@ use crate::{
     http::{Probe, docs, openapi, vitals},
     journal,
     kernel::{Error, Result},
-    run, stream, tool,
+    llm, run, stream, tool,
 };
 
 /// Every route of the process, bare and under `/v1`, and the document that describes them.
@@ -24,6 +24,7 @@ pub(super) fn router(rooms: &Rooms, role: Role) -> Result<(Router, OpenApi)> {
         .merge(run::definition::routes(rooms.front.clone(), rooms.registry.clone()))
         .merge(approval::routes(approvals))
         .merge(stream::routes(rooms.streams.clone()))
+        .merge(llm::routes(rooms.llm.clone()))
         .merge(tool::routes(rooms.front.clone(), rooms.registry.clone()))
         .merge(vitals)
         .split_for_parts();

@@ -14,13 +14,14 @@ use utoipa::openapi::OpenApi;
 
 use crate::{
     approval::{Approvals, Inbox},
-    auth::Verifier,
+    auth::{Vault, Verifier},
     config::Settings,
     db::Database,
-    http::{self, Front},
+    http::{self, Front, Outbound},
     identity::Tenants,
     journal::{Follower, Journal},
     kernel::{Clock, Error, Result},
+    llm::{Keys, LlmRoutes, Models},
     run::{Bell, Children, Desk, RunRoutes, Runs, Waker, Worker, WorkerParts},
     stream::{Hub, Signals, Streams},
     telemetry,
@@ -144,6 +145,7 @@ struct Rooms {
     clock: Clock,
     journal: Journal,
     registry: Registry,
+    llm: LlmRoutes,
     runs: Runs,
     children: Children,
     approvals: Approvals,
@@ -180,7 +182,11 @@ impl Rooms {
         let runs = Runs::new(journal.clone(), settings.limits.clone(), &settings.worker);
         let children = Children::new(db.clone(), runs.clone(), clock.clone());
         let tenants = Tenants::new(db.clone(), clock.clone());
-        let ports = Ports { allow_list: Arc::new(AllowLists(tenants)), child_runs: Arc::new(children.clone()) };
+        let outbound = Arc::new(Outbound::new(&settings.tools, Arc::new(AllowLists(tenants)))?);
+        let keys = Keys::new(Vault::new(&settings.vault).map_err(unusable)?);
+        let (llm, breaker) = (&settings.llm, &settings.circuit_breaker);
+        let models = Models::new((db.clone(), clock.clone()), llm, breaker, keys.clone(), Arc::clone(&outbound));
+        let ports = Ports { outbound, child_runs: Arc::new(children.clone()), models };
         let registry = Registry::builtin(&settings.tools, &settings.limits, ports)?;
         Ok(Self {
             approvals: Approvals::new(journal.clone(), Arc::new(registry.clone())),
@@ -189,6 +195,7 @@ impl Rooms {
             database: db.clone(),
             clock: clock.clone(),
             stop: stop.clone(),
+            llm: LlmRoutes { front: front.clone(), settings: Arc::new(llm.clone()), keys },
             front,
             journal,
             registry,
@@ -269,11 +276,11 @@ fn unusable(reason: String) -> Error {
     Error::internal(reason)
 }
 
-/// Asks the tenants where `http.request` may go.
+/// Asks the tenants where their requests may go.
 struct AllowLists(Tenants);
 
 #[async_trait::async_trait]
-impl crate::tool::AllowList for AllowLists {
+impl http::AllowList for AllowLists {
     async fn allowed(&self, tenant: crate::kernel::TenantId) -> Result<Vec<String>> {
         Ok(self.0.get(tenant).await?.settings.http_allow)
     }

@@ -7,7 +7,7 @@ use figment::{
 };
 use thiserror::Error;
 
-use super::Settings;
+use super::{Settings, llm};
 use crate::kernel::Span;
 
 /// A setting that cannot be used, named.
@@ -22,12 +22,36 @@ pub struct SettingError {
 /// Variables with the prefix that are not settings: the log filter, and what the client commands read.
 const NOT_SETTINGS: [&str; 3] = ["LOG", "URL", "TOKEN"];
 
-/// Names that count without the prefix, because everybody uses them.
-const BARE: [&str; 3] = ["DATABASE_URL", "DATABASE_ADMIN_URL", "DATABASE_DIRECT_URL"];
+/// Names that count without the prefix, because everybody uses them, and what they set.
+const BARE: [(&str, &str); 13] = [
+    ("DATABASE_URL", "database.url"),
+    ("DATABASE_ADMIN_URL", "database.admin_url"),
+    ("DATABASE_DIRECT_URL", "database.direct_url"),
+    ("OPENAI_API_KEY", "llm.providers.openai.key"),
+    ("ANTHROPIC_API_KEY", "llm.providers.anthropic.key"),
+    ("GEMINI_API_KEY", "llm.providers.gemini.key"),
+    ("LLM_DEFAULT_TIMEOUT_SECONDS", "llm.default_timeout_seconds"),
+    ("LLM_MAX_RETRIES", "llm.max_retries"),
+    ("LLM_RETRY_INITIAL_DELAY", "llm.retry_initial_delay"),
+    ("LLM_RETRY_MAX_DELAY", "llm.retry_max_delay"),
+    ("CIRCUIT_BREAKER_FAILURE_THRESHOLD", "circuit_breaker.failure_threshold"),
+    ("CIRCUIT_BREAKER_SUCCESS_THRESHOLD", "circuit_breaker.success_threshold"),
+    ("CIRCUIT_BREAKER_TIMEOUT_SECONDS", "circuit_breaker.timeout_seconds"),
+];
 
 /// Secrets and addresses are taken as text, whatever they look like: a secret of digits is not a number.
-const TEXT: [&str; 6] =
-    ["auth.secret", "auth.issuer", "auth.audience", "database.url", "database.admin_url", "database.direct_url"];
+const TEXT: [&str; 10] = [
+    "auth.secret",
+    "auth.issuer",
+    "auth.audience",
+    "database.url",
+    "database.admin_url",
+    "database.direct_url",
+    "llm.providers.openai.key",
+    "llm.providers.anthropic.key",
+    "llm.providers.gemini.key",
+    "vault.secret",
+];
 
 /// Bounds of how long runs are kept: who follows one has to have the time to come back, and the calendar ends.
 const LEAST_KEPT: Span = Span::seconds(3600);
@@ -50,18 +74,22 @@ pub fn load(file: Option<&Path>) -> Result<Settings, SettingError> {
         Some(path) => Toml::file_exact(path),
         None => Toml::file("fermata.toml"),
     };
-    let figment =
-        environment(Figment::new().merge(toml.profile(Profile::Default)), std::env::vars_os().filter_map(readable));
+    let figment = environment(usual().merge(toml.profile(Profile::Default)), std::env::vars_os().filter_map(readable));
     let settings = extract(figment)?;
     check(&settings)?;
     Ok(settings)
+}
+
+/// What is there before any layer: defaults that are laid over one by one.
+fn usual() -> Figment {
+    Figment::new().merge(Toml::string(llm::PROVIDERS).profile(Profile::Default))
 }
 
 /// The environment's part. An empty variable is as good as none; `FERMATA_DATABASE_URL` wins over the bare
 /// name as the more particular.
 fn environment(figment: Figment, variables: impl Iterator<Item = (String, String)>) -> Figment {
     let (bare, prefixed): (Vec<_>, Vec<_>) =
-        variables.filter_map(|(name, text)| Variable::read(name, text)).partition(|v| BARE.contains(&v.name.as_str()));
+        variables.filter_map(|(name, text)| Variable::read(name, text)).partition(|v| bare(&v.name).is_some());
     bare.into_iter().chain(prefixed).fold(figment, Figment::merge)
 }
 
@@ -74,10 +102,16 @@ struct Variable {
 
 impl Variable {
     fn read(name: String, text: String) -> Option<Self> {
-        let setting = if BARE.contains(&name.as_str()) { name.as_str() } else { name.strip_prefix("FERMATA_")? };
-        let key = setting.to_ascii_lowercase().replacen('_', ".", 1);
+        let setting = if bare(&name).is_some() { name.as_str() } else { name.strip_prefix("FERMATA_")? };
+        let spelled = || setting.to_ascii_lowercase().replacen('_', ".", 1);
+        let key = bare(setting).map_or_else(spelled, str::to_owned);
         (!text.is_empty() && !NOT_SETTINGS.contains(&setting)).then_some(Self { name, key, text })
     }
+}
+
+/// What a name sets that counts without the prefix.
+fn bare(name: &str) -> Option<&'static str> {
+    BARE.iter().find(|(bare, _)| *bare == name).map(|(_, key)| *key)
 }
 
 impl Provider for Variable {
@@ -102,7 +136,8 @@ fn readable((name, text): (OsString, OsString)) -> Option<(String, String)> {
 
 /// What a type cannot say.
 fn check(settings: &Settings) -> Result<(), SettingError> {
-    let Settings { http, database, auth, worker, streams, retention, .. } = settings;
+    let Settings { http, database, auth, worker, streams, retention, llm, circuit_breaker, .. } = settings;
+    let is_time = |seconds: f64| (0.0..=86_400.0).contains(&seconds);
     let kept = retention.runs.unwrap_or(MOST_KEPT);
     let url = http.public_url.as_deref().unwrap_or("http://");
     let rules = [
@@ -122,6 +157,14 @@ fn check(settings: &Settings) -> Result<(), SettingError> {
         ("worker.poll", worker.poll > Span::seconds(0), "it is above 0s"),
         ("streams.poll", streams.poll > Span::seconds(0), "it is above 0s"),
         ("streams.keep_alive", streams.keep_alive > Span::seconds(0), "it is above 0s"),
+        ("llm.default_timeout_seconds", (1..=3600).contains(&llm.default_timeout_seconds), "it is from 1 to 3600"),
+        ("llm.max_retries", llm.max_retries <= 20, "it is 20 at most"),
+        ("llm.retry_initial_delay", is_time(llm.retry_initial_delay), "it is from 0 to 86400"),
+        ("llm.retry_max_delay", is_time(llm.retry_max_delay), "it is from 0 to 86400"),
+        ("llm.concurrency", llm.concurrency > 0, "it is above 0"),
+        ("circuit_breaker.failure_threshold", circuit_breaker.failure_threshold > 0, "it is above 0"),
+        ("circuit_breaker.success_threshold", circuit_breaker.success_threshold > 0, "it is above 0"),
+        ("circuit_breaker.timeout_seconds", is_time(circuit_breaker.timeout_seconds), "it is from 0 to 86400"),
         (
             "retention.runs",
             (LEAST_KEPT..=MOST_KEPT).contains(&kept),
@@ -161,7 +204,7 @@ mod tests {
     use super::*;
 
     fn read(toml: &str) -> Result<Settings, SettingError> {
-        extract(Figment::new().merge(Toml::string(toml)))
+        extract(usual().merge(Toml::string(toml)))
     }
 
     #[test]
@@ -196,7 +239,7 @@ mod tests {
 
     fn read_variables(variables: &[(&str, &str)]) -> Result<Settings, SettingError> {
         let variables = variables.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned()));
-        extract(environment(Figment::new().merge(Toml::string("[http]\nbody_limit = 7")), variables))
+        extract(environment(usual().merge(Toml::string("[http]\nbody_limit = 7")), variables))
     }
 
     #[test]
@@ -217,6 +260,23 @@ mod tests {
         assert_eq!(text(settings.auth.secret).as_deref(), Some("12345678901234567890"));
         assert_eq!(text(settings.database.url).as_deref(), Some("postgres://particular"));
         assert!(settings.database.admin_url.is_none());
+    }
+
+    #[test]
+    fn a_key_in_the_environment_is_laid_over_its_provider() {
+        let settings = read_variables(&[
+            ("OPENAI_API_KEY", "123"),
+            ("LLM_MAX_RETRIES", "7"),
+            ("FERMATA_CIRCUIT_BREAKER_TIMEOUT_SECONDS", "1.5"),
+            ("FERMATA_LLM_PROVIDERS", "{local={api=\"openai\",url=\"http://127.0.0.1:11434/v1/\",keyless=true}}"),
+        ])
+        .expect("settings");
+        let providers = settings.llm.providers;
+        let openai = &providers["openai"];
+        assert_eq!(openai.key.as_ref().map(ExposeSecret::expose_secret), Some("123"));
+        assert_eq!(openai.url, "https://api.openai.com/v1/");
+        assert!(providers["local"].keyless && providers.len() == 5);
+        assert_eq!((settings.llm.max_retries, settings.circuit_breaker.timeout_seconds), (7, 1.5));
     }
 
     #[test]

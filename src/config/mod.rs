@@ -1,12 +1,14 @@
 //! What an operator can set. Three layers, the later wins: the defaults written here, an optional
-//! `fermata.toml`, and the environment (`FERMATA_HTTP_LISTEN` sets `http.listen`). The database's
-//! addresses are also read from the bare `DATABASE_URL`, `DATABASE_ADMIN_URL` and `DATABASE_DIRECT_URL`.
+//! `fermata.toml`, and the environment (`FERMATA_HTTP_LISTEN` sets `http.listen`). What
+//! everybody calls by one name (`DATABASE_URL`, `OPENAI_API_KEY`) is also read without the prefix.
 
+mod llm;
 mod load;
 mod settings;
 
+pub use llm::{Api, CircuitBreakerSettings, LlmSettings, ProviderSettings};
 pub use load::load;
 pub use settings::{
     AuthKey, AuthSettings, DatabaseSettings, HttpSettings, KeyMaterial, LimitSettings, RetentionSettings, Settings,
-    StreamSettings, ToolSettings, WorkerSettings,
+    StreamSettings, ToolSettings, VaultSettings, WorkerSettings,
 };

@@ -3,6 +3,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use secrecy::SecretString;
 use serde::Deserialize;
 
+use super::llm::{CircuitBreakerSettings, LlmSettings};
 use crate::kernel::Span;
 
 /// Everything that can be set, by concern.
@@ -25,6 +26,12 @@ pub struct Settings {
     pub retention: RetentionSettings,
     /// `[tools]`: what steps may do.
     pub tools: ToolSettings,
+    /// `[llm]`: language models.
+    pub llm: LlmSettings,
+    /// `[circuit_breaker]`: when a model that fails is left alone.
+    pub circuit_breaker: CircuitBreakerSettings,
+    /// `[vault]`: what seals tenants' secrets.
+    pub vault: VaultSettings,
 }
 
 /// `[http]`.
@@ -205,6 +212,16 @@ pub struct ToolSettings {
     pub loopback: bool,
     /// PEM file of certificate authorities trusted besides the system's, for outgoing calls. Default: none.
     pub ca_file: Option<PathBuf>,
+}
+
+/// `[vault]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VaultSettings {
+    /// What tenants' secrets are sealed with: at least 32 random bytes. Without it none are taken. Default: none.
+    pub secret: Option<SecretString>,
+    /// Secrets it had before: what was sealed with them can still be opened. Default: none.
+    pub former: Vec<SecretString>,
 }
 
 const KIB: usize = 1024;

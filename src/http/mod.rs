@@ -1,6 +1,6 @@
 //! What every operation has in common on the wire: who asks and whether they may ([`Ctx`]), bodies and
 //! parameters that are checked before a handler sees them, problems (RFC 9457), idempotency ([`Once`]),
-//! preferences, and the server itself.
+//! preferences, the server itself, and the way out ([`Outbound`]).
 
 mod arrival;
 mod body;
@@ -14,6 +14,7 @@ mod inspect;
 mod json;
 mod once;
 pub mod openapi;
+mod outbound;
 mod params;
 pub mod permit;
 mod prefer;
@@ -31,6 +32,7 @@ pub use front::Front;
 pub use health::{Probe, vitals};
 pub use json::{Json, parse_json};
 pub use once::{Once, Reply};
+pub use outbound::{AllowList, Door, Outbound, Refusal, retry_after};
 pub use params::{Path, Query};
 pub use permit::Permit;
 pub use prefer::Prefer;

@@ -20,7 +20,8 @@ macro_rules! permits {
 }
 
 permits! {
-    RunsRead, RunsWrite, WorkflowsRead, WorkflowsWrite, ApprovalsRead, ApprovalsDecide, AuditRead,
+    RunsRead, RunsWrite, WorkflowsRead, WorkflowsWrite, ApprovalsRead, ApprovalsDecide, AuditRead, SettingsRead,
+    SettingsWrite, KeysRead, KeysWrite,
 }
 
 /// Any good token will do.

@@ -44,7 +44,7 @@ pub(super) fn render(error: &Error, instance: Option<&RequestId>) -> Response {
 
 fn document(error: &Error, instance: Option<&RequestId>) -> Map<String, Value> {
     let problem = error.problem();
-    let mut document = error.members().clone();
+    let mut document = Map::new();
     document.insert("type".to_owned(), format!("{PAGES}{}", problem.slug()).into());
     document.insert("title".to_owned(), problem.title().into());
     document.insert("status".to_owned(), problem.status().into());
@@ -52,6 +52,7 @@ fn document(error: &Error, instance: Option<&RequestId>) -> Map<String, Value> {
     if let Some(id) = instance {
         document.insert("instance".to_owned(), format!("urn:fermata:request:{id}").into());
     }
+    document.extend(error.members().clone());
     document
 }
 

@@ -6,7 +6,7 @@ use chrono::SubsecRound;
 use serde_json::Value;
 
 use super::{
-    Failure, Intent, Parent, Plan, Question, Ruling, RunState, SkipReason, Stage, Status, StepKey, ToolProgress, Wait,
+    Failure, Intent, Parent, Plan, Question, Report, Ruling, RunState, SkipReason, Stage, Status, StepKey, Wait,
 };
 use crate::kernel::{Actor, ApprovalId, Timestamp};
 
@@ -97,14 +97,14 @@ pub enum Command {
         /// Why.
         reason: SkipReason,
     },
-    /// A tool reports how far it is.
+    /// A tool says something while it is at work.
     Report {
         /// The step.
         step: StepKey,
         /// The attempt that reports.
         attempt: u32,
         /// What it says.
-        progress: ToolProgress,
+        report: Report,
     },
     /// Somebody decides on a hold.
     Decide {

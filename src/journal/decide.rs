@@ -55,8 +55,8 @@ pub fn decide(state: &RunState, command: Command, now: Timestamp) -> Result<Vec<
                 Some(_) => Err(Refusal::Stale),
             }
         }
-        Command::Report { step, attempt, progress } => match under_way(state, &step, attempt)? {
-            Stage::Running { .. } => Ok(vec![Event::step(&step, attempt, progress)]),
+        Command::Report { step, attempt, report } => match under_way(state, &step, attempt)? {
+            Stage::Running { .. } => Ok(vec![Event::step(&step, attempt, report)]),
             _ => Err(Refusal::Stale),
         },
         Command::Decide { approval_id, approve, by, reason, instead } => {

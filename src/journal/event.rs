@@ -88,6 +88,10 @@ events! {
     StepWaiting = "step.waiting", Info;
     /// The tool reported how far it is.
     ToolProgress = "tool.progress", Info;
+    /// A model says something.
+    MessageDelta = "message.delta", Info;
+    /// A model has said all.
+    MessageCompleted = "message.completed", Info;
     /// The step has its output.
     StepCompleted = "step.completed", Info;
     /// An attempt failed and another follows.

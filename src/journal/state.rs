@@ -349,6 +349,8 @@ impl RunState {
             | Body::StepStarted(_)
             | Body::StepWaiting(_)
             | Body::ToolProgress(_)
+            | Body::MessageDelta(_)
+            | Body::MessageCompleted(_)
             | Body::StepCompleted(_)
             | Body::StepRetrying(_)
             | Body::StepFailed(_)

@@ -1,17 +1,22 @@
-//! The floor every other room stands on: typed ids, actors, the clock, the one error type and page
-//! cursors. Nothing here does I/O, but for the crash points of debug builds.
+//! The floor every other room stands on: typed ids, actors, the clock, the one error type, page cursors and
+//! templates. Nothing here does I/O, but for the crash points of debug builds.
 
 mod actor;
 mod clock;
 pub mod crash;
 mod error;
 mod id;
+mod object;
 mod page;
+mod reference;
 mod span;
+pub mod template;
 
 pub use actor::{Actor, Subject};
 pub use clock::{Clock, Timestamp, wire_time};
 pub use error::{Error, Problem, Result};
 pub use id::{ApprovalId, Id, Kind, RequestId, RunId, TenantId, TicketId, TokenId, WorkerId, WorkflowId};
+pub use object::{optional_object, optional_objects};
 pub use page::{Page, PageCursor, PageQuery};
+pub use reference::{Reference, is_name};
 pub use span::Span;

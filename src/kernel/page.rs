@@ -50,6 +50,18 @@ impl PageQuery {
         let after = self.cursor.as_deref().map(str::parse::<PageCursor>).transpose()?;
         Ok((usize::from(limit), after.map(|c| c.0)))
     }
+
+    /// The page of a short list that is at hand in whole: a row's place is its number.
+    ///
+    /// # Errors
+    /// As [`PageQuery::resolve`].
+    pub fn cut<T>(&self, rows: Vec<T>) -> Result<Page<T>> {
+        let (limit, after) = self.resolve()?;
+        let first = after.map_or(0, |place| usize::try_from(place.as_u128()).unwrap_or(usize::MAX).saturating_add(1));
+        let rows = (0_u128..).zip(rows).skip(first).take(limit + 1).collect();
+        let Page { items, next_cursor } = Page::cut(rows, limit, |(place, _)| Uuid::from_u128(*place));
+        Ok(Page { items: items.into_iter().map(|(_, row)| row).collect(), next_cursor })
+    }
 }
 
 /// A place in a list that is ordered by UUIDv7, newest first. Opaque on the wire.
@@ -70,5 +82,24 @@ impl std::str::FromStr for PageCursor {
             .and_then(|hex| Uuid::try_parse(hex).ok())
             .map(Self)
             .ok_or_else(|| Error::new(Problem::MalformedCursor, "send back a `nextCursor` as it was given"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_follow_each_other_without_gap_or_overlap() {
+        let rows = vec!["a", "b", "c", "d", "e"];
+        let mut query = PageQuery { limit: Some(2), cursor: None };
+        let mut seen = Vec::new();
+        for last in [false, false, true] {
+            let page = query.cut(rows.clone()).unwrap();
+            seen.extend(page.items);
+            assert_eq!(page.next_cursor.is_none(), last);
+            query.cursor = page.next_cursor;
+        }
+        assert_eq!(seen, rows);
     }
 }

@@ -59,7 +59,7 @@ impl Children {
                 }
                 other => {
                     let message = format!("the child run {child} was {}", other.name());
-                    let detail = Some(json!({ "runId": child, "status": other }));
+                    let detail = Some(Box::new(json!({ "runId": child, "status": other })));
                     let error = Failure { detail, ..Failure::new("child_not_completed", message) };
                     Command::Fail { step, attempt, error, jitter: 0.0 }
                 }

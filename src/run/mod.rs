@@ -1,4 +1,4 @@
-//! Definitions, templates, and everything that moves a run: the use cases callers have, the pure scheduler,
+//! Definitions, and everything that moves a run: the use cases callers have, the pure scheduler,
 //! and the worker whose turns carry runs on.
 
 mod bell;
@@ -15,7 +15,6 @@ mod shared;
 mod simulator;
 mod steps;
 mod store;
-pub mod template;
 mod turn;
 mod view;
 mod waker;

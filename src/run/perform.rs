@@ -7,7 +7,6 @@ use serde_json::Value;
 
 use super::{
     scheduler::Move,
-    template::{self, Context, RunFacts, Scope, StepFacts},
     turn::{Launch, Turn},
 };
 use crate::{
@@ -16,7 +15,10 @@ use crate::{
         self, ApprovalTerms, Body, Command, Effect, Failure, Intent, Question, Refusal, SkipReason, Stage, Step,
         StepKey,
     },
-    kernel::{ApprovalId, Timestamp},
+    kernel::{
+        ApprovalId, Timestamp,
+        template::{self, Context, RunFacts, Scope, StepFacts},
+    },
     tool::ToolError,
 };
 
@@ -224,13 +226,13 @@ impl Turn {
         if !template::is_template(&with) {
             return Ok(Arc::new(with));
         }
-        let mut context = self.context();
+        let mut scope = self.scope();
         if let Some(index) = key.item {
             let list = self.list(step)?;
             let item = usize::try_from(index).ok().and_then(|index| list.get(index)).cloned().unwrap_or_default();
-            context = context.with_item(Arc::new(item), index);
+            scope.item = Some((Arc::new(item), index));
         }
-        let rendered = template::render(&with, &context);
+        let rendered = template::render(&with, &Context::Run(Arc::new(scope)));
         rendered.map(Arc::new).map_err(|error| Failure::new("template_failed", format!("`with`: {error}")))
     }
 
@@ -265,8 +267,12 @@ impl Turn {
         Ok(Some(Arc::new(rendered)))
     }
 
-    /// What templates see: input, and the steps that have begun.
     fn context(&self) -> Context {
+        Context::Run(Arc::new(self.scope()))
+    }
+
+    /// What templates see: input, and the steps that have begun.
+    fn scope(&self) -> Scope {
         let steps = self.state.steps.iter().filter(|(key, _)| key.item.is_none()).map(|(key, step)| {
             let (output, error) = match &step.stage {
                 Stage::Completed { output } => (output.clone(), None),
@@ -275,7 +281,7 @@ impl Turn {
             };
             (key.id.clone(), StepFacts { status: step.stage.name(), output, error })
         });
-        Context::new(Scope {
+        Scope {
             run: RunFacts {
                 id: self.state.run_id.to_string(),
                 goal: self.head.goal.clone(),
@@ -284,7 +290,8 @@ impl Turn {
             input: Arc::clone(&self.head.input),
             metadata: Arc::clone(&self.head.metadata),
             steps: steps.collect(),
-        })
+            item: None,
+        }
     }
 }
 

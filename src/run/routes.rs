@@ -12,7 +12,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     bell::Bell,
-    definition::{self, Reference},
+    definition,
     service::{Opening, Request, Runs, Source},
     steps::StepView,
     store,
@@ -24,7 +24,7 @@ use crate::{
         permit::{RunsRead, RunsWrite},
     },
     journal::{OnDenied, Plan, Status},
-    kernel::{Error, Page, PageQuery, Problem, Result, RunId},
+    kernel::{Error, Page, PageQuery, Problem, Reference, Result, RunId},
     tool::Registry,
 };
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::{
-    definition::{self, Reference},
+    definition,
     steps::{Recount, StepView},
     store::{self, Ground},
     view::Run,
@@ -19,7 +19,7 @@ use crate::{
     journal::{
         self, Append, Claim, Command, Event, Journal, Loaded, Lock, OnDenied, Parent, Plan, Refusal, RunHead, RunState,
     },
-    kernel::{Actor, Error, Problem, Result, RunId, TenantId, Timestamp},
+    kernel::{Actor, Error, Problem, Reference, Result, RunId, TenantId, Timestamp},
 };
 
 /// The longest goal, in characters.

@@ -5,13 +5,13 @@ use sqlx::{AssertSqlSafe, Row, postgres::PgRow, types::Json};
 use uuid::Uuid;
 
 use super::{
-    definition::{Definition, Reference},
+    definition::Definition,
     view::{Links, Run, RunSummary, last_event_id},
 };
 use crate::{
     db::{Database, TenantTx},
     journal::{Parent, Status},
-    kernel::{ApprovalId, Error, Result, RunId, TenantId, Timestamp, WorkerId},
+    kernel::{ApprovalId, Error, Reference, Result, RunId, TenantId, Timestamp, WorkerId},
 };
 
 /// Enters a worker, or says that it still lives; false when it had been given up for dead meanwhile.

@@ -22,8 +22,8 @@ use super::{
 };
 use crate::{
     journal::{
-        self, Append, AppendError, Body, Claim, Command, Event, Loaded, Lock, Refusal, RunHead, RunState, Shown,
-        StepKey, ToolProgress, Wait,
+        self, Append, AppendError, Body, Claim, Command, Event, Loaded, Lock, Refusal, Report, RunHead, RunState,
+        Shown, StepKey, Wait,
     },
     kernel::{Result, RunId, TenantId, Timestamp},
     tool::{self, Call},
@@ -41,7 +41,7 @@ const LITTLE: usize = AHEAD / AT_FIRST;
 /// Reports of progress that may wait for the journal.
 const REPORTS: usize = 64;
 
-type Report = (StepKey, u32, ToolProgress);
+type Told = (StepKey, u32, Report);
 
 /// One run in the hands of a worker.
 pub(super) struct Turn {
@@ -55,7 +55,7 @@ pub(super) struct Turn {
     calls: JoinSet<Ended>,
     /// The calls that are out, or about to be, and how to call them off.
     in_flight: HashMap<StepKey, CancellationToken>,
-    reports: (mpsc::Sender<Report>, mpsc::Receiver<Report>),
+    reports: (mpsc::Sender<Told>, mpsc::Receiver<Told>),
     /// What was heard and is not journaled yet: decided again when the journal refuses.
     heard: Vec<Command>,
     /// What was decided and is not journaled yet.
@@ -459,8 +459,8 @@ impl Turn {
         }
     }
 
-    fn hear_report(&mut self, (step, attempt, progress): Report) {
-        self.heard.push(Command::Report { step, attempt, progress });
+    fn hear_report(&mut self, (step, attempt, report): Told) {
+        self.heard.push(Command::Report { step, attempt, report });
     }
 
     fn hear(&mut self, ended: Ended) {

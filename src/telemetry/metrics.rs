@@ -27,6 +27,24 @@ pub const CATALOGUE: &[(Kind, &str, &str)] = &[
     (Kind::Counter, "fermata_runs_claimed_total", "Runs taken up by this worker"),
     (Kind::Counter, "fermata_runs_ended_total", "Runs whose end this process journaled, by status"),
     (Kind::Counter, "fermata_steps_total", "Calls of tools that ended here, by tool and outcome"),
+    (Kind::Counter, "fermata_llm_calls_total", "Calls of models, by provider, model and outcome"),
+    (Kind::Histogram, "fermata_llm_call_seconds", "Time of a call of a model, to the last word, by provider"),
+    (
+        Kind::Counter,
+        "fermata_llm_tokens_total",
+        "Tokens by provider, model and kind (input that no cache knew, cached, output)",
+    ),
+    (
+        Kind::Counter,
+        "fermata_llm_retries_total",
+        "Repetitions of questions to models, by why: the fault, or an answer that will not do",
+    ),
+    (Kind::Counter, "fermata_llm_fallbacks_total", "Questions that went on to the next configuration, by its provider"),
+    (
+        Kind::Gauge,
+        "fermata_llm_circuit",
+        "Circuit breakers by provider's address and model: 0 closed, 1 half open, 2 open",
+    ),
     (Kind::Histogram, "fermata_journal_batch_runs", "Runs whose events shared one commit"),
     (
         Kind::Histogram,

@@ -242,7 +242,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        journal::StepKey,
+        journal::{Report, StepKey},
         tool::{Progress, tests::call},
     };
 
@@ -275,7 +275,7 @@ mod tests {
         assert!(begin.elapsed().as_millis() >= 50);
         let mut numbers = Vec::new();
         while let Ok((_, _, report)) = reports.try_recv() {
-            let data = report.data.unwrap();
+            let Report::Progress(ToolProgress { data: Some(data), .. }) = report else { panic!("{report:?}") };
             assert_eq!(data["pad"], "xxxxxxxxxx");
             numbers.push(data["n"].as_u64().unwrap());
         }

@@ -9,21 +9,24 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    journal::{Effect, Failure, StepKey, ToolProgress, Wait},
-    kernel::{Actor, Problem, Result, RunId, TenantId, Timestamp},
+    db,
+    journal::{Effect, Failure, Report, StepKey, Wait},
+    kernel::{Actor, Error, Result, RunId, TenantId, Timestamp},
 };
 
 mod child;
 mod data;
 mod debug;
+#[cfg(test)]
+pub(crate) mod fixture;
 mod http;
+mod model;
 mod registry;
 mod routes;
 mod size;
 mod time;
 
 pub use child::{ChildRequest, ChildRuns, child_run_id};
-pub use http::AllowList;
 pub use registry::{Described, Ports, Registry};
 pub use routes::routes;
 pub use size::fits;
@@ -112,17 +115,10 @@ impl Call {
     /// # Errors
     /// Those of `ask`.
     pub async fn patiently<T, F: Future<Output = Result<T>>>(&self, ask: impl Fn() -> F) -> Result<T> {
-        let mut pause = Duration::from_millis(50);
-        loop {
-            match ask().await {
-                Err(error) if error.problem() == Problem::Unavailable => {
-                    tokio::select! {
-                        () = self.cancel.cancelled() => return Err(error),
-                        () = tokio::time::sleep(pause) => pause = (pause * 2).min(Duration::from_secs(1)),
-                    }
-                }
-                answered => return answered,
-            }
+        tokio::select! {
+            biased;
+            answered = db::patiently(ask) => answered,
+            () = self.cancel.cancelled() => Err(Error::unavailable("called off while the database was away")),
         }
     }
 }
@@ -179,7 +175,7 @@ impl ToolError {
     #[must_use]
     pub fn with(mut self, detail: Value) -> Self {
         let (Self::Failed(failure) | Self::Unknown(failure)) = &mut self;
-        failure.detail = Some(detail);
+        failure.detail = Some(Box::new(detail));
         self
     }
 
@@ -192,7 +188,7 @@ impl ToolError {
 /// The way a tool reports progress: bounded, so a fast tool waits for the journal.
 #[derive(Clone, Debug)]
 pub struct Progress {
-    sender: tokio::sync::mpsc::Sender<(StepKey, u32, ToolProgress)>,
+    sender: tokio::sync::mpsc::Sender<(StepKey, u32, Report)>,
     step: StepKey,
     attempt: u32,
 }
@@ -200,14 +196,14 @@ pub struct Progress {
 impl Progress {
     /// For one attempt of one step; the engine listens at the other end.
     #[must_use]
-    pub fn new(sender: tokio::sync::mpsc::Sender<(StepKey, u32, ToolProgress)>, step: StepKey, attempt: u32) -> Self {
+    pub fn new(sender: tokio::sync::mpsc::Sender<(StepKey, u32, Report)>, step: StepKey, attempt: u32) -> Self {
         Self { sender, step, attempt }
     }
 
     /// Reports; waits while the journal is behind. A report after the run ended is dropped.
-    pub async fn report(&self, progress: ToolProgress) {
+    pub async fn report(&self, report: impl Into<Report>) {
         // The receiver is gone only when the run is, and then nobody wants to know.
-        drop(self.sender.send((self.step.clone(), self.attempt, progress)).await);
+        drop(self.sender.send((self.step.clone(), self.attempt, report.into())).await);
     }
 }
 

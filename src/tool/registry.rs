@@ -10,13 +10,15 @@ use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use super::{
-    AllowList, Call, ChildRuns, Outcome, Tool, ToolError, child::RunStart, data::Transform, debug, http::HttpRequest,
-    size, time::TimeWait,
+    Call, ChildRuns, Outcome, Tool, ToolError, child::RunStart, data::Transform, debug, http::HttpRequest,
+    model::Generate, size, time::TimeWait,
 };
 use crate::{
     approval::Arguments,
     config::{LimitSettings, ToolSettings},
+    http::Outbound,
     kernel::{Error, Result},
+    llm::Models,
 };
 
 /// How many mistakes in the arguments one message names.
@@ -30,10 +32,12 @@ const DETAIL: usize = 64 * 1024;
 /// What the built-in tools ask of the modules around them.
 #[derive(Clone)]
 pub struct Ports {
-    /// Where `http.request` may go besides the public internet.
-    pub allow_list: Arc<dyn AllowList>,
+    /// Where `http.request` goes out.
+    pub outbound: Arc<Outbound>,
     /// How `run.start` starts a run.
     pub child_runs: Arc<dyn ChildRuns>,
+    /// What `llm.generate` asks.
+    pub models: Models,
 }
 
 /// The tools there are, by name. Cheap to clone.
@@ -71,13 +75,14 @@ impl Registry {
     /// The built-in tools.
     ///
     /// # Errors
-    /// When the certificate file cannot be used.
+    /// Never, unless a schema of theirs does not stand on its own.
     pub fn builtin(settings: &ToolSettings, limits: &LimitSettings, ports: Ports) -> Result<Self> {
         let mut tools: Vec<Arc<dyn Tool>> = vec![
-            Arc::new(HttpRequest::new(ports.allow_list, settings, limits.output)?),
+            Arc::new(HttpRequest::new(ports.outbound, limits.output)),
             Arc::new(Transform),
             Arc::new(TimeWait),
             Arc::new(RunStart::new(ports.child_runs)),
+            Arc::new(Generate::new(ports.models)),
         ];
         if settings.debug {
             let debug: [Arc<dyn Tool>; 4] =
@@ -203,8 +208,9 @@ fn brief(mut error: ToolError) -> ToolError {
     if let Some(detail) = &failure.detail
         && size::check("detail", detail, DETAIL).is_err()
     {
-        failure.detail =
-            Some(json!({ "omitted": format!("it takes more than {DETAIL} bytes of JSON, or nests too deep") }));
+        failure.detail = Some(Box::new(
+            json!({ "omitted": format!("it takes more than {DETAIL} bytes of JSON, or nests too deep") }),
+        ));
     }
     error
 }
@@ -238,33 +244,11 @@ impl fmt::Display for Mistake {
 
 #[cfg(test)]
 mod tests {
-    use async_trait::async_trait;
-
     use super::*;
-    use crate::{
-        kernel::{RunId, TenantId},
-        tool::{ChildRequest, tests::call},
-    };
-
-    struct Nowhere;
-
-    #[async_trait]
-    impl AllowList for Nowhere {
-        async fn allowed(&self, _: TenantId) -> Result<Vec<String>> {
-            Ok(Vec::new())
-        }
-    }
-
-    #[async_trait]
-    impl ChildRuns for Nowhere {
-        async fn start(&self, _: &Call, child: ChildRequest) -> Result<RunId, ToolError> {
-            Ok(child.run_id)
-        }
-    }
+    use crate::tool::{fixture, tests::call};
 
     fn builtin(settings: &ToolSettings, limits: &LimitSettings) -> Result<Registry> {
-        let ports = Ports { allow_list: Arc::new(Nowhere), child_runs: Arc::new(Nowhere) };
-        Registry::builtin(settings, limits, ports)
+        Registry::builtin(settings, limits, fixture::ports(settings))
     }
 
     fn registry(debug: bool) -> Registry {
@@ -282,7 +266,7 @@ mod tests {
     #[test]
     fn debug_tools_exist_only_where_wanted() {
         let names = |debug| registry(debug).names().collect::<Vec<_>>().join(" ");
-        assert_eq!(names(false), "data.transform http.request run.start time.wait");
+        assert_eq!(names(false), "data.transform http.request llm.generate run.start time.wait");
         assert!(names(true).contains("debug.echo debug.emit debug.fail debug.sleep"));
     }
 

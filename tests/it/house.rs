@@ -7,7 +7,7 @@ use std::{
 };
 
 /// From the ground up. A room may use those before it.
-const ROOMS: [&str; 15] = [
+const ROOMS: [&str; 16] = [
     "kernel",
     "config",
     "telemetry",
@@ -18,6 +18,7 @@ const ROOMS: [&str; 15] = [
     "journal",
     "stream",
     "identity",
+    "llm",
     "approval",
     "tool",
     "run",

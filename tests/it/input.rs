@@ -276,6 +276,10 @@ async fn wrong_ids_and_names_in_paths() {
     for target in Target::all(&world).await.iter().filter(|target| target.operation.path.contains('{')) {
         let long = "x".repeat(5_000);
         for segment in WRONG_SEGMENTS.iter().map(|s| s.replace(' ', "%20")).chain([long]) {
+            if target.operation.method == "PUT" && fermata::kernel::is_name(&segment) {
+                // It is a name that is free.
+                continue;
+            }
             let path = target.operation.path_with(|_| segment.clone());
             let method: Method = target.operation.method.parse().unwrap();
             let mut request = target.client.request(method, &path);

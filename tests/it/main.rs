@@ -12,6 +12,7 @@ mod fire;
 mod house;
 mod input;
 mod killed;
+mod models;
 mod once;
 mod openapi;
 mod pages;

@@ -22,7 +22,8 @@ impl Things {
         world.operator().put_yaml("held", definition).await.expect(201);
         let run = world.operator().execute(json!({ "workflow": "held" })).await;
         let approval = run.hold().await;
-        let by_kind = HashMap::from([("runs", run.id), ("approvals", approval), ("definitions", "held".to_owned())]);
+        let mut by_kind = HashMap::from([("runs", run.id), ("approvals", approval)]);
+        by_kind.extend(["definitions", "configs", "templates", "keys"].map(|kind| (kind, "held".to_owned())));
         Self { by_kind }
     }
 

@@ -135,7 +135,7 @@ fn doing(step: &StepView, now: Timestamp) -> String {
         parts.insert(0, format!("attempt {}", step.attempt));
     }
     if let (State::Running, Some(progress)) = (&step.state, &step.progress) {
-        parts.push(text::safe(&line::progress_words(progress)));
+        parts.push(text::safe(line::progress_words(progress).trim_end()));
     }
     parts.extend(step.decision.as_ref().map(|decision| dim(&text::safe(decision))));
     parts.retain(|part| !part.is_empty());
@@ -346,6 +346,22 @@ mod tests {
                 "executing · 1 of 3 steps · 1 m 05 s",
             ]
         );
+    }
+
+    #[test]
+    fn the_last_line_of_what_a_model_says_is_shown() {
+        let delta =
+            |offset, text: &str| ("message.delta", Some(0), json!({"reply": 1, "offset": offset, "text": text}));
+        let spoken = [
+            ("step.started", Some(0), started()),
+            delta(0, "One\n"),
+            delta(4, "Two "),
+            delta(8, "and "),
+            delta(12, "three\n"),
+        ];
+        assert!(shown(&timeline(1, &spoken), 80, 20)[1].ends_with("· Two and three"));
+        let again = [spoken.as_slice(), &[delta(0, "Anew")]].concat();
+        assert!(shown(&timeline(1, &again), 80, 20)[1].ends_with("· Anew"));
     }
 
     #[test]

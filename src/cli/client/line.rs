@@ -41,6 +41,11 @@ fn said(body: &Body) -> String {
             Wait::Child { child_run_id } => format!("for {child_run_id}"),
         },
         Body::ToolProgress(progress) => progress_words(progress),
+        Body::MessageDelta(delta) => delta.text.clone(),
+        Body::MessageCompleted(message) => words([
+            Some(format!("{} of {}", message.model, message.provider)),
+            Some(format!("{} tokens asked, {} said", message.input_tokens, message.output_tokens)),
+        ]),
         Body::StepCompleted(done) => {
             let length =
                 text::duration(chrono::TimeDelta::milliseconds(i64::try_from(done.duration_ms).unwrap_or_default()));

@@ -10,7 +10,8 @@ use serde_json::Value;
 
 use crate::{
     journal::{
-        self, AwaitingApproval, Body, Envelope, Event, Failure, Parent, SkipReason, StepKey, ToolProgress, Wait,
+        self, AwaitingApproval, Body, Envelope, Event, Failure, MessageDelta, Parent, SkipReason, StepKey,
+        ToolProgress, Wait,
     },
     kernel::{ApprovalId, RunId, Timestamp},
 };
@@ -92,6 +93,9 @@ pub(super) enum Outcome {
     },
 }
 
+/// As many letters of a model's last line are shown.
+const SPOKEN: usize = 60;
+
 /// A step, or one item of it.
 #[derive(Debug)]
 pub(super) struct StepView {
@@ -160,6 +164,16 @@ impl StepView {
             State::Waiting(_) | State::Retrying { .. } => true,
             _ => false,
         }
+    }
+
+    /// Takes in the next words of a model, of which the last line is shown as far as it has come.
+    fn say(&mut self, delta: &MessageDelta) {
+        let before = self.progress.take().filter(|_| delta.offset > 0).and_then(|progress| progress.message);
+        let text = before.unwrap_or_default() + &delta.text;
+        let line = text.trim_end().rfind('\n').map_or(0, |end| end + 1);
+        let from = text.char_indices().rev().nth(SPOKEN - 1).map_or(0, |(at, _)| at).max(line);
+        let message = Some(text.get(from..).unwrap_or_default().to_owned());
+        self.progress = Some(ToolProgress { message, fraction: None, data: None });
     }
 
     fn rest(&mut self) {
@@ -260,6 +274,7 @@ impl Timeline {
                 }
             },
             Body::ToolProgress(progress) => step.progress = Some(progress.clone()),
+            Body::MessageDelta(delta) if !delta.reasoning => step.say(delta),
             Body::StepCompleted(done) => {
                 step.state = State::Completed;
                 step.took = Some(TimeDelta::milliseconds(i64::try_from(done.duration_ms).unwrap_or(i64::MAX / 1000)));

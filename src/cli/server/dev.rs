@@ -76,6 +76,9 @@ pub(super) async fn run(dev: Dev) -> Result<()> {
     if settings.auth.secret.is_none() && settings.auth.keys.is_empty() {
         settings.auth.secret = Some(secret(&dir.path().join("secret"))?);
     }
+    if settings.vault.secret.is_none() {
+        settings.vault.secret = Some(secret(&dir.path().join("vault"))?);
+    }
     let path = dir.path().to_owned();
     let (ground, admin, login) = ground(dir.clone(), dev.database_url.as_deref()).await?;
     let outcome = serve(&settings, &clock, (admin, login), listener, &dir, &path, (&ground, begun)).await;
@@ -155,7 +158,7 @@ pub(super) fn adopt(settings: &mut Settings, data_dir: &Path) -> Result<bool> {
     Ok(true)
 }
 
-/// The secret tokens are signed with, made once for each data directory.
+/// A secret of 32 bytes, made once for each data directory.
 fn secret(file: &Path) -> Result<SecretString> {
     let fault = |error: std::io::Error| format!("{}: {error}", file.display());
     if let Ok(text) = fs::read_to_string(file) {

@@ -8,7 +8,7 @@ use super::{
     schema::{MAX_MISTAKES, sentence},
     source::{Source, child},
 };
-use crate::run::template;
+use crate::kernel::template;
 
 /// The mistakes in what the step of that pointer gives its tool; the step is named where it gives nothing.
 pub(super) fn check(source: &Source<'_>, step: &str, arguments: &Value, schema: &Validator) -> Vec<Mistake> {

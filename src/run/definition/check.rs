@@ -14,8 +14,7 @@ use super::{
 };
 use crate::{
     journal::{Plan, Step},
-    kernel::{Error, Result, Span},
-    run::template,
+    kernel::{Error, Result, Span, template},
     tool::Registry,
 };
 

@@ -7,7 +7,7 @@ use super::{
     graph::Graph,
     source::{Source, child},
 };
-use crate::run::template::{self, Names, TemplateError};
+use crate::kernel::template::{self, Names, TemplateError};
 
 /// The names in the templates of one step, or of the run's output.
 pub(super) struct Of<'s> {

@@ -3,10 +3,10 @@
 use sqlx::{Row, postgres::PgRow};
 use uuid::Uuid;
 
-use super::{DefinitionSummary, StoredDefinition, reference::is_name};
+use super::{DefinitionSummary, StoredDefinition};
 use crate::{
     db::TenantTx,
-    kernel::{Error, Result, TenantId, WorkflowId},
+    kernel::{Error, Result, TenantId, WorkflowId, is_name},
 };
 
 /// Makes puts of one name wait for each other until the transaction ends.

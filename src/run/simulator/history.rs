@@ -82,7 +82,7 @@ impl History {
             Scene::Report { call } => self.with_call(call, |history, worker, key| {
                 let attempt = history.workers[worker].in_flight[&key].attempt;
                 let progress = ToolProgress { message: None, fraction: Some(0.1), data: None };
-                history.workers[worker].heard.push(Command::Report { step: key, attempt, progress });
+                history.workers[worker].heard.push(Command::Report { step: key, attempt, report: progress.into() });
             }),
             Scene::Crash => self.crash(),
             Scene::TakeOver if !self.workers.is_empty() && !self.db.head.status().is_terminal() => {

@@ -17,11 +17,11 @@ use crate::{
         self, Command, Effect, Event, Failure, Intent, Question, Refusal, RunState, SkipReason, Stage, Step, StepKey,
         Wait,
     },
-    kernel::{ApprovalId, RunId, Timestamp},
-    run::{
-        scheduler::{self, Move},
+    kernel::{
+        ApprovalId, RunId, Timestamp,
         template::{self, Context, Scope},
     },
+    run::scheduler::{self, Move},
 };
 
 /// What a process has in memory and loses when it dies.
@@ -233,7 +233,7 @@ impl Worker {
 
     fn wanted(&mut self, key: &StepKey, now: Timestamp) -> Result<bool, Refusal> {
         let Some(condition) = self.step(key).condition else { return Ok(true) };
-        match template::condition(&condition, &Context::new(Scope::default())) {
+        match template::condition(&condition, &Context::Run(Arc::new(Scope::default()))) {
             Ok(true) => Ok(true),
             Ok(false) => {
                 self.decide(Command::Skip { step: key.clone(), reason: SkipReason::Condition }, now).map(|()| false)

@@ -1,16 +1,11 @@
 use std::future::Future;
 
-use reqwest::{Client, Response};
+use reqwest::Response;
 use serde_json::Value;
 
-use super::{
-    client::{Refused, vet_url},
-    hosts::Hosts,
-    request::Request,
-    response::settle,
-    rules::Rules,
-};
+use super::{hosts::Hosts, request::Request, response::settle};
 use crate::{
+    http::{Door, Refusal},
     kernel::crash::{self, Side},
     tool::{Call, ToolError},
 };
@@ -18,8 +13,7 @@ use crate::{
 /// One call's way through its requests.
 pub(super) struct Exchange<'a> {
     pub(super) call: &'a Call,
-    pub(super) rules: &'a Rules,
-    pub(super) client: &'a Client,
+    pub(super) door: &'a Door,
     pub(super) hosts: &'a Hosts,
 }
 
@@ -35,7 +29,7 @@ impl Exchange<'_> {
     }
 
     async fn hop(&self, request: &Request) -> Result<Step, ToolError> {
-        vet_url(self.rules, &request.url)?;
+        self.door.vet(&request.url).map_err(refused)?;
         let place = self.hosts.enter(self.call.tenant_id, request.origin());
         let _place = unless_cancelled(self.call, place).await?;
         tokio::select! {
@@ -49,8 +43,8 @@ impl Exchange<'_> {
     }
 
     async fn send(&self, request: &Request) -> Result<Step, ToolError> {
-        let mut sending =
-            self.client.request(request.method.clone(), request.url.clone()).headers(request.headers.clone());
+        let client = self.door.client();
+        let mut sending = client.request(request.method.clone(), request.url.clone()).headers(request.headers.clone());
         if let Some(body) = &request.body {
             sending = sending.body(body.clone());
         }
@@ -86,11 +80,19 @@ fn honest(request: &Request, error: ToolError) -> ToolError {
     }
 }
 
+fn refused(refusal: Refusal) -> ToolError {
+    let code = match refusal {
+        Refusal::Url(_) => "url_refused",
+        Refusal::Address(_) => "address_refused",
+    };
+    ToolError::failed(code, refusal.to_string())
+}
+
 /// Why no response came: for certain before the request was sent, or maybe after.
 fn unanswered(request: &Request, error: &reqwest::Error) -> ToolError {
     let host = request.host();
-    if let Some(refused) = Refused::behind(error) {
-        return refused.failure(host);
+    if let Some(refusal) = Refusal::behind(error, host) {
+        return refused(refusal);
     }
     let reason = reason(error);
     if error.is_builder() {

@@ -1,16 +1,12 @@
 //! `http.request`: one request to the outside world, which can neither be talked into reaching the
 //! inside one nor leave anybody in doubt about whether it was sent.
 
-mod address;
-mod client;
 mod exchange;
 mod hosts;
 mod request;
 mod response;
-mod rules;
 #[cfg(test)]
 mod tests;
 mod tool;
 
-pub use rules::AllowList;
 pub(super) use tool::HttpRequest;

@@ -1,14 +1,14 @@
-use std::{num::NonZeroU32, time::Duration};
+use std::time::Duration;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use reqwest::{
     Response, StatusCode,
-    header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER, SET_COOKIE},
+    header::{CONTENT_TYPE, HeaderMap, SET_COOKIE},
 };
 use serde_json::{Map, Value, json};
 
 use super::request::Request;
-use crate::{journal::Failure, kernel::Timestamp, tool::ToolError};
+use crate::{http::retry_after, journal::Failure, kernel::Timestamp, tool::ToolError};
 
 /// How much of a refusal's body goes into the failure.
 const REFUSAL_BYTES: usize = 4 * 1024;
@@ -122,7 +122,7 @@ async fn refusal(mut response: Response, now: Timestamp) -> ToolError {
     ToolError::Failed(Failure {
         retryable: retryable(status),
         retry_after_seconds: retry_after(response.headers(), now),
-        detail: Some(json!({ "status": status.as_u16(), "body": excerpt(response.headers(), &bytes) })),
+        detail: Some(Box::new(json!({ "status": status.as_u16(), "body": excerpt(response.headers(), &bytes) }))),
         ..Failure::new("http_status", format!("`{host}` answered {status}"))
     })
 }
@@ -134,14 +134,6 @@ fn excerpt(headers: &HeaderMap, bytes: &[u8]) -> Value {
 
 fn retryable(status: StatusCode) -> bool {
     matches!(status.as_u16(), 408 | 425 | 429) || status.is_server_error()
-}
-
-/// Seconds to wait before the next attempt, where the response says so (RFC 9110, 10.2.3).
-fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<NonZeroU32> {
-    let text = headers.get(RETRY_AFTER)?.to_str().ok()?;
-    let at = || chrono::DateTime::parse_from_rfc2822(text).ok();
-    let seconds = text.parse::<i64>().ok().or_else(|| at().map(|at| (at.to_utc() - now).num_seconds()))?;
-    NonZeroU32::new(u32::try_from(seconds.max(0)).unwrap_or(u32::MAX))
 }
 
 #[cfg(test)]
@@ -176,21 +168,6 @@ mod tests {
             given.append(name, HeaderValue::from_static(value));
         }
         assert_eq!(Value::from(headers(&given)), json!({"via": "a, b", "set-cookie": ["x=1, y", "z=2"]}));
-    }
-
-    #[test]
-    fn a_wait_is_given_in_seconds_or_as_a_date() {
-        let now = chrono::DateTime::parse_from_rfc3339("1994-11-06T08:49:00Z").unwrap().to_utc();
-        let after = |text| {
-            let headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static(text))]);
-            retry_after(&headers, now).map(NonZeroU32::get)
-        };
-        assert_eq!(after("120"), Some(120));
-        assert_eq!(after("Sun, 06 Nov 1994 08:49:37 GMT"), Some(37));
-        assert_eq!(after("Sun, 06 Nov 1994 08:00:00 GMT"), None);
-        assert_eq!(after("9999999999"), Some(u32::MAX));
-        assert_eq!(after("soon"), None);
-        assert_eq!(after("-1"), None);
     }
 
     #[test]

@@ -18,9 +18,10 @@ use tokio::{
     sync::Notify,
 };
 
-use super::*;
+use super::HttpRequest;
 use crate::{
     config::ToolSettings,
+    http::{AllowList, Outbound},
     journal::Failure,
     kernel::{Error, Result, TenantId},
     tool::{Call, Outcome, Tool, ToolError, tests::call},
@@ -37,7 +38,7 @@ impl AllowList for Allowed {
 
 fn tool(allowed: impl AllowList, loopback: bool) -> HttpRequest {
     let settings = ToolSettings { loopback, ..ToolSettings::default() };
-    HttpRequest::new(Arc::new(allowed), &settings, 1024 * 1024).unwrap()
+    HttpRequest::new(Arc::new(Outbound::new(&settings, Arc::new(allowed)).unwrap()), 1024 * 1024)
 }
 
 fn dev() -> HttpRequest {
@@ -410,16 +411,4 @@ async fn who_waits_for_a_place_at_a_host_has_sent_nothing() {
     let (results, ()) = tokio::join!(asking, calling_off);
     let waited = results.into_iter().filter(|result| *result == Err(ToolError::cancelled())).count();
     assert_eq!((waited, server.seen().len()), (1, 16));
-}
-
-#[test]
-fn a_file_of_authorities_must_hold_some() {
-    let file = std::env::temp_dir().join(format!("fermata-authorities-{}.pem", std::process::id()));
-    let settings = ToolSettings { ca_file: Some(file.clone()), ..ToolSettings::default() };
-    let make = || HttpRequest::new(Arc::new(Allowed(Vec::new())), &settings, 1024).err().map(|e| e.detail().to_owned());
-    assert!(make().unwrap().contains("No such file"));
-    std::fs::write(&file, "nothing of the kind").unwrap();
-    let detail = make();
-    std::fs::remove_file(&file).unwrap();
-    assert!(detail.unwrap().contains("no PEM certificate"));
 }

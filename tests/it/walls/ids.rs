@@ -1,6 +1,8 @@
 //! Every place of every operation that takes text, given every kind of id of another tenant: the answer is the one
 //! to an id that nobody has.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use fermata::{
     auth::{Permission, Role},
     kernel::{ApprovalId, RunId, TenantId},
@@ -24,6 +26,10 @@ async fn kinds(world: &World) -> Vec<Kind> {
         .put_yaml("quiet-harbour", "name: quiet-harbour\nsteps: [{ id: a, uses: debug.echo, approval: {} }]")
         .await
         .expect(201);
+    for (path, body) in models() {
+        let put = world.admin().request(Method::PUT, &format!("{path}/quiet-harbour")).json(&body);
+        put.send().await.expect(201);
+    }
     let begin = operator.request(Method::POST, "/agent/execute").json(&json!({ "workflow": "quiet-harbour" }));
     let run = begin.key("a-key").send().await.expect(202)["runId"].as_str().unwrap().to_owned();
     let approval = operator.run(&run).hold().await;
@@ -45,6 +51,15 @@ async fn kinds(world: &World) -> Vec<Kind> {
         (ticket.clone(), other_text(&ticket)),
     ];
     pairs.into_iter().map(|(foreign, unknown)| Kind { foreign, unknown }).collect()
+}
+
+/// What is put by name about models, and a body that will do.
+fn models() -> [(&'static str, Value); 3] {
+    [
+        ("/llm/configs", json!({ "provider": "openai", "model": "m" })),
+        ("/llm/templates", json!({ "content": "words" })),
+        ("/llm/keys", json!({ "secret": "sk-1" })),
+    ]
 }
 
 /// The same with another letter in the middle.
@@ -103,6 +118,8 @@ struct Stranger {
     client: Client,
     /// A run and its approval, to be looked at.
     seen: (String, String),
+    /// How many names of their own were given.
+    names: AtomicU32,
 }
 
 impl Stranger {
@@ -111,7 +128,10 @@ impl Stranger {
         let grant = world.grant(world.abroad(), "svc_abroad", vec![Role::Service], Some(&everything));
         let client = world.bearer(&grant);
         client.put_yaml("mine", "name: mine\nsteps: [{ id: a, uses: debug.echo }]").await.expect(201);
-        Self { seen: Self::held(&client).await, client }
+        for (path, body) in models() {
+            client.request(Method::PUT, &format!("{path}/mine")).json(&body).send().await.expect(201);
+        }
+        Self { seen: Self::held(&client).await, client, names: AtomicU32::new(0) }
     }
 
     async fn held(client: &Client) -> (String, String) {
@@ -127,6 +147,18 @@ impl Stranger {
         let acts = operation.method != "GET" && (operation.path.contains('{') || operation.id == "approveStep");
         let (run, approval) = match kind {
             "definitions" => return "mine".to_owned(),
+            // A version or a deletion is to be the first of its name.
+            "configs" | "templates" | "keys" if acts => {
+                let name = format!("mine-{:05}", self.names.fetch_add(1, Ordering::Relaxed));
+                let put =
+                    self.client.request(Method::PUT, &operation.path_with(|_| name.clone()).replace("/preview", ""));
+                let body = models().into_iter().find(|(path, _)| operation.path.starts_with(path)).unwrap().1;
+                if operation.method != "PUT" {
+                    put.json(&body).send().await.expect(201);
+                }
+                return name;
+            }
+            "configs" | "templates" | "keys" => return "mine".to_owned(),
             _ if acts => Self::held(&self.client).await,
             _ => self.seen.clone(),
         };
@@ -176,14 +208,22 @@ fn accepts(operation: &Operation) -> Vec<&'static str> {
     if names.is_empty() { vec!["*/*"] } else { names }
 }
 
+/// Without the numbers of names that were given for the occasion.
+fn nameless(text: &str) -> String {
+    let mut parts = text.split("mine-");
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |text, part| text + "mine-" + part.get(5..).unwrap_or_default())
+}
+
 /// To the byte, but for the text that was sent, the time of day and the place in the trace. What tells of things
 /// of the caller's own has their ids and times.
 fn told(answer: &Answer, sent: &str) -> (u16, Vec<(String, String)>, String) {
-    let swapped = |text: &str| text.replace(sent, "[sent]");
+    let swapped = |text: &str| nameless(&text.replace(sent, "[sent]"));
     let headers =
         answer.headers.iter().filter(|(name, _)| !["date", "traceparent", "content-length"].contains(&name.as_str()));
-    let mut headers: Vec<_> =
-        headers.map(|(name, value)| (name.to_string(), Redactor::default().text(value.to_str().unwrap()))).collect();
+    let mut headers: Vec<_> = headers
+        .map(|(name, value)| (name.to_string(), swapped(&Redactor::default().text(value.to_str().unwrap()))))
+        .collect();
     headers.sort();
     let body = match answer.status {
         404 => answer.text(),

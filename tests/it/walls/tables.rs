@@ -76,7 +76,7 @@ impl Table {
 }
 
 /// Leaves a row of a tenant in every table.
-async fn lived_in(client: &Client, decider: &Client) {
+async fn lived_in(client: &Client, decider: &Client, admin: &Client) {
     // An output that is too large for its event has a row.
     let large = "x".repeat(100_000);
     let definition = format!(
@@ -85,6 +85,12 @@ async fn lived_in(client: &Client, decider: &Client) {
         {{ id: b, needs: [a, large], uses: debug.echo, approval: {{}} }}]"
     );
     client.put_yaml("held", &definition).await.expect(201);
+    for (path, body) in [
+        ("/llm/configs/held", json!({ "provider": "openai", "model": "m" })),
+        ("/llm/keys/held", json!({ "secret": "sk-1" })),
+    ] {
+        admin.request(Method::PUT, path).json(&body).send().await.expect(201);
+    }
     let body = json!({ "workflow": "held" });
     let run = client.request(Method::POST, "/agent/execute").json(&body).key("a-key").send().await.expect(202);
     let run = client.run(run["runId"].as_str().unwrap());
@@ -168,10 +174,11 @@ async fn session(login: &PgConnectOptions) -> PgConnection {
 async fn no_verb_reaches_a_row_of_a_tenant_that_was_not_named() {
     let world = World::without_worker(|_| ()).await;
     let worker = world.server(Role::Worker).await;
-    lived_in(&world.operator(), &world.approver()).await;
+    lived_in(&world.operator(), &world.approver(), &world.admin()).await;
     let (stranger, friend) =
         (world.stranger(), world.grant(world.abroad(), "user_friend", vec![fermata::auth::Role::Approver], None));
-    lived_in(&stranger, &world.bearer(&friend)).await;
+    let boss = world.grant(world.abroad(), "user_boss", vec![fermata::auth::Role::Admin], None);
+    lived_in(&stranger, &world.bearer(&friend), &world.bearer(&boss)).await;
     forget(&world).await;
     // From here on nobody writes but the attempts.
     worker.stop().await;
@@ -207,7 +214,7 @@ async fn no_verb_reaches_a_row_of_a_tenant_that_was_not_named() {
 #[tokio::test]
 async fn every_verb_reaches_the_rows_of_the_tenant_that_was_named() {
     let world = World::new().await;
-    lived_in(&world.operator(), &world.approver()).await;
+    lived_in(&world.operator(), &world.approver(), &world.admin()).await;
     forget(&world).await;
     let (victim, other) = (world.home().uuid().to_string(), world.abroad().uuid().to_string());
     let tables = Table::all(&mut world.superuser().await, &victim).await;

@@ -120,6 +120,7 @@ impl World {
     async fn build(ground: &'static Ground, role: Role, change: impl FnOnce(&mut Settings)) -> Self {
         let mut settings = Settings::default();
         settings.auth.secret = Some(SecretString::from(SECRET));
+        settings.vault.secret = Some(SecretString::from(SECRET));
         settings.tools.debug = true;
         settings.tools.loopback = true;
         settings.database.pool_size = 4;

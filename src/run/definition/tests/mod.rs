@@ -1,37 +1,16 @@
 mod served;
 
-use std::{
-    fs,
-    path::Path,
-    sync::{Arc, LazyLock},
-};
+use std::{fs, path::Path, sync::LazyLock};
 
-use async_trait::async_trait;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
 use crate::{
     config::{LimitSettings, ToolSettings},
-    kernel::{Error, Problem, Result, RunId, TenantId},
-    tool::{AllowList, Call, ChildRequest, ChildRuns, Ports, Registry, ToolError},
+    kernel::{Error, Problem},
+    tool::{Registry, fixture},
 };
-
-struct Nowhere;
-
-#[async_trait]
-impl AllowList for Nowhere {
-    async fn allowed(&self, _: TenantId) -> Result<Vec<String>> {
-        Ok(Vec::new())
-    }
-}
-
-#[async_trait]
-impl ChildRuns for Nowhere {
-    async fn start(&self, _: &Call, child: ChildRequest) -> std::result::Result<RunId, ToolError> {
-        Ok(child.run_id)
-    }
-}
 
 fn tools() -> &'static Registry {
     static TOOLS: LazyLock<Registry> = LazyLock::new(built_in);
@@ -39,9 +18,8 @@ fn tools() -> &'static Registry {
 }
 
 fn built_in() -> Registry {
-    let ports = Ports { allow_list: Arc::new(Nowhere), child_runs: Arc::new(Nowhere) };
     let settings = ToolSettings { debug: true, ..ToolSettings::default() };
-    Registry::builtin(&settings, &LimitSettings::default(), ports).expect("the built-in tools")
+    Registry::builtin(&settings, &LimitSettings::default(), fixture::ports(&settings)).expect("the built-in tools")
 }
 
 fn mistakes(error: &Error) -> Vec<Mistake> {

@@ -20,11 +20,8 @@ use crate::{
     config::{AuthSettings, HttpSettings},
     db::fixture::Fixture,
     http::Front,
-    kernel::{Span, TenantId},
-    run::{
-        definition::{Reference, routes},
-        store::ground,
-    },
+    kernel::{Reference, Span, TenantId},
+    run::{definition::routes, store::ground},
 };
 
 struct World {

@@ -14,7 +14,7 @@ use reqwest::{
 };
 
 use super::rules::Rules;
-use crate::tool::ToolError;
+use crate::kernel::{Error, Problem, Result};
 
 /// How many distinct rules keep a client with open connections.
 const CLIENTS: usize = 16;
@@ -33,7 +33,7 @@ impl Clients {
         Self { authorities, open: Mutex::default() }
     }
 
-    pub(super) fn under(&self, rules: &Rules) -> Result<Client, ToolError> {
+    pub(super) fn under(&self, rules: &Rules) -> Result<Client> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let known = open.iter().position(|(theirs, _)| theirs == rules);
         let entry = match known.and_then(|place| open.remove(place)) {
@@ -53,7 +53,7 @@ impl fmt::Debug for Clients {
     }
 }
 
-fn client(rules: &Rules, authorities: &[Certificate]) -> Result<Client, ToolError> {
+fn client(rules: &Rules, authorities: &[Certificate]) -> Result<Client> {
     // It is an error only where a provider is installed already, and then that one serves.
     drop(rustls::crypto::ring::default_provider().install_default());
     Client::builder()
@@ -63,6 +63,8 @@ fn client(rules: &Rules, authorities: &[Certificate]) -> Result<Client, ToolErro
         .retry(reqwest::retry::never())
         .referer(false)
         .user_agent(concat!("fermata/", env!("CARGO_PKG_VERSION")))
+        // A body is what it is on the wire: a limit on its bytes holds.
+        .no_gzip()
         .tls_certs_merge(authorities.iter().cloned())
         .dns_resolver(Arc::new(Vetting { rules: Arc::new(rules.clone()) }))
         .connect_timeout(Duration::from_secs(10))
@@ -75,10 +77,8 @@ fn client(rules: &Rules, authorities: &[Certificate]) -> Result<Client, ToolErro
         .build()
         .map_err(|e| {
             tracing::error!(error = ?e, "no HTTP client could be made");
-            ToolError::retryable(
-                "unavailable",
-                "no HTTP client could be made here: are CA certificates installed? The log says more",
-            )
+            let detail = "no HTTP client could be made here: are CA certificates installed? The log says more";
+            Error::new(Problem::Internal, detail).because(e)
         })
 }
 
@@ -107,8 +107,8 @@ fn vet(rules: &Rules, host: &str, found: Vec<SocketAddr>) -> Result<Vec<SocketAd
 }
 
 /// Whether the URL itself is one to go to: an address in it goes to no resolver.
-pub(super) fn vet_url(rules: &Rules, url: &Url) -> Result<(), ToolError> {
-    let refuse = |message: &str| Err(ToolError::failed("url_refused", message));
+pub(super) fn vet_url(rules: &Rules, url: &Url) -> Result<(), Refusal> {
+    let refuse = |reason| Err(Refusal::Url(reason));
     if !matches!(url.scheme(), "http" | "https") {
         return refuse("only http and https URLs are requested");
     }
@@ -118,26 +118,42 @@ pub(super) fn vet_url(rules: &Rules, url: &Url) -> Result<(), ToolError> {
     let Some(host) = url.host_str().filter(|host| !host.is_empty()) else { return refuse("the URL names no host") };
     // The parser has turned every spelling of an IPv4 address (octal, hex, short, full-width) into this one.
     match host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
-        Ok(ip) if !rules.permit(host, ip) => Err(Refused.failure(host)),
+        Ok(ip) if !rules.permit(host, ip) => Err(Refusal::Address(host.to_owned())),
         _ => Ok(()),
+    }
+}
+
+/// Why a request is not sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The URL itself will not do.
+    Url(&'static str),
+    /// The host of that name has an address that the rules do not permit.
+    Address(String),
+}
+
+impl Refusal {
+    /// It, where it is what became of a request to `host`.
+    #[must_use]
+    pub fn behind(error: &(dyn StdError + 'static), host: &str) -> Option<Self> {
+        let mut causes = std::iter::successors(Some(error), |&e| e.source());
+        causes.any(|e| e.is::<Refused>()).then(|| Self::Address(host.to_owned()))
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Url(reason) => f.write_str(reason),
+            // Not its addresses, which may be nobody's business.
+            Self::Address(host) => write!(f, "`{host}` {Refused}; the tenant's allow-list may name it"),
+        }
     }
 }
 
 /// An address that the rules do not permit.
 #[derive(Debug)]
-pub(super) struct Refused;
-
-impl Refused {
-    /// Names the host but not its addresses, which may be nobody's business.
-    pub(super) fn failure(&self, host: &str) -> ToolError {
-        ToolError::failed("address_refused", format!("`{host}` {self}; the tenant's allow-list may name it"))
-    }
-
-    /// It, where it is what an error comes from.
-    pub(super) fn behind<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a Self> {
-        std::iter::successors(Some(error), |&e| e.source()).find_map(|e| e.downcast_ref())
-    }
-}
+struct Refused;
 
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -164,11 +180,8 @@ mod tests {
         assert!(vet(&rules, "a.example", Vec::new()).is_err());
     }
 
-    fn code(rules: &Rules, url: &str) -> Option<String> {
-        match vet_url(rules, &url.parse().unwrap()) {
-            Err(ToolError::Failed(failure)) => Some(failure.code),
-            _ => None,
-        }
+    fn refusal(rules: &Rules, url: &str) -> Option<Refusal> {
+        vet_url(rules, &url.parse().unwrap()).err()
     }
 
     #[test]
@@ -196,10 +209,10 @@ mod tests {
             "http://169.254.43518/",
             "https://10.0.0.1:8443/",
         ] {
-            assert_eq!(code(&Rules::default(), url).as_deref(), Some("address_refused"), "{url}");
+            assert!(matches!(refusal(&Rules::default(), url), Some(Refusal::Address(_))), "{url}");
         }
-        assert_eq!(code(&Rules::default(), "https://8.8.8.8/"), None);
-        assert_eq!(code(&Rules::default(), "https://[2606:4700::1111]/"), None);
+        assert_eq!(refusal(&Rules::default(), "https://8.8.8.8/"), None);
+        assert_eq!(refusal(&Rules::default(), "https://[2606:4700::1111]/"), None);
     }
 
     #[test]
@@ -211,7 +224,7 @@ mod tests {
             "http://u@a.example/",
             "http://:p@a.example/",
         ] {
-            assert_eq!(code(&Rules::default(), url).as_deref(), Some("url_refused"), "{url}");
+            assert!(matches!(refusal(&Rules::default(), url), Some(Refusal::Url(_))), "{url}");
         }
     }
 

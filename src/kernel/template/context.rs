@@ -19,6 +19,8 @@ pub struct Scope {
     pub metadata: Arc<Value>,
     /// `steps`; a step that is absent is undefined, so it is enough to give the ones that are mentioned.
     pub steps: BTreeMap<String, StepFacts>,
+    /// `item` and its `index`, from 0, in a `forEach`.
+    pub item: Option<(Arc<Value>, u32)>,
 }
 
 /// `run.id`, `run.goal` and `run.createdBy`.
@@ -43,38 +45,31 @@ pub struct StepFacts {
     pub error: Option<Arc<Value>>,
 }
 
-/// A scope to render in, with or without an item of a `forEach`. Cheap to clone.
+/// What to render in. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Context {
-    scope: Arc<Scope>,
-    item: Option<(Arc<Value>, u32)>,
+pub enum Context {
+    /// The run's, by its own names.
+    Run(Arc<Scope>),
+    /// The fields of this object, and nothing else.
+    Variables(Arc<Value>),
 }
 
 impl Context {
-    /// Outside any `forEach`.
-    #[must_use]
-    pub fn new(scope: Scope) -> Self {
-        Self { scope: Arc::new(scope), item: None }
-    }
-
-    /// The same scope with one `item` and its `index`, from 0.
-    #[must_use]
-    pub fn with_item(&self, item: Arc<Value>, index: u32) -> Self {
-        Self { scope: Arc::clone(&self.scope), item: Some((item, index)) }
-    }
-
     pub(super) fn root(&self) -> Engine {
-        Engine::from_object(Root(self.clone()))
+        match self {
+            Self::Run(scope) => Engine::from_object(Root(Arc::clone(scope))),
+            Self::Variables(variables) => lift(variables),
+        }
     }
 }
 
 #[derive(Debug)]
-struct Root(Context);
+struct Root(Arc<Scope>);
 
 impl Object for Root {
     fn get_value(self: &Arc<Self>, key: &Engine) -> Option<Engine> {
-        let Context { scope, item } = &self.0;
-        match (key.as_str()?, item) {
+        let scope = &self.0;
+        match (key.as_str()?, &scope.item) {
             ("input", _) => Some(lift(&scope.input)),
             ("metadata", _) => Some(lift(&scope.metadata)),
             ("run", _) => Some(run(&scope.run)),

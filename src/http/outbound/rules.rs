@@ -40,6 +40,11 @@ impl Rules {
         rules
     }
 
+    /// No limits.
+    pub(super) fn anywhere() -> Self {
+        Self::new(true, &["0.0.0.0/0".to_owned(), "::/0".to_owned()])
+    }
+
     /// Whether a request to `host` may go to `ip`.
     pub(super) fn permit(&self, host: &str, ip: IpAddr) -> bool {
         let by_name = || self.hosts.contains(plain(host).as_str());
@@ -165,7 +170,7 @@ mod tests {
         ] {
             assert_eq!(permits(&some, "a.example", ip), allowed, "{ip}");
         }
-        assert!(permits(&rules(&["0.0.0.0/0", "::/0"]), "a.example", "169.254.169.254"));
+        assert!(permits(&Rules::anywhere(), "a.example", "169.254.169.254"));
         assert!(permits(&rules(&["::/0"]), "a.example", "fe80::1"));
     }
 

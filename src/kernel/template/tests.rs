@@ -5,9 +5,9 @@ use serde_json::{Value, json};
 
 use super::*;
 
-fn context() -> Context {
+fn scope() -> Scope {
     let contacts = json!({"body": {"contacts": [{"name": "Ada"}, {"name": "Grace"}]}, "changed": 2, "big": u64::MAX});
-    Context::new(Scope {
+    Scope {
         run: RunFacts { id: "run_1".to_owned(), goal: None, created_by: "user_1".to_owned() },
         input: Arc::new(json!({"account": "acme", "share": 0.5, "flag": "false", "none": null, "list": [3, 1, 2]})),
         metadata: Arc::new(json!({})),
@@ -15,7 +15,12 @@ fn context() -> Context {
             ("fetch".to_owned(), StepFacts { status: "completed", output: Some(Arc::new(contacts)), error: None }),
             ("my-step".to_owned(), StepFacts { status: "skipped", output: None, error: None }),
         ]),
-    })
+        item: None,
+    }
+}
+
+fn context() -> Context {
+    Context::Run(Arc::new(scope()))
 }
 
 fn rendered(text: &str) -> Result<Value, TemplateError> {
@@ -54,7 +59,7 @@ fn a_whole_expression_keeps_its_type_and_anything_else_is_a_text() -> Result<(),
 
 #[test]
 fn lists_and_maps_render_through_and_items_are_seen() -> Result<(), TemplateError> {
-    let context = context().with_item(Arc::new(json!({"id": 7})), 3);
+    let context = Context::Run(Arc::new(Scope { item: Some((Arc::new(json!({"id": 7})), 3)), ..scope() }));
     let value = render(&json!({"{{ a }}": [{"x": "{{ item.id }}"}, 1, "#{{ index }}"]}), &context)?;
     assert_eq!(value, json!({"{{ a }}": [{"x": 7}, 1, "#3"]}));
     Ok(())

@@ -2,7 +2,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, de};
 
-/// Which definition: `crm-sync` for its newest version, or `crm-sync@3` for one.
+/// Something with versions, by name: `crm-sync` for the newest, or `crm-sync@3` for one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reference {
     /// The name.
@@ -30,7 +30,8 @@ fn number(text: &str) -> Option<i32> {
 }
 
 /// Whether anything can be called that.
-pub(super) fn is_name(text: &str) -> bool {
+#[must_use]
+pub fn is_name(text: &str) -> bool {
     let mut bytes = text.bytes();
     text.len() <= 63
         && bytes.next().is_some_and(|first| first.is_ascii_lowercase())

@@ -1,0 +1,109 @@
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::json;
+use utoipa::ToSchema;
+
+use super::store;
+use crate::{
+    audit,
+    db::TenantTx,
+    http::{Ctx, Permit},
+    kernel::{Actor, Error, Result, Timestamp, is_name, wire_time},
+};
+
+/// What is put by name and kept in versions.
+pub trait DocumentKind: Serialize + DeserializeOwned + PartialEq + Send + Sync + 'static {
+    /// What the table calls it.
+    const KIND: &'static str;
+    /// What people call it.
+    const NOUN: &'static str;
+    /// What the audit log calls a put.
+    const PUT: &'static str;
+    /// What the audit log calls a deletion.
+    const DELETE: &'static str;
+
+    /// Whether it can be put under that name.
+    ///
+    /// # Errors
+    /// Invalid (422), naming the field.
+    fn check(&self, name: &str) -> Result<()>;
+}
+
+/// One version of a named document.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Document<T> {
+    /// Its name.
+    #[schema(example = "support")]
+    pub name: String,
+    /// Its version, from 1; 0 is what the server brings along.
+    #[schema(minimum = 0, example = 3)]
+    pub version: i32,
+    /// What was put.
+    pub body: T,
+    /// Who put it.
+    pub created_by: Actor,
+    /// When.
+    #[schema(value_type = String, format = DateTime)]
+    #[serde(with = "wire_time")]
+    pub created_at: Timestamp,
+}
+
+impl<T> Document<T> {
+    /// `name@version`.
+    #[must_use]
+    pub fn reference(&self) -> String {
+        format!("{}@{}", self.name, self.version)
+    }
+}
+
+/// Makes `body` the next version of its name, with its entry in the audit log; nothing, if the newest version says the
+/// same. Says which version it is, and whether it is new.
+pub(super) async fn put<T: DocumentKind, P: Permit>(
+    tx: &mut TenantTx,
+    ctx: &Ctx<P>,
+    name: String,
+    body: T,
+) -> Result<(Document<T>, bool)> {
+    if !is_name(&name) {
+        let detail = "a name has 1 to 63 lower-case letters, digits, `.`, `_` or `-` and begins with a letter";
+        return Err(Error::invalid("name", detail));
+    }
+    body.check(&name)?;
+    store::lock(tx, ctx.tenant_id, T::KIND, &name).await?;
+    let newest = store::newest::<T>(tx, &name).await?;
+    let next = newest.as_ref().map_or(1, |(version, _)| version + 1);
+    if let Some((_, Some(same))) = newest.filter(|(_, newest)| newest.as_ref().is_some_and(|it| it.body == body)) {
+        return Ok((same, false));
+    }
+    let document = Document { name, version: next, body, created_by: ctx.actor(), created_at: ctx.now() };
+    store::insert(tx, ctx.tenant_id, &document).await?;
+    record(tx, ctx, T::PUT, &document.name, next).await?;
+    Ok((document, true))
+}
+
+/// Puts a name out of use; its versions stay for the runs that pinned them.
+pub(super) async fn delete<T: DocumentKind, P: Permit>(tx: &mut TenantTx, ctx: &Ctx<P>, name: &str) -> Result<()> {
+    store::lock(tx, ctx.tenant_id, T::KIND, name).await?;
+    let Some((version, Some(_))) = store::newest::<T>(tx, name).await? else { return Err(Error::not_found(T::NOUN)) };
+    store::bury::<T>(tx, ctx.tenant_id, name, version + 1, &ctx.actor(), ctx.now()).await?;
+    record(tx, ctx, T::DELETE, name, version + 1).await
+}
+
+async fn record<P: Permit>(
+    tx: &mut TenantTx,
+    ctx: &Ctx<P>,
+    action: &'static str,
+    name: &str,
+    version: i32,
+) -> Result<()> {
+    let entry = audit::Entry {
+        tenant_id: ctx.tenant_id,
+        actor: &ctx.actor(),
+        action,
+        target: name,
+        detail: json!({ "version": version }),
+        request_id: Some(&ctx.request_id),
+        at: ctx.now(),
+    };
+    audit::record(tx, &entry).await
+}

@@ -1,0 +1,94 @@
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::ToolCall;
+
+/// What a model is asked.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Prompt {
+    /// Who it is to be.
+    pub system: Option<String>,
+    /// What was said so far, first to last.
+    pub messages: Vec<Message>,
+    /// What it may call.
+    pub tools: Vec<ToolSpec>,
+    /// JSON Schema of its answer, where that is to be JSON.
+    pub schema: Option<Arc<Value>>,
+    /// The most tokens of the answer, where that is not for the configuration to say.
+    pub max_tokens: Option<u32>,
+}
+
+/// One thing that was said.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "role", rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
+pub enum Message {
+    /// By whoever asks.
+    User {
+        /// The words.
+        text: String,
+        /// What is shown with them.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        images: Vec<Image>,
+    },
+    /// By the model.
+    Assistant {
+        /// The words.
+        text: String,
+        /// What it called.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        calls: Vec<ToolCall>,
+    },
+    /// By a tool.
+    Tool {
+        /// The call it answers.
+        call_id: String,
+        /// What it gave, as text.
+        output: String,
+    },
+}
+
+/// An image in a message.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Image {
+    /// `image/png`, `image/jpeg` …
+    pub media_type: String,
+    /// Its bytes in base64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<Arc<str>>,
+    /// Or where the provider finds it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+}
+
+/// A tool as a model reads about it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ToolSpec {
+    /// What it is called by: `[a-zA-Z0-9_-]{1,64}`, as providers want names.
+    pub name: String,
+    /// What it does.
+    pub description: String,
+    /// JSON Schema of its arguments.
+    pub arguments: Arc<Value>,
+}
+
+impl Prompt {
+    /// About how many tokens it has: four bytes make one in most languages.
+    #[must_use]
+    pub fn tokens(&self) -> u32 {
+        let message = |message: &Message| match message {
+            Message::User { text, images } => text.len() + images.len() * 4096,
+            Message::Assistant { text, calls } => {
+                text.len() + calls.iter().map(|call| call.arguments.to_string().len()).sum::<usize>()
+            }
+            Message::Tool { output, .. } => output.len(),
+        };
+        let tools = self.tools.iter().map(|tool| tool.description.len() + tool.arguments.to_string().len());
+        let bytes = self.system.as_ref().map_or(0, String::len)
+            + self.messages.iter().map(message).sum::<usize>()
+            + tools.sum::<usize>();
+        u32::try_from(bytes / 4 + 1).unwrap_or(u32::MAX)
+    }
+}

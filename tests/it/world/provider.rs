@@ -1,0 +1,313 @@
+//! A provider of models that speaks each of the real wire protocols over real HTTP, says what it is told to say, and
+//! fails as it is told to fail.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    convert::Infallible,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::State,
+    http::{HeaderMap, StatusCode, Uri, header},
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use fermata::config::{Api, ProviderSettings};
+use futures_util::{StreamExt, stream};
+use secrecy::SecretString;
+use serde_json::{Value, json};
+use tokio::{net::TcpListener, sync::watch};
+
+use super::within;
+
+/// Every protocol, with a name for its provider.
+pub const APIS: [(&str, Api); 4] = [
+    ("fake-openai", Api::Openai),
+    ("fake-responses", Api::OpenaiResponses),
+    ("fake-anthropic", Api::Anthropic),
+    ("fake-gemini", Api::Gemini),
+];
+
+/// The operator's key at every provider.
+pub const KEY: &str = "sk-operator-0123456789";
+
+/// What is said, or goes wrong, the next time that a model is asked.
+#[derive(Clone, Debug)]
+pub enum Turn {
+    /// These words, one frame each, and the end.
+    Say(Vec<String>),
+    /// The same, cut off at the most tokens.
+    SayUntilFull(Vec<String>),
+    /// The words, held after so many of them until the test lets go.
+    SayHeld(Vec<String>, usize),
+    /// This status, with headers, instead of an answer.
+    Status(u16, Vec<(&'static str, &'static str)>),
+    /// Nothing, ever.
+    Hang,
+    /// The words, and then the connection breaks.
+    Cut(Vec<String>),
+    /// The words, and among them a frame that is no JSON.
+    Garbled(Vec<String>),
+    /// JSON of quite another kind, with status 200.
+    WrongJson,
+    /// An answer without words.
+    Empty,
+    /// The words, and then an error in the stream itself.
+    ErrorInside(Vec<String>),
+}
+
+impl Turn {
+    /// One text, in frames of a word each.
+    pub fn say(text: &str) -> Self {
+        Self::Say(text.split_inclusive(' ').map(str::to_owned).collect())
+    }
+}
+
+/// A question as it arrived.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    pub path: String,
+    pub headers: HeaderMap,
+    pub body: Value,
+}
+
+impl Asked {
+    /// The key it came with, wherever the protocol has it.
+    pub fn key(&self) -> Option<&str> {
+        let header = |name: &str| self.headers.get(name).and_then(|value| value.to_str().ok());
+        let bearer = header("authorization").and_then(|value| value.strip_prefix("Bearer "));
+        bearer.or_else(|| header("x-api-key")).or_else(|| header("x-goog-api-key"))
+    }
+}
+
+#[derive(Default)]
+struct Told {
+    script: VecDeque<Turn>,
+    asked: Vec<Asked>,
+}
+
+struct Shared {
+    told: Mutex<Told>,
+    count: watch::Sender<usize>,
+    released: watch::Sender<bool>,
+}
+
+/// The provider, on a port of its own. Without a script it says `Hello there.`
+#[derive(Clone)]
+pub struct Provider {
+    shared: Arc<Shared>,
+    url: String,
+}
+
+impl Provider {
+    pub async fn start() -> Self {
+        let (told, count, released) = (Mutex::default(), watch::Sender::new(0), watch::Sender::new(false));
+        let shared = Arc::new(Shared { told, count, released });
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let url = format!("http://{}/v1/", listener.local_addr().unwrap());
+        let router = Router::new().fallback(answer).with_state(Arc::clone(&shared));
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        Self { shared, url }
+    }
+
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Settings under which it is every one of [`APIS`], with the operator's key.
+    pub fn settings(&self) -> impl Iterator<Item = (String, ProviderSettings)> {
+        APIS.map(|(name, api)| {
+            let (url, key) = (self.url.clone(), Some(SecretString::from(KEY)));
+            let (smart, fast) = (Some("big".to_owned()), Some("small".to_owned()));
+            (name.to_owned(), ProviderSettings { api, url, key, keyless: false, smart, fast })
+        })
+        .into_iter()
+    }
+
+    /// What it says next, in order.
+    pub fn script(&self, turns: impl IntoIterator<Item = Turn>) {
+        self.told().script.extend(turns);
+    }
+
+    /// Lets go of words that are held, from now on.
+    pub fn release(&self) {
+        self.shared.released.send_replace(true);
+    }
+
+    /// All questions so far.
+    pub fn asked(&self) -> Vec<Asked> {
+        self.told().asked.clone()
+    }
+
+    /// Waits until there were so many questions, and answers with them.
+    pub async fn asked_times(&self, count: usize) -> Vec<Asked> {
+        let mut news = self.shared.count.subscribe();
+        let enough = news.wait_for(|asked| *asked >= count);
+        within(format!("{count} questions to the model"), enough).await.unwrap();
+        self.asked()
+    }
+
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.shared.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn answer(State(shared): State<Arc<Shared>>, uri: Uri, headers: HeaderMap, body: Bytes) -> Response {
+    let body: Value = serde_json::from_slice(&body).unwrap();
+    let path = uri.path().to_owned();
+    let api = match &path {
+        path if path.ends_with("/chat/completions") => Api::Openai,
+        path if path.ends_with("/responses") => Api::OpenaiResponses,
+        path if path.ends_with("/messages") => Api::Anthropic,
+        path if path.contains(":streamGenerateContent") => Api::Gemini,
+        other => panic!("no model is asked at {other}"),
+    };
+    let turn = {
+        let mut told = shared.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.asked.push(Asked { path, headers, body });
+        told.script.pop_front().unwrap_or_else(|| Turn::say("Hello there."))
+    };
+    shared.count.send_modify(|count| *count += 1);
+    let whole = |words: &[String], stop| [words_of(api, words), vec![end_of(api, words, stop)]].concat();
+    match turn {
+        Turn::Say(words) => frames(whole(&words, true)),
+        Turn::SayUntilFull(words) => frames(whole(&words, false)),
+        Turn::SayHeld(words, after) => held(whole(&words, true), after, shared.released.subscribe()),
+        Turn::Status(status, extra) => refusal(status, extra),
+        Turn::Hang => std::future::pending().await,
+        Turn::Cut(words) => cut(words_of(api, &words)),
+        Turn::Garbled(words) => {
+            let mut all = whole(&words, true);
+            let name = if api == Api::Anthropic { "event: content_block_delta\n" } else { "" };
+            all.insert(1, format!("{name}data: {{\"type\": \"content_block_delta\", \"delta\": {{\"te\n\n"));
+            frames(all)
+        }
+        Turn::WrongJson => axum::Json(json!({ "weather": "fine" })).into_response(),
+        Turn::Empty => frames(whole(&[], true)),
+        Turn::ErrorInside(words) => frames([words_of(api, &words), vec![error_of(api)]].concat()),
+    }
+}
+
+fn frames(all: Vec<String>) -> Response {
+    let body = Body::from_stream(stream::iter(all.into_iter().map(Ok::<_, Infallible>)));
+    ([(header::CONTENT_TYPE, "text/event-stream")], body).into_response()
+}
+
+fn held(all: Vec<String>, after: usize, mut released: watch::Receiver<bool>) -> Response {
+    let (first, rest) = (all[..=after].to_vec(), all[after + 1..].to_vec());
+    let rest = stream::once(async move {
+        // The sender is gone when the test is.
+        let _ = released.wait_for(|released| *released).await;
+        stream::iter(rest)
+    });
+    let body = Body::from_stream(stream::iter(first).chain(rest.flatten()).map(Ok::<_, Infallible>));
+    ([(header::CONTENT_TYPE, "text/event-stream")], body).into_response()
+}
+
+/// Ends the connection, and not the stream.
+fn cut(all: Vec<String>) -> Response {
+    let broken = stream::once(async { Err(std::io::Error::other("cut")) });
+    let body = Body::from_stream(stream::iter(all.into_iter().map(Ok)).chain(broken));
+    ([(header::CONTENT_TYPE, "text/event-stream")], body).into_response()
+}
+
+fn refusal(status: u16, extra: Vec<(&'static str, &'static str)>) -> Response {
+    let message = format!("as told: {status}; your key is {KEY}");
+    let body = axum::Json(json!({ "error": { "message": message, "type": "told" } }));
+    let mut response = (StatusCode::from_u16(status).unwrap(), body).into_response();
+    response.headers_mut().extend(extra.into_iter().map(|(name, value)| {
+        (name.parse::<header::HeaderName>().unwrap(), value.parse::<header::HeaderValue>().unwrap())
+    }));
+    response
+}
+
+fn data(value: &Value) -> String {
+    format!("data: {value}\n\n")
+}
+
+fn event(value: &Value) -> String {
+    format!("event: {}\ndata: {value}\n\n", value["type"].as_str().unwrap())
+}
+
+/// The beginning of an answer and its words.
+fn words_of(api: Api, words: &[String]) -> Vec<String> {
+    let begin = match api {
+        Api::Openai => data(&json!({ "choices": [{ "index": 0, "delta": { "role": "assistant", "content": "" } }] })),
+        Api::OpenaiResponses => event(&json!({ "type": "response.created", "response": response_of("in_progress") })),
+        Api::Anthropic => [
+            event(&json!({ "type": "message_start", "message": { "role": "assistant",
+                "usage": { "input_tokens": 6, "cache_read_input_tokens": 4, "output_tokens": 1 } } })),
+            event(
+                &json!({ "type": "content_block_start", "index": 0, "content_block": { "type": "text", "text": "" } }),
+            ),
+        ]
+        .concat(),
+        Api::Gemini => data(&json!({ "candidates": [{ "content": { "role": "model", "parts": [{ "text": "" }] } }] })),
+    };
+    let word = |word: &String| match api {
+        Api::Openai => data(&json!({ "choices": [{ "index": 0, "delta": { "content": word } }] })),
+        Api::OpenaiResponses => event(&json!({ "type": "response.output_text.delta", "output_index": 0,
+            "content_index": 0, "item_id": "msg_1", "delta": word })),
+        Api::Anthropic => event(&json!({ "type": "content_block_delta", "index": 0,
+            "delta": { "type": "text_delta", "text": word } })),
+        Api::Gemini => {
+            data(&json!({ "candidates": [{ "content": { "role": "model", "parts": [{ "text": word }] } }] }))
+        }
+    };
+    [begin].into_iter().chain(words.iter().map(word)).collect()
+}
+
+/// The end of an answer: ten tokens asked, four of them known, and one for each word said.
+fn end_of(api: Api, words: &[String], stop: bool) -> String {
+    let said = words.len();
+    match api {
+        Api::Openai => [
+            data(&json!({ "choices": [{ "index": 0, "delta": {}, "finish_reason": if stop { "stop" } else { "length" } }] })),
+            data(&json!({ "choices": [], "usage": { "prompt_tokens": 10, "completion_tokens": said,
+                "total_tokens": 10 + said, "prompt_tokens_details": { "cached_tokens": 4 } } })),
+            "data: [DONE]\n\n".to_owned(),
+        ]
+        .concat(),
+        Api::OpenaiResponses => {
+            let status = if stop { "completed" } else { "incomplete" };
+            let mut response = response_of(status);
+            response["usage"] = json!({ "input_tokens": 10, "output_tokens": said, "total_tokens": 10 + said,
+                "input_tokens_details": { "cached_tokens": 4 } });
+            event(&json!({ "type": format!("response.{status}"), "response": response }))
+        }
+        Api::Anthropic => [
+            event(&json!({ "type": "content_block_stop", "index": 0 })),
+            event(&json!({ "type": "message_delta", "usage": { "output_tokens": said },
+                "delta": { "stop_reason": if stop { "end_turn" } else { "max_tokens" } } })),
+            event(&json!({ "type": "message_stop" })),
+        ]
+        .concat(),
+        Api::Gemini => data(&json!({
+            "candidates": [{ "content": { "role": "model", "parts": [{ "text": "" }] },
+                "finishReason": if stop { "STOP" } else { "MAX_TOKENS" } }],
+            "usageMetadata": { "promptTokenCount": 10, "cachedContentTokenCount": 4, "candidatesTokenCount": said,
+                "totalTokenCount": 10 + said },
+        })),
+    }
+}
+
+fn error_of(api: Api) -> String {
+    let error = json!({ "message": "overloaded", "type": "overloaded_error", "code": 529 });
+    match api {
+        Api::Openai | Api::Gemini => data(&json!({ "error": error })),
+        Api::OpenaiResponses => event(&json!({ "type": "error", "message": "overloaded", "code": "overloaded" })),
+        Api::Anthropic => event(&json!({ "type": "error", "error": error })),
+    }
+}
+
+fn response_of(status: &str) -> Value {
+    let fields: HashMap<_, _> = HashMap::from([("object", "response"), ("id", "resp_1"), ("model", "m")]);
+    let mut response = json!(fields);
+    response["status"] = json!(status);
+    response["created_at"] = json!(1);
+    response["output"] = json!([]);
+    response
+}
