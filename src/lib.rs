@@ -22,6 +22,8 @@ pub mod approval;
 
 pub mod tool;
 
+pub mod agent;
+
 pub mod run;
 
 pub mod app;

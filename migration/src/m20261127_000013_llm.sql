@@ -1,8 +1,8 @@
--- Model configurations, prompt templates, and the keys that tenants seal for their own models.
+-- Model configurations, prompt templates, agents, and the keys that tenants seal for their own models.
 
 create table llm_documents (
   tenant_id   uuid not null references tenants,
-  kind        text not null check (kind in ('config', 'template')),
+  kind        text not null check (kind in ('config', 'template', 'agent')),
   name        text not null check (name ~ '^[a-z][a-z0-9._-]{0,62}$'),
   version     integer not null check (version > 0),
   document_id uuid not null,
@@ -12,7 +12,7 @@ create table llm_documents (
   primary key (tenant_id, kind, name, version),
   unique (tenant_id, document_id)
 );
-comment on table llm_documents is 'Model configurations and prompt templates; a put makes the next version, and a version never changes.';
+comment on table llm_documents is 'Model configurations, prompt templates and agents; a put makes the next version, and a version never changes.';
 comment on column llm_documents.body is 'Null in the version that says it was deleted.';
 
 create table llm_keys (

@@ -4,6 +4,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 use super::{Role, Rooms};
 use crate::{
+    agent::{self, AgentRoutes},
     approval::{self, ApprovalState},
     db::guard,
     http::{Probe, docs, openapi, vitals},
@@ -24,6 +25,7 @@ pub(super) fn router(rooms: &Rooms, role: Role) -> Result<(Router, OpenApi)> {
         .merge(run::definition::routes(rooms.front.clone(), rooms.registry.clone()))
         .merge(approval::routes(approvals))
         .merge(stream::routes(rooms.streams.clone()))
+        .merge(agent::routes(AgentRoutes { front: rooms.front.clone() }))
         .merge(llm::routes(rooms.llm.clone()))
         .merge(tool::routes(rooms.front.clone(), rooms.registry.clone()))
         .merge(vitals)

@@ -13,6 +13,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use utoipa::openapi::OpenApi;
 
 use crate::{
+    agent::Agents,
     approval::{Approvals, Inbox},
     auth::{Vault, Verifier},
     config::Settings,
@@ -146,6 +147,7 @@ struct Rooms {
     journal: Journal,
     registry: Registry,
     llm: LlmRoutes,
+    agents: Agents,
     runs: Runs,
     children: Children,
     approvals: Approvals,
@@ -186,7 +188,7 @@ impl Rooms {
         let keys = Keys::new(Vault::new(&settings.vault).map_err(unusable)?);
         let (llm, breaker) = (&settings.llm, &settings.circuit_breaker);
         let models = Models::new((db.clone(), clock.clone()), llm, breaker, keys.clone(), Arc::clone(&outbound));
-        let ports = Ports { outbound, child_runs: Arc::new(children.clone()), models };
+        let ports = Ports { outbound, child_runs: Arc::new(children.clone()), models: models.clone() };
         let registry = Registry::builtin(&settings.tools, &settings.limits, ports)?;
         Ok(Self {
             approvals: Approvals::new(journal.clone(), Arc::new(registry.clone())),
@@ -195,6 +197,7 @@ impl Rooms {
             database: db.clone(),
             clock: clock.clone(),
             stop: stop.clone(),
+            agents: Agents::new(registry.clone(), models),
             llm: LlmRoutes { front: front.clone(), settings: Arc::new(llm.clone()), keys },
             front,
             journal,
@@ -254,6 +257,7 @@ impl Rooms {
             runs: self.runs.clone(),
             registry: self.registry.clone(),
             bell: self.bell.clone(),
+            agents: self.agents.clone(),
         }
     }
 }

@@ -201,7 +201,7 @@ fn explain(refusal: Refusal) -> Error {
 fn already(ruling: &Ruling) -> Error {
     let (status, by): (_, Option<&Actor>) = match ruling {
         Ruling::Approved { by, .. } => ("approved", Some(by)),
-        Ruling::Denied { by } => ("denied", Some(by)),
+        Ruling::Denied { by, .. } => ("denied", Some(by)),
         Ruling::Expired => ("expired", None),
         Ruling::Cancelled => ("cancelled", None),
     };

@@ -8,7 +8,7 @@ use serde_json::{Value, value::RawValue};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    journal::{Intent, RunState, Stage, StepKey},
+    journal::{Intent, RunState, Stage, StepKey, turn_of},
     kernel::{Error, Result, RunId, TenantId},
 };
 
@@ -29,6 +29,12 @@ pub enum Verdict {
 pub fn verdict(state: &RunState, step: &StepKey, intent: &Intent) -> Verdict {
     if !state.is_advancing() {
         return Verdict::Forbid("the run is ending".to_owned());
+    }
+    // The turns of an agent are the engine's own; everything else is what its model wants.
+    let is_turn = state.step(step).is_some_and(|step| turn_of(step).is_some());
+    let agent = state.plan.as_ref().and_then(|plan| plan.agent.as_ref()).filter(|_| !is_turn);
+    if agent.is_some_and(|agent| !agent.may_call(&intent.tool)) {
+        return Verdict::Forbid(format!("the agent was not given the tool `{}`", intent.tool));
     }
     let asks = state.terms(step).is_some();
     match state.stage(step) {

@@ -156,6 +156,9 @@ impl Append {
             };
             frames.push(Frame { seq, name: event.body.name(), data });
         }
+        if events.iter().any(|event| matches!(event.body, Body::PlanExtended(_))) {
+            head.plan = state.plan.as_ref().map(json).transpose()?;
+        }
         let parent = parent.map(|parent| parent.run_id);
         let (tenant_id, run_id) = (state.tenant_id, state.run_id);
         let (opening, head) = (None, Some(head));

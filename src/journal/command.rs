@@ -6,7 +6,7 @@ use chrono::SubsecRound;
 use serde_json::Value;
 
 use super::{
-    Failure, Intent, Parent, Plan, Question, Report, Ruling, RunState, SkipReason, Stage, Status, StepKey, Wait,
+    Failure, Intent, Parent, Plan, Question, Report, Ruling, RunState, SkipReason, Stage, Status, Step, StepKey, Wait,
 };
 use crate::kernel::{Actor, ApprovalId, Timestamp};
 
@@ -28,6 +28,11 @@ pub enum Command {
     Execute {
         /// Who says so.
         by: Actor,
+    },
+    /// Let the plan grow.
+    Extend {
+        /// What comes to it.
+        steps: Vec<Arc<Step>>,
     },
     /// Spread a `forEach` step over its items.
     Expand {

@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use super::{
     ApprovalCancelled, Cancelled, Command, Completed, Effect, Event, Executing, Failed, Failure, Idle, Intent, OnError,
-    Parent, Phase, PlanReady, Planning, Refusal, RunCancelling, RunState, Stage, StepCompleted, StepExpanded,
-    StepFailed, StepKey, StepRetrying, StepSkipped, StepStarted, StepWaiting, Wait,
+    Parent, Phase, PlanExtended, PlanReady, Planning, Refusal, RunCancelling, RunState, Stage, Step, StepCompleted,
+    StepExpanded, StepFailed, StepKey, StepRetrying, StepSkipped, StepStarted, StepWaiting, Wait,
     command::{advancing, beginnable, kept, reachable},
     ruling::{expire, hold, rule},
 };
@@ -29,6 +29,7 @@ pub fn decide(state: &RunState, command: Command, now: Timestamp) -> Result<Vec<
             (Phase::Planning, Some(_)) => Ok(vec![Event::run(Executing { by, retried: vec![] })]),
             _ => Err(Refusal::Status(state.status())),
         },
+        Command::Extend { steps } => extend(state, steps),
         Command::Expand { step, items } => expand(state, &step, items),
         Command::Gather { step } => gather(state, &step, now),
         Command::Start { step, intent } => start(state, &step, intent, now),
@@ -90,6 +91,23 @@ fn under_way<'a>(state: &'a RunState, step: &StepKey, attempt: u32) -> Result<&'
             _ => Err(Refusal::Stale),
         },
         _ => Err(Refusal::Stale),
+    }
+}
+
+/// An agent's plan grows when all of it has ended, by steps that are new and need what is there.
+fn extend(state: &RunState, steps: Vec<Arc<Step>>) -> Result<Vec<Event>, Refusal> {
+    advancing(state)?;
+    let Some(plan) = state.plan.as_ref().filter(|plan| plan.agent.is_some()) else { return Err(Refusal::Stale) };
+    let known = |id: &String| plan.step(id).is_some();
+    let fits = |(at, step): (usize, &Arc<Step>)| {
+        let before = steps.get(..at).unwrap_or_default();
+        let twin = before.iter().any(|other| other.id == step.id);
+        !twin && !known(&step.id) && step.needs.iter().all(|id| known(id) || before.iter().any(|other| other.id == *id))
+    };
+    if state.all_ended() && !steps.is_empty() && steps.iter().enumerate().all(fits) {
+        Ok(vec![Event::run(PlanExtended { steps })])
+    } else {
+        Err(Refusal::Stale)
     }
 }
 

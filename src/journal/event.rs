@@ -78,6 +78,8 @@ events! {
     Planning = "planning", Info;
     /// The plan stands.
     PlanReady = "plan.ready", Info;
+    /// The plan has grown by what an agent answered.
+    PlanExtended = "plan.extended", Info;
     /// The plan is being carried out, at first or again after a retry.
     Executing = "executing", Info;
     /// A `forEach` step was spread over its items.

@@ -1,9 +1,12 @@
 //! Which steps can move, kept up to date as events are applied, so that a turn looks at those few and not at
 //! the whole plan. It says nothing that the steps do not say; the simulator holds it against them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-use super::{Plan, Stage, StepKey};
+use super::{Plan, Stage, Step, StepKey};
 
 /// The edge between what has ended and what is still to come.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -29,21 +32,29 @@ pub(super) struct Frontier {
 impl Frontier {
     /// Before anything has begun.
     pub(super) fn of(plan: &Plan) -> Self {
-        let places: BTreeMap<_, _> = plan.steps.iter().zip(0..).map(|(step, at)| (step.id.clone(), at)).collect();
-        let mut frontier = Self { dependants: vec![vec![]; plan.steps.len()], ..Self::default() };
-        for (at, step) in plan.steps.iter().enumerate() {
+        let mut frontier = Self::default();
+        frontier.extend(&plan.steps, |_| false);
+        frontier
+    }
+
+    /// Steps come to the plan; `ended` knows which of the others have.
+    pub(super) fn extend(&mut self, steps: &[Arc<Step>], ended: impl Fn(&str) -> bool) {
+        let first = self.unmet.len();
+        self.places.extend(steps.iter().zip(first..).map(|(step, at)| (step.id.clone(), at)));
+        self.dependants.resize(first + steps.len(), vec![]);
+        for (step, at) in steps.iter().zip(first..) {
             let needs: BTreeSet<_> = step.needs.iter().collect();
-            frontier.unmet.push(needs.len());
-            if needs.is_empty() {
-                frontier.ready.insert(at);
+            let unmet = needs.iter().filter(|id| !ended(id)).count();
+            self.unmet.push(unmet);
+            if unmet == 0 {
+                self.ready.insert(at);
             }
-            for need in needs.into_iter().filter_map(|id| places.get(id)) {
-                if let Some(dependants) = frontier.dependants.get_mut(*need) {
+            for need in needs.into_iter().filter_map(|id| self.places.get(id)) {
+                if let Some(dependants) = self.dependants.get_mut(*need) {
                     dependants.push(at);
                 }
             }
         }
-        Self { places, ..frontier }
     }
 
     /// A step moved from one stage, or from nowhere, to another.

@@ -1,6 +1,7 @@
 //! The run's language and memory: the plan's vocabulary, the events, the pure state machine, and the
 //! append that is the only writer of `runs`, `run_events` and `run_steps`.
 
+mod agent;
 mod append;
 mod command;
 mod decide;
@@ -18,6 +19,7 @@ mod store;
 mod tests;
 mod write;
 
+pub use agent::{AGENT_TURN, AgentPin, ApprovalRule, fits, turn_of};
 pub use append::{Append, Claim, Shown};
 pub use command::{Command, Refusal};
 pub use decide::decide;

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use super::{
     Body,
-    plan::{Plan, StepKey},
+    plan::{Plan, Step, StepKey},
 };
 use crate::kernel::{Actor, ApprovalId, RunId, Timestamp, wire_time};
 
@@ -51,6 +51,15 @@ pub struct PlanReady {
     /// The steps to come.
     #[schema(value_type = Plan)]
     pub plan: Arc<Plan>,
+}
+
+/// Payload of `plan.extended`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PlanExtended {
+    /// The steps that come to those there are.
+    #[schema(value_type = Vec<Step>)]
+    pub steps: Vec<Arc<Step>>,
 }
 
 /// Payload of `executing`.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use super::AgentPin;
 use crate::kernel::{Error, Span};
 
 /// The steps of a run and the expression of its output.
@@ -19,6 +20,10 @@ pub struct Plan {
     /// A template (or any JSON with templates in it) for the run's output.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<Value>,
+    /// The agent by whose answers it grows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<AgentPin>)]
+    pub agent: Option<Arc<AgentPin>>,
 }
 
 impl Plan {
@@ -72,6 +77,9 @@ pub struct Step {
     /// What a failure means for the run.
     #[serde(default, skip_serializing_if = "OnError::is_fail")]
     pub on_error: OnError,
+    /// The arguments are a model's, and taken as they stand: nothing in them is a template.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub verbatim: bool,
 }
 
 impl Step {

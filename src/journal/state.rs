@@ -228,6 +228,8 @@ pub enum Ruling {
     Denied {
         /// Who.
         by: Actor,
+        /// Why.
+        reason: Option<String>,
     },
     /// By the clock.
     Expired,
@@ -306,6 +308,12 @@ impl RunState {
                 self.plan = Some(Arc::clone(&ready.plan));
                 self.frontier = Frontier::of(&ready.plan);
             }
+            Body::PlanExtended(extended) => {
+                let Some(plan) = &mut self.plan else { return };
+                Arc::make_mut(plan).steps.extend(extended.steps.iter().cloned());
+                let ended = |id: &str| self.steps.get(&StepKey::whole(id)).is_some_and(|step| step.stage.is_ended());
+                self.frontier.extend(&extended.steps, ended);
+            }
             Body::Executing(executing) => {
                 self.phase = Phase::Executing;
                 for key in &executing.retried {
@@ -333,7 +341,8 @@ impl RunState {
                 });
             }
             Body::Denied(denied) => {
-                self.rule(denied.approval_id, Ruling::Denied { by: denied.by.clone() }, |_| Stage::Retrying { at: ts });
+                let (by, reason) = (denied.by.clone(), denied.reason.clone());
+                self.rule(denied.approval_id, Ruling::Denied { by, reason }, |_| Stage::Retrying { at: ts });
             }
             Body::ApprovalExpired(expired) => {
                 self.rule(expired.approval_id, Ruling::Expired, |_| Stage::Retrying { at: ts });

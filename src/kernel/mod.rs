@@ -16,7 +16,7 @@ pub use actor::{Actor, Subject};
 pub use clock::{Clock, Timestamp, wire_time};
 pub use error::{Error, Problem, Result};
 pub use id::{ApprovalId, Id, Kind, RequestId, RunId, TenantId, TicketId, TokenId, WorkerId, WorkflowId};
-pub use object::{optional_object, optional_objects};
+pub use object::{optional_object, optional_object_list, optional_objects};
 pub use page::{Page, PageCursor, PageQuery};
 pub use reference::{Reference, is_name};
 pub use span::Span;

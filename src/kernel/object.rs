@@ -34,6 +34,21 @@ where
     members.map(|members| members.into_iter().map(read).collect()).transpose()
 }
 
+/// The same for a field that is a list of objects.
+///
+/// # Errors
+/// As [`optional_object`]; the message names the place.
+pub fn optional_object_list<'de, D, T>(deserializer: D) -> Result<Option<Vec<T>>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: DeserializeOwned,
+{
+    let items: Option<Vec<Map<String, Value>>> = Option::deserialize(deserializer)?;
+    let read =
+        |(place, fields): (usize, _)| read(fields).map_err(|reason| D::Error::custom(format!("[{place}]: {reason}")));
+    items.map(|items| items.into_iter().enumerate().map(read).collect()).transpose()
+}
+
 /// The error says where.
 fn read<T: DeserializeOwned>(fields: Map<String, Value>) -> Result<T, String> {
     serde_path_to_error::deserialize(Value::Object(fields)).map_err(|error| match error.path().to_string().as_str() {

@@ -43,6 +43,9 @@ pub struct ToolCall {
     pub name: String,
     /// What to call it with.
     pub arguments: Value,
+    /// What the provider wants to see again with the call.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signatures: Option<Vec<String>>,
 }
 
 /// Why a model stopped.

@@ -198,6 +198,16 @@ impl Models {
         Ok((text, found.reference()))
     }
 
+    /// The version of a configuration that is meant now.
+    ///
+    /// # Errors
+    /// When there is none of that name, or it is not in use.
+    pub async fn pin(&self, tenant: TenantId, config: &Reference) -> Result<Reference, AskError> {
+        let first = self.chain(tenant, config).await?.into_iter().next();
+        let first = first.ok_or_else(|| AskError::new("unknown_model_config", config.name.clone()))?;
+        Ok(Reference { name: first.name, version: Some(first.version) })
+    }
+
     /// The configuration and, after it, those it falls back on which are there and in use.
     async fn chain(&self, tenant: TenantId, wanted: &Reference) -> Result<Vec<Document<ModelConfig>>, AskError> {
         let found = self.configs(tenant, std::slice::from_ref(wanted)).await?.pop().flatten();

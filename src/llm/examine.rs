@@ -9,13 +9,16 @@ use super::{Answer, Expected, Prompt, Stop};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Objection(pub(super) String);
 
+/// The most calls of one answer, and the most bytes of JSON that their arguments may have together.
+const CALLS: usize = 64;
+const ARGUMENTS: usize = 128 * 1024;
+
 /// How many mistakes of one answer are named.
 const NAMED: usize = 8;
 
 /// Holds answers against what was asked for.
 pub(super) struct Examiner<'a> {
     expected: &'a Expected,
-    prompt: &'a Prompt,
     schema: Option<Validator>,
     tools: Vec<(&'a str, Validator)>,
 }
@@ -35,7 +38,7 @@ impl<'a> Examiner<'a> {
             let whose = format!("the tool `{}`", tool.name);
             compile(&whose, &tool.arguments).map(|validator| (tool.name.as_str(), validator))
         });
-        Ok(Self { expected, prompt, schema, tools: tools.collect::<Result<_, _>>()? })
+        Ok(Self { expected, schema, tools: tools.collect::<Result<_, _>>()? })
     }
 
     /// Takes the JSON out of an answer that is to have some.
@@ -74,11 +77,19 @@ impl<'a> Examiner<'a> {
     }
 
     fn calls(&self, answer: &Answer) -> Result<(), Objection> {
+        if answer.calls.len() > CALLS {
+            return Err(Objection(format!("it has {} calls; {CALLS} are allowed", answer.calls.len())));
+        }
+        let bytes: usize = answer.calls.iter().map(|call| call.arguments.to_string().len()).sum();
+        if bytes > ARGUMENTS {
+            return Err(Objection(format!("the arguments of its calls take {bytes} bytes; {ARGUMENTS} are allowed")));
+        }
         for call in &answer.calls {
-            let Some((_, schema)) = self.tools.iter().find(|(name, _)| *name == call.name) else {
-                let known = self.prompt.tools.iter().map(|tool| tool.name.as_str()).collect::<Vec<_>>().join(", ");
-                return Err(Objection(format!("there is no tool `{}` here: {known}", call.name)));
-            };
+            if self.tools.is_empty() {
+                return Err(Objection(format!("there are no tools here, and it calls `{}`", call.name)));
+            }
+            // A tool that was not given is for the gate to forbid.
+            let Some((_, schema)) = self.tools.iter().find(|(name, _)| *name == call.name) else { continue };
             // Arguments that were cut off arrive as the text they were.
             let whole = call.arguments.is_object();
             let mistakes =
@@ -166,17 +177,26 @@ mod tests {
 
     #[test]
     fn calls_are_held_against_the_tools_schemas() {
-        let call = |name: &str, arguments| ToolCall { id: "1".to_owned(), name: name.to_owned(), arguments };
+        let call =
+            |name: &str, arguments| ToolCall { id: "1".to_owned(), name: name.to_owned(), arguments, signatures: None };
         for (call, stop, fine) in [
             (call("count", json!({ "n": 1 })), Stop::Calls, true),
             (call("count", json!({ "n": "one" })), Stop::Calls, false),
             (call("count", json!("{\"n\": ")), Stop::Calls, false),
-            (call("other", json!({})), Stop::Calls, false),
+            (call("other", json!({})), Stop::Calls, true),
             (call("count", json!({ "n": 1 })), Stop::Length, false),
         ] {
             let found = objection(&Expected::default(), &prompt(), &mut answer("", stop, vec![call.clone()]));
             assert_eq!(found.is_none(), fine, "{call:?}: {found:?}");
         }
+        let count = |n: usize| vec![call("count", json!({ "n": 1 })); n];
+        let large = vec![call("count", json!({ "n": 1, "more": "x".repeat(ARGUMENTS) }))];
+        for (calls, fine) in [(count(CALLS), true), (count(CALLS + 1), false), (large, false)] {
+            let found = objection(&Expected::default(), &prompt(), &mut answer("", Stop::Calls, calls));
+            assert_eq!(found.is_none(), fine, "{found:?}");
+        }
+        let unasked = answer("", Stop::Calls, vec![call("count", json!({ "n": 1 }))]);
+        assert!(objection(&Expected::default(), &Prompt::default(), &mut unasked.clone()).is_some());
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod prompt;
 mod provider;
 mod quota;
 mod routes;
+pub mod shelf;
 mod store;
 mod template;
 mod usual;

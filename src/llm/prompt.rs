@@ -44,6 +44,8 @@ pub enum Message {
     Tool {
         /// The call it answers.
         call_id: String,
+        /// The tool, by the name that the model knows it by.
+        name: String,
         /// What it gave, as text.
         output: String,
     },

@@ -179,7 +179,12 @@ fn service(target: &Target) -> ServiceTarget {
 
 fn options(target: &Target, prompt: &Prompt) -> ChatOptions {
     let config = &target.config.body;
-    let schema = prompt.schema.as_ref().map(|schema| JsonSpec::new("answer", Value::clone(schema)));
+    // Not every provider takes both; with tools the schema is said in words, and the answer is looked at all the same.
+    let schema = prompt
+        .schema
+        .as_ref()
+        .filter(|_| prompt.tools.is_empty())
+        .map(|schema| JsonSpec::new("answer", Value::clone(schema)));
     ChatOptions {
         temperature: config.temperature,
         max_tokens: prompt.max_tokens.or(config.max_tokens),
@@ -229,12 +234,14 @@ fn message(message: &Message) -> ChatMessage {
                     call_id: call.id.clone(),
                     fn_name: call.name.clone(),
                     fn_arguments: call.arguments.clone(),
-                    thought_signatures: None,
+                    thought_signatures: call.signatures.clone(),
                 })
             });
             ChatMessage::assistant(MessageContent::from_parts(words.into_iter().chain(calls).collect::<Vec<_>>()))
         }
-        Message::Tool { call_id, output } => ToolResponse::new(call_id.as_str(), output.as_str()).into(),
+        Message::Tool { call_id, name, output } => {
+            ToolResponse::new(call_id.as_str(), output.as_str()).with_fn_name(name.as_str()).into()
+        }
     }
 }
 
@@ -257,6 +264,7 @@ fn said(end: StreamEnd) -> Option<Said> {
                 Value::String(text) if text.trim().is_empty() => Value::Object(Default::default()),
                 other => other.clone(),
             },
+            signatures: call.thought_signatures.clone(),
         })
         .collect();
     let stop = match reason {

@@ -1,15 +1,13 @@
 //! Carries out what the scheduler wants: evaluates, asks the gate, and turns it into commands.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use chrono::TimeDelta;
 use serde_json::Value;
 
-use super::{
-    scheduler::Move,
-    turn::{Launch, Turn},
-};
+use super::{scheduler::Move, shared::Slot, turn::Turn};
 use crate::{
+    agent,
     approval::{self, Verdict},
     journal::{
         self, ApprovalTerms, Body, Command, Effect, Failure, Intent, Question, Refusal, SkipReason, Stage, Step,
@@ -19,8 +17,21 @@ use crate::{
         ApprovalId, Timestamp,
         template::{self, Context, RunFacts, Scope, StepFacts},
     },
-    tool::ToolError,
+    tool::{Conversation, ToolError},
 };
+
+/// A call that is to be made once its intent is journaled.
+pub(super) struct Launch {
+    pub(super) step: StepKey,
+    pub(super) attempt: u32,
+    pub(super) tool: String,
+    pub(super) arguments: Arc<Value>,
+    pub(super) conversation: Option<Arc<Conversation>>,
+    pub(super) timeout: Duration,
+    /// It touches nothing, so it need not wait for its intent to be journaled.
+    pub(super) at_once: bool,
+    pub(super) slot: Slot,
+}
 
 impl Turn {
     pub(super) async fn perform(&mut self, one: &Move, now: Timestamp) {
@@ -47,6 +58,14 @@ impl Turn {
                     }
                 }
                 Ok(())
+            }
+            Move::Grow => {
+                let tool = |name: &str| self.shared.registry.tool(name).ok();
+                // What is not known is taken for the worst.
+                let effect =
+                    |name: &str, arguments: &Value| tool(name).map_or(Effect::Once, |tool| tool.effect(arguments));
+                let steps = agent::grow(&self.state, effect);
+                self.decide(Command::Extend { steps }, now)
             }
             Move::Finish => {
                 let output = self.output();
@@ -165,11 +184,13 @@ impl Turn {
         };
         let (tool, arguments) = (intent.tool.clone(), Arc::clone(&intent.arguments));
         let known = self.shared.registry.tool(&tool).ok();
-        let usual = known.map_or(std::time::Duration::from_secs(60), |tool| tool.timeout());
+        let usual = known.map_or(Duration::from_secs(60), |tool| tool.timeout());
+        let conversation = self.conversation(step).map(Arc::new);
         let (timeout, at_once) = (step.timeout.map_or(usual, |span| span.0), known.is_some_and(|tool| tool.at_once()));
         self.decide(Command::Start { step: key.clone(), intent }, now)?;
         let attempt = self.state.next_attempt(key);
-        self.prepare(Launch { step: key.clone(), attempt, tool, arguments, timeout, at_once, slot });
+        let step = key.clone();
+        self.prepare(Launch { step, attempt, tool, arguments, conversation, timeout, at_once, slot });
         Ok(())
     }
 
@@ -221,9 +242,19 @@ impl Turn {
         Ok(Intent { tool: step.uses.clone(), tool_version: version, effect, arguments, digest })
     }
 
+    /// What an agent's model is to be asked, in a turn.
+    fn conversation(&self, step: &Step) -> Option<Conversation> {
+        let agent = self.state.plan.as_ref()?.agent.as_ref()?;
+        let turn = journal::turn_of(step)?;
+        Some(agent::conversation(&self.state, &self.head, agent, turn, &self.shared.registry))
+    }
+
     fn arguments(&mut self, step: &Step, key: &StepKey) -> Result<Arc<Value>, Failure> {
+        if let Some(conversation) = self.conversation(step) {
+            return Ok(Arc::new(conversation.digest()));
+        }
         let with = Value::Object(step.with.clone());
-        if !template::is_template(&with) {
+        if step.verbatim || !template::is_template(&with) {
             return Ok(Arc::new(with));
         }
         let mut scope = self.scope();
@@ -257,6 +288,11 @@ impl Turn {
     }
 
     fn output(&self) -> Result<Option<Arc<Value>>, Failure> {
+        if let Some(agent) = self.state.plan.as_ref().and_then(|plan| plan.agent.as_ref())
+            && self.state.is_advancing()
+        {
+            return agent::outcome(&self.state, agent).map(Some);
+        }
         let Some(output) = self.state.plan.as_ref().and_then(|plan| plan.output.as_ref()) else { return Ok(None) };
         if !self.state.is_advancing() {
             return Ok(None);

@@ -19,6 +19,7 @@ use super::{
     view::{Run, RunSummary},
 };
 use crate::{
+    agent::Agents,
     http::{
         Ctx, Front, Json, Once, Path, Prefer, Query, Reply,
         permit::{RunsRead, RunsWrite},
@@ -39,6 +40,8 @@ pub struct RunRoutes {
     pub registry: Registry,
     /// For callers that wait for news.
     pub bell: Arc<Bell>,
+    /// The agents that runs begin with.
+    pub agents: Agents,
 }
 
 impl FromRef<RunRoutes> for Front {
@@ -60,14 +63,15 @@ pub fn routes(state: RunRoutes) -> OpenApiRouter {
         .with_state(state)
 }
 
-/// A run to be: exactly one of `workflow` and `plan`.
+/// A run to be: exactly one of `agent`, `workflow` and `plan`.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PlanBody {
     /// What is wanted, in words.
     #[schema(max_length = 4000)]
     pub goal: Option<String>,
-    /// The agent that is to plan it.
+    /// The agent that is to do it, `support` or `support@3`; then a `goal` is needed.
+    #[schema(example = "support@3")]
     pub agent: Option<String>,
     /// A definition: `crm-sync`, or `crm-sync@3`.
     #[schema(example = "crm-sync")]
@@ -99,7 +103,7 @@ pub struct ExecuteBody {
     /// What is wanted, in words.
     #[schema(max_length = 4000)]
     pub goal: Option<String>,
-    /// The agent that is to plan it.
+    /// The agent that is to do it, `support` or `support@3`; then a `goal` is needed.
     pub agent: Option<String>,
     /// A definition: `crm-sync`, or `crm-sync@3`.
     pub workflow: Option<String>,
@@ -144,25 +148,32 @@ impl PlanBody {
             && self.metadata.is_none()
     }
 
-    fn into_request(self, tools: &Registry) -> Result<Request> {
-        if self.agent.is_some() {
-            let detail = "no agents are defined here: give a `workflow` or a `plan`";
-            return Err(Error::new(Problem::NoPlanner, detail).with("field", "agent"));
-        }
-        let source = match (self.workflow, self.plan) {
-            (Some(name), None) => Source::Workflow(name),
-            (None, Some(plan)) => Source::Plan(definition::check_plan(&plan, tools)?),
-            (Some(_), Some(_)) => return Err(Error::invalid("plan", "give either `workflow` or `plan`")),
-            (None, None) if self.goal.is_some() => {
-                let detail = "nothing here can plan a goal: give a `workflow` or a `plan` with it";
+    async fn into_request(self, state: &RunRoutes, ctx: &Ctx<RunsWrite>) -> Result<Request> {
+        let input = self.input.unwrap_or_else(|| json!({}));
+        let source = match (self.agent, self.workflow, self.plan) {
+            (Some(agent), None, None) => {
+                let goal = self.goal.as_deref().unwrap_or_default();
+                if goal.is_empty() {
+                    return Err(Error::invalid("goal", "an `agent` needs a `goal`"));
+                }
+                Source::Plan(state.agents.plan(ctx, &agent, goal, &input).await?)
+            }
+            (None, Some(name), None) => Source::Workflow(name),
+            (None, None, Some(plan)) => Source::Plan(definition::check_plan(&plan, &state.registry)?),
+            (None, Some(_), Some(_)) => return Err(Error::invalid("plan", "give either `workflow` or `plan`")),
+            (Some(_), ..) => return Err(Error::invalid("agent", "give an `agent` without `workflow` and `plan`")),
+            (None, None, None) if self.goal.is_some() => {
+                let detail = "nothing plans a goal alone: give an `agent`, a `workflow` or a `plan` with it";
                 return Err(Error::new(Problem::NoPlanner, detail).with("field", "goal"));
             }
-            (None, None) => return Err(Error::invalid("workflow", "a `workflow` or a `plan` is needed")),
+            (None, None, None) => {
+                return Err(Error::invalid("workflow", "an `agent`, a `workflow` or a `plan` is needed"));
+            }
         };
         Ok(Request {
             goal: self.goal,
             source,
-            input: self.input.unwrap_or_else(|| json!({})),
+            input,
             budget: self.budget,
             on_denied: self.on_denied,
             metadata: self.metadata.unwrap_or_else(|| json!({})),
@@ -213,7 +224,7 @@ async fn plan(
     prefer: Prefer,
     Json(body): Json<PlanBody>,
 ) -> Result<Response> {
-    let request = body.into_request(&state.registry)?;
+    let request = body.into_request(&state, &ctx).await?;
     state.open(&ctx, once, prefer, request).await
 }
 
@@ -233,7 +244,7 @@ async fn execute(
     Json(body): Json<ExecuteBody>,
 ) -> Result<Response> {
     match body.split()? {
-        Err(body) => state.open(&ctx, once, prefer, body.into_request(&state.registry)?).await,
+        Err(body) => state.open(&ctx, once, prefer, body.into_request(&state, &ctx).await?).await,
         Ok(run_id) => {
             let work =
                 async |tx: &mut _| Reply::json(StatusCode::ACCEPTED, &state.runs.execute(tx, &ctx, run_id).await?);

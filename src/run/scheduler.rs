@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use crate::{
+    agent,
     journal::{Phase, RunState, SkipReason, Stage, Step, StepKey, Wait},
     kernel::{ApprovalId, RunId, Timestamp},
 };
@@ -27,6 +28,8 @@ pub enum Move {
     Recover(StepKey, u32),
     /// A child is no longer wanted.
     CancelChild(StepKey, RunId),
+    /// Let the plan grow by what an agent answered.
+    Grow,
     /// Nothing is left to do.
     Finish,
 }
@@ -62,7 +65,7 @@ pub fn moves(state: &RunState, in_flight: impl Fn(&StepKey) -> bool, now: Timest
         moves.extend(state.ready_steps().map(|step| first_move(state, step)));
     }
     if moves.is_empty() && !state.in_flight() && (!advancing || state.all_ended()) {
-        moves.push(Move::Finish);
+        moves.push(if advancing && agent::grows(state) { Move::Grow } else { Move::Finish });
     }
     moves
 }

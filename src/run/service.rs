@@ -40,7 +40,7 @@ pub struct Runs {
 pub enum Source {
     /// A definition by name, or `name@version`.
     Workflow(String),
-    /// Steps that were checked.
+    /// Steps that were checked, or the beginning of an agent's.
     Plan(Plan),
 }
 

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     call::{self, End, Ended},
+    perform::Launch,
     scheduler::{self, Move},
     shared::{Life, Shared, Slot},
     store,
@@ -83,18 +84,6 @@ pub(super) struct Turn {
     pub(super) again_at: Option<Timestamp>,
     /// The evaluated lists of `forEach` steps.
     pub(super) lists: HashMap<String, Arc<Vec<Value>>>,
-}
-
-/// A call that is to be made once its intent is journaled.
-pub(super) struct Launch {
-    pub(super) step: StepKey,
-    pub(super) attempt: u32,
-    pub(super) tool: String,
-    pub(super) arguments: Arc<Value>,
-    pub(super) timeout: Duration,
-    /// It touches nothing, so it need not wait for its intent to be journaled.
-    pub(super) at_once: bool,
-    pub(super) slot: Slot,
 }
 
 /// Whether the turn goes on.
@@ -383,6 +372,7 @@ impl Turn {
             attempt: launch.attempt,
             actor: self.head.created_by.clone(),
             arguments: launch.arguments,
+            conversation: launch.conversation,
             idempotency_key: format!("{}/{}", self.state.run_id, launch.step),
             now,
             progress: crate::tool::Progress::new(self.reports.0.clone(), launch.step, launch.attempt),

@@ -27,6 +27,7 @@ mod size;
 mod time;
 
 pub use child::{ChildRequest, ChildRuns, child_run_id};
+pub use model::{Conversation, TurnCall, TurnOutput};
 pub use registry::{Described, Ports, Registry};
 pub use routes::routes;
 pub use size::fits;
@@ -66,6 +67,11 @@ pub trait Tool: Send + Sync + 'static {
         false
     }
 
+    /// Whether only the engine puts it into plans.
+    fn internal(&self) -> bool {
+        false
+    }
+
     /// Acts. Called outside any transaction, and, unless it is done [`at_once`](Tool::at_once), after the intent is
     /// journaled.
     ///
@@ -91,6 +97,8 @@ pub struct Call {
     pub arguments: Arc<Value>,
     /// The same for every attempt of this step of this run.
     pub idempotency_key: String,
+    /// What a model is to be asked, in a turn of an agent.
+    pub conversation: Option<Arc<Conversation>>,
     /// When the call was decided.
     pub now: Timestamp,
     /// Reports how far it is.
@@ -226,6 +234,7 @@ mod tests {
             actor: Actor::System,
             arguments: Arc::new(arguments),
             idempotency_key: "run_1/step".to_owned(),
+            conversation: None,
             now: DateTime::UNIX_EPOCH,
             progress: Progress::new(sender, step, 1),
             cancel: CancellationToken::new(),

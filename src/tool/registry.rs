@@ -10,8 +10,14 @@ use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use super::{
-    Call, ChildRuns, Outcome, Tool, ToolError, child::RunStart, data::Transform, debug, http::HttpRequest,
-    model::Generate, size, time::TimeWait,
+    Call, ChildRuns, Outcome, Tool, ToolError,
+    child::RunStart,
+    data::Transform,
+    debug,
+    http::HttpRequest,
+    model::{AgentTurn, Generate},
+    size,
+    time::TimeWait,
 };
 use crate::{
     approval::Arguments,
@@ -82,7 +88,8 @@ impl Registry {
             Arc::new(Transform),
             Arc::new(TimeWait),
             Arc::new(RunStart::new(ports.child_runs)),
-            Arc::new(Generate::new(ports.models)),
+            Arc::new(Generate::new(ports.models.clone())),
+            Arc::new(AgentTurn::new(ports.models)),
         ];
         if settings.debug {
             let debug: [Arc<dyn Tool>; 4] =
@@ -125,10 +132,10 @@ impl Registry {
         self.tools.get(name).ok_or_else(|| ToolError::failed("unknown_tool", format!("there is no tool `{name}`")))
     }
 
-    /// The compiled schema of a tool's arguments; none if there is no such tool.
+    /// The compiled schema of a tool's arguments; none if there is no such tool for plans.
     #[must_use]
     pub fn arguments(&self, name: &str) -> Option<&Validator> {
-        self.tools.get(name).map(|found| &found.arguments)
+        self.tools.get(name).filter(|found| !found.tool.internal()).map(|found| &found.arguments)
     }
 
     /// How large things may be.
@@ -137,12 +144,12 @@ impl Registry {
         &self.limits
     }
 
-    /// Every name, in order.
+    /// Every name that plans can use, in order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.tools.keys().map(String::as_str)
+        self.tools.iter().filter(|(_, found)| !found.tool.internal()).map(|(name, _)| name.as_str())
     }
 
-    /// Every tool, in order of name.
+    /// Every tool that plans can use, in order of name.
     #[must_use]
     pub fn describe(&self) -> Vec<Described> {
         let describe = |Registered { tool, .. }: &Registered| Described {
@@ -152,7 +159,7 @@ impl Registry {
             arguments: tool.arguments(),
             output: tool.output(),
         };
-        self.tools.values().map(describe).collect()
+        self.tools.values().filter(|found| !found.tool.internal()).map(describe).collect()
     }
 
     /// Whether the tool takes these arguments; the engine asks before it journals the intent.

@@ -7,7 +7,7 @@ use std::{
 };
 
 /// From the ground up. A room may use those before it.
-const ROOMS: [&str; 16] = [
+const ROOMS: [&str; 17] = [
     "kernel",
     "config",
     "telemetry",
@@ -21,6 +21,7 @@ const ROOMS: [&str; 16] = [
     "llm",
     "approval",
     "tool",
+    "agent",
     "run",
     "app",
     "cli",

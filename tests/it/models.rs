@@ -402,10 +402,9 @@ async fn a_tenants_key_goes_to_its_endpoint_and_the_operators_nowhere_else() {
     let listed = world.viewer().get("/llm/keys").await.expect(200);
     assert_eq!(listed["items"][0]["name"], "ours");
     let mut session = world.superuser().await;
-    let rows =
-        sqlx::query("select llm_keys::text, convert_from(sealed, 'latin1') from llm_keys").fetch_all(&mut session);
+    let rows = sqlx::query("select llm_keys::text, sealed from llm_keys").fetch_all(&mut session);
     for row in rows.await.unwrap() {
-        let text = row.get::<String, _>(0) + &row.get::<String, _>(1);
+        let text = row.get::<String, _>(0) + &String::from_utf8_lossy(&row.get::<Vec<u8>, _>(1));
         assert!(!text.contains(secret) && !listed.to_string().contains(secret));
     }
     // Another tenant's row stays shut, even in its place.

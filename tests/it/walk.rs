@@ -23,7 +23,7 @@ impl Things {
         let run = world.operator().execute(json!({ "workflow": "held" })).await;
         let approval = run.hold().await;
         let mut by_kind = HashMap::from([("runs", run.id), ("approvals", approval)]);
-        by_kind.extend(["definitions", "configs", "templates", "keys"].map(|kind| (kind, "held".to_owned())));
+        by_kind.extend(["definitions", "configs", "templates", "keys", "agents"].map(|kind| (kind, "held".to_owned())));
         Self { by_kind }
     }
 

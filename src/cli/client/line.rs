@@ -29,6 +29,10 @@ fn said(body: &Body) -> String {
         Body::Idle(idle) => words([idle.workflow.clone(), idle.goal.clone(), Some(format!("by {}", idle.created_by))]),
         Body::Planning(_) => String::new(),
         Body::PlanReady(ready) => format!("{} steps", ready.plan.steps.len()),
+        Body::PlanExtended(extended) => {
+            let ids: Vec<_> = extended.steps.iter().map(|step| step.id.as_str()).collect();
+            format!("by {}", ids.join(", "))
+        }
         Body::Executing(executing) if executing.retried.is_empty() => format!("by {}", executing.by),
         Body::Executing(executing) => {
             let again: Vec<String> = executing.retried.iter().map(ToString::to_string).collect();

@@ -36,8 +36,11 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct Start {
     /// A YAML or JSON file with a definition, which is put first, or the NAME[@VERSION] of one that was put
-    #[arg(value_name = "FILE|NAME")]
-    workflow: String,
+    #[arg(value_name = "FILE|NAME", required_unless_present = "agent", conflicts_with = "agent")]
+    workflow: Option<String>,
+    /// The agent that is to do it, NAME or NAME@VERSION
+    #[arg(long, value_name = "NAME", requires = "goal")]
+    agent: Option<String>,
     /// A value of the input, JSON where it parses as JSON; may be repeated
     #[arg(long, short, value_name = "KEY=VALUE", value_parser = input::pair)]
     input: Vec<(String, Value)>,
@@ -140,6 +143,8 @@ pub struct Retry {
 #[derive(Debug, Serialize)]
 struct Beginning {
     #[serde(skip_serializing_if = "Option::is_none")]
+    agent: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     workflow: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     plan: Option<Value>,
@@ -212,15 +217,16 @@ impl Start {
     async fn run(self) -> Result<()> {
         let input = input::merged(self.input_file.as_deref(), &self.input)?;
         let api = Api::new(self.connection.target(Role::Operator)?)?;
-        let (workflow, plan) = match definition(&self.workflow)? {
-            None => (Some(self.workflow), None),
+        let document = self.workflow.as_deref().map(definition).transpose()?.flatten();
+        let (workflow, plan) = match document {
+            None => (self.workflow, None),
             Some(document) => match document.name().map(str::to_owned) {
                 Some(name) => (Some(workflows::put(&api, &name, document).await?.reference()), None),
                 None => (None, Some(document.value)),
             },
         };
         let metadata = self.metadata.into_iter().collect();
-        let body = Beginning { workflow, plan, input, goal: self.goal, metadata, execute: true };
+        let body = Beginning { agent: self.agent, workflow, plan, input, goal: self.goal, metadata, execute: true };
         let reply = api.post(&["agent", "plan"], &body, self.idempotency_key.as_deref()).await?;
         begun(api, &reply, self.watch, &self.watching).await
     }

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::{
     journal::{
-        self, AwaitingApproval, Body, Envelope, Event, Failure, MessageDelta, Parent, SkipReason, StepKey,
+        self, AwaitingApproval, Body, Envelope, Event, Failure, MessageDelta, Parent, SkipReason, Step, StepKey,
         ToolProgress, Wait,
     },
     kernel::{ApprovalId, RunId, Timestamp},
@@ -203,6 +203,14 @@ pub(super) fn apply(timeline: &mut Timeline, record: &Record) -> bool {
 }
 
 impl Timeline {
+    fn planned(&mut self, steps: &[Arc<Step>]) {
+        for step in steps {
+            let view = self.step(&StepKey::whole(&step.id));
+            view.name.clone_from(&step.name);
+            view.tool.clone_from(&step.uses);
+        }
+    }
+
     fn run_event(&mut self, at: Timestamp, body: &Body) {
         match body {
             Body::Idle(idle) => {
@@ -215,12 +223,9 @@ impl Timeline {
             Body::Planning(_) => self.phase = "planning",
             Body::PlanReady(ready) => {
                 self.phase = "planned";
-                for step in &ready.plan.steps {
-                    let view = self.step(&StepKey::whole(&step.id));
-                    view.name.clone_from(&step.name);
-                    view.tool.clone_from(&step.uses);
-                }
+                self.planned(&ready.plan.steps);
             }
+            Body::PlanExtended(extended) => self.planned(&extended.steps),
             Body::Executing(executing) => {
                 self.phase = "executing";
                 self.end = None;

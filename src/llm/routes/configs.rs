@@ -1,14 +1,18 @@
 use axum::{extract::State, http::StatusCode, response::Response};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{LlmRoutes, VersionQuery};
+use super::LlmRoutes;
 use crate::{
     http::{
         Ctx, Json, Path, Query,
         permit::{SettingsRead, SettingsWrite},
     },
     kernel::{Error, Page, PageQuery, Result},
-    llm::{Document, ModelConfig, usual},
+    llm::{
+        Document, ModelConfig,
+        shelf::{self, VersionQuery},
+        usual,
+    },
 };
 
 pub(super) fn routes() -> OpenApiRouter<LlmRoutes> {
@@ -40,7 +44,7 @@ async fn put(
         let known = state.settings.providers.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
         return Err(Error::invalid("provider", format!("this server knows these providers: {known}")));
     }
-    super::put(&ctx, "/llm/configs", name, config).await
+    shelf::put(&ctx, "/llm/configs", name, config).await
 }
 
 /// One model configuration
@@ -56,7 +60,7 @@ async fn get(
     Path(name): Path<String>,
     Query(query): Query<VersionQuery>,
 ) -> Result<Json<Document<ModelConfig>>> {
-    super::get(&ctx, usual::configs(&state.settings), name, query.version).await.map(Json)
+    shelf::get(&ctx, usual::configs(&state.settings), name, query.version).await.map(Json)
 }
 
 /// Delete a model configuration
@@ -69,7 +73,7 @@ async fn get(
     security(("bearer" = ["settings:write"])),
 )]
 async fn delete(ctx: Ctx<SettingsWrite>, Path(name): Path<String>) -> Result<StatusCode> {
-    super::delete::<ModelConfig>(&ctx, &name).await
+    shelf::delete::<ModelConfig>(&ctx, &name).await
 }
 
 /// List model configurations
@@ -86,7 +90,7 @@ async fn list(
     ctx: Ctx<SettingsRead>,
     Query(query): Query<PageQuery>,
 ) -> Result<Json<Page<Document<ModelConfig>>>> {
-    super::list(&ctx, usual::configs(&state.settings), &query).await.map(Json)
+    shelf::list(&ctx, usual::configs(&state.settings), &query).await.map(Json)
 }
 
 /// The versions of a model configuration
@@ -103,5 +107,5 @@ async fn versions(
     Path(name): Path<String>,
     Query(query): Query<PageQuery>,
 ) -> Result<Json<Page<Document<ModelConfig>>>> {
-    super::versions(&ctx, &name, &query).await.map(Json)
+    shelf::versions(&ctx, &name, &query).await.map(Json)
 }

@@ -4,14 +4,18 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{LlmRoutes, VersionQuery};
+use super::LlmRoutes;
 use crate::{
     http::{
         Ctx, Json, Path, Query,
         permit::{SettingsRead, SettingsWrite},
     },
     kernel::{Page, PageQuery, Result},
-    llm::{Document, PromptTemplate, usual},
+    llm::{
+        Document, PromptTemplate,
+        shelf::{self, VersionQuery},
+        usual,
+    },
 };
 
 pub(super) fn routes() -> OpenApiRouter<LlmRoutes> {
@@ -38,7 +42,7 @@ pub(super) fn routes() -> OpenApiRouter<LlmRoutes> {
     security(("bearer" = ["settings:write"])),
 )]
 async fn put(ctx: Ctx<SettingsWrite>, Path(name): Path<String>, Json(body): Json<PromptTemplate>) -> Result<Response> {
-    super::put(&ctx, "/llm/templates", name, body).await
+    shelf::put(&ctx, "/llm/templates", name, body).await
 }
 
 /// One prompt template
@@ -53,7 +57,7 @@ async fn get(
     Path(name): Path<String>,
     Query(query): Query<VersionQuery>,
 ) -> Result<Json<Document<PromptTemplate>>> {
-    super::get(&ctx, usual::templates(), name, query.version).await.map(Json)
+    shelf::get(&ctx, usual::templates(), name, query.version).await.map(Json)
 }
 
 /// Delete a prompt template
@@ -66,7 +70,7 @@ async fn get(
     security(("bearer" = ["settings:write"])),
 )]
 async fn delete(ctx: Ctx<SettingsWrite>, Path(name): Path<String>) -> Result<StatusCode> {
-    super::delete::<PromptTemplate>(&ctx, &name).await
+    shelf::delete::<PromptTemplate>(&ctx, &name).await
 }
 
 /// List prompt templates
@@ -79,7 +83,7 @@ async fn delete(ctx: Ctx<SettingsWrite>, Path(name): Path<String>) -> Result<Sta
     security(("bearer" = ["settings:read"])),
 )]
 async fn list(ctx: Ctx<SettingsRead>, Query(query): Query<PageQuery>) -> Result<Json<Page<Document<PromptTemplate>>>> {
-    super::list(&ctx, usual::templates(), &query).await.map(Json)
+    shelf::list(&ctx, usual::templates(), &query).await.map(Json)
 }
 
 /// The versions of a prompt template
@@ -96,7 +100,7 @@ async fn versions(
     Path(name): Path<String>,
     Query(query): Query<PageQuery>,
 ) -> Result<Json<Page<Document<PromptTemplate>>>> {
-    super::versions(&ctx, &name, &query).await.map(Json)
+    shelf::versions(&ctx, &name, &query).await.map(Json)
 }
 
 /// What to put in the places.
@@ -132,6 +136,6 @@ async fn preview(
     Query(query): Query<VersionQuery>,
     Json(body): Json<PreviewBody>,
 ) -> Result<Json<Preview>> {
-    let template = super::get(&ctx, usual::templates(), name, query.version).await?;
+    let template = shelf::get(&ctx, usual::templates(), name, query.version).await?;
     Ok(Json(Preview { text: template.body.render(&body.variables.unwrap_or_default())? }))
 }

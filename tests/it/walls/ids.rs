@@ -54,11 +54,12 @@ async fn kinds(world: &World) -> Vec<Kind> {
 }
 
 /// What is put by name about models, and a body that will do.
-fn models() -> [(&'static str, Value); 3] {
+fn models() -> [(&'static str, Value); 4] {
     [
         ("/llm/configs", json!({ "provider": "openai", "model": "m" })),
         ("/llm/templates", json!({ "content": "words" })),
         ("/llm/keys", json!({ "secret": "sk-1" })),
+        ("/agents", json!({ "instructions": "Help." })),
     ]
 }
 
@@ -148,7 +149,7 @@ impl Stranger {
         let (run, approval) = match kind {
             "definitions" => return "mine".to_owned(),
             // A version or a deletion is to be the first of its name.
-            "configs" | "templates" | "keys" if acts => {
+            "configs" | "templates" | "keys" | "agents" if acts => {
                 let name = format!("mine-{:05}", self.names.fetch_add(1, Ordering::Relaxed));
                 let put =
                     self.client.request(Method::PUT, &operation.path_with(|_| name.clone()).replace("/preview", ""));
@@ -158,7 +159,7 @@ impl Stranger {
                 }
                 return name;
             }
-            "configs" | "templates" | "keys" => return "mine".to_owned(),
+            "configs" | "templates" | "keys" | "agents" => return "mine".to_owned(),
             _ if acts => Self::held(&self.client).await,
             _ => self.seen.clone(),
         };

@@ -41,6 +41,8 @@ pub enum Turn {
     Say(Vec<String>),
     /// The same, cut off at the most tokens.
     SayUntilFull(Vec<String>),
+    /// Calls of tools, by the names that the model was told, after a word.
+    Call(Vec<(String, Value)>),
     /// The words, held after so many of them until the test lets go.
     SayHeld(Vec<String>, usize),
     /// This status, with headers, instead of an answer.
@@ -63,6 +65,11 @@ impl Turn {
     /// One text, in frames of a word each.
     pub fn say(text: &str) -> Self {
         Self::Say(text.split_inclusive(' ').map(str::to_owned).collect())
+    }
+
+    /// One call of a tool.
+    pub fn call(tool: &str, arguments: Value) -> Self {
+        Self::Call(vec![(tool.to_owned(), arguments)])
     }
 }
 
@@ -87,6 +94,8 @@ impl Asked {
 struct Told {
     script: VecDeque<Turn>,
     asked: Vec<Asked>,
+    /// Questions in which a call of a tool has no output.
+    unpaired: Vec<Value>,
 }
 
 struct Shared {
@@ -139,7 +148,9 @@ impl Provider {
 
     /// All questions so far.
     pub fn asked(&self) -> Vec<Asked> {
-        self.told().asked.clone()
+        let told = self.told();
+        assert!(told.unpaired.is_empty(), "calls without outputs: {:#?}", told.unpaired);
+        told.asked.clone()
     }
 
     /// Waits until there were so many questions, and answers with them.
@@ -167,6 +178,8 @@ async fn answer(State(shared): State<Arc<Shared>>, uri: Uri, headers: HeaderMap,
     };
     let turn = {
         let mut told = shared.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let unpaired = (!is_paired(api, &body)).then(|| body.clone());
+        told.unpaired.extend(unpaired);
         told.asked.push(Asked { path, headers, body });
         told.script.pop_front().unwrap_or_else(|| Turn::say("Hello there."))
     };
@@ -175,6 +188,7 @@ async fn answer(State(shared): State<Arc<Shared>>, uri: Uri, headers: HeaderMap,
     match turn {
         Turn::Say(words) => frames(whole(&words, true)),
         Turn::SayUntilFull(words) => frames(whole(&words, false)),
+        Turn::Call(calls) => frames(calling(api, &calls)),
         Turn::SayHeld(words, after) => held(whole(&words, true), after, shared.released.subscribe()),
         Turn::Status(status, extra) => refusal(status, extra),
         Turn::Hang => std::future::pending().await,
@@ -292,6 +306,85 @@ fn end_of(api: Api, words: &[String], stop: bool) -> String {
                 "totalTokenCount": 10 + said },
         })),
     }
+}
+
+/// An answer that wants tools called: ten tokens asked and one for each call.
+fn calling(api: Api, calls: &[(String, Value)]) -> Vec<String> {
+    let mut all = words_of(api, &["Well. ".to_owned()]);
+    for (place, (name, arguments)) in calls.iter().enumerate() {
+        let (id, text) = (format!("toolu_{place}"), arguments.to_string());
+        let (begin, end) = text.split_at(text.char_indices().nth(text.chars().count() / 2).map_or(0, |(at, _)| at));
+        match api {
+            Api::Openai => {
+                let delta = |function: Value| {
+                    data(&json!({ "choices": [{ "index": 0, "delta": { "tool_calls": [{ "index": place, "id": id,
+                        "type": "function", "function": function }] } }] }))
+                };
+                all.push(delta(json!({ "name": name, "arguments": begin })));
+                all.push(delta(json!({ "arguments": end })));
+            }
+            Api::OpenaiResponses => {
+                let item = json!({ "type": "function_call", "id": format!("fc_{place}"), "call_id": id, "name": name,
+                    "arguments": text });
+                all.push(event(
+                    &json!({ "type": "response.output_item.added", "output_index": place + 1, "item": item }),
+                ));
+                all.push(event(
+                    &json!({ "type": "response.output_item.done", "output_index": place + 1, "item": item }),
+                ));
+            }
+            Api::Anthropic => {
+                let index = place + 1;
+                all.push(event(&json!({ "type": "content_block_stop", "index": place })));
+                all.push(event(&json!({ "type": "content_block_start", "index": index,
+                    "content_block": { "type": "tool_use", "id": id, "name": name, "input": {} } })));
+                for part in [begin, end] {
+                    all.push(event(&json!({ "type": "content_block_delta", "index": index,
+                        "delta": { "type": "input_json_delta", "partial_json": part } })));
+                }
+            }
+            Api::Gemini => {
+                let part = json!({ "functionCall": { "name": name, "args": arguments } });
+                all.push(data(&json!({ "candidates": [{ "content": { "role": "model", "parts": [part] } }] })));
+            }
+        }
+    }
+    let words: Vec<_> = calls.iter().map(|(name, _)| name.clone()).collect();
+    let end = end_of(api, &words, true).replace("\"end_turn\"", "\"tool_use\"");
+    all.push(if api == Api::Openai { end.replace("\"stop\"", "\"tool_calls\"") } else { end });
+    all
+}
+
+/// Whether every call of a tool in the question has its output.
+fn is_paired(api: Api, body: &Value) -> bool {
+    let texts = |pointer: &str, of: &[Value]| -> Vec<String> {
+        of.iter().filter_map(|item| item.pointer(pointer)?.as_str().map(str::to_owned)).collect()
+    };
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let (mut called, mut given) = match api {
+        Api::Openai => {
+            let messages = list(&body["messages"]);
+            let calls: Vec<_> = messages.iter().flat_map(|message| list(&message["tool_calls"])).collect();
+            (texts("/id", &calls), texts("/tool_call_id", &messages))
+        }
+        Api::OpenaiResponses => {
+            let of =
+                |kind: &str| list(&body["input"]).into_iter().filter(|item| item["type"] == kind).collect::<Vec<_>>();
+            (texts("/call_id", &of("function_call")), texts("/call_id", &of("function_call_output")))
+        }
+        Api::Anthropic => {
+            let parts: Vec<_> = list(&body["messages"]).iter().flat_map(|message| list(&message["content"])).collect();
+            let of = |kind: &str| parts.iter().filter(|part| part["type"] == kind).cloned().collect::<Vec<_>>();
+            (texts("/id", &of("tool_use")), texts("/tool_use_id", &of("tool_result")))
+        }
+        Api::Gemini => {
+            let parts: Vec<_> = list(&body["contents"]).iter().flat_map(|content| list(&content["parts"])).collect();
+            (texts("/functionCall/name", &parts), texts("/functionResponse/name", &parts))
+        }
+    };
+    called.sort();
+    given.sort();
+    called == given
 }
 
 fn error_of(api: Api) -> String {

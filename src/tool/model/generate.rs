@@ -1,34 +1,24 @@
-//! `llm.generate`: one question to a model, whose words are told as they come.
-
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use tokio::sync::mpsc;
 
-use super::{Call, Outcome, Progress, Tool, ToolError};
+use super::{ask, failure};
 use crate::{
-    journal::{Effect, Failure, MessageCompleted, MessageDelta, ToolProgress},
-    kernel::{Reference, wire_time},
-    llm::{Answer, AskError, Image, Message, Models, News, Prompt},
+    journal::Effect,
+    kernel::Reference,
+    llm::{Answer, Image, Message, Models, Prompt},
+    tool::{Call, Outcome, Tool, ToolError},
 };
 
-/// Words wait for company at most this long, or until there are so many bytes of them.
-const COALESCE: Duration = Duration::from_millis(50);
-const ENOUGH: usize = 1024;
-/// News that may wait to be told; then the model is read more slowly.
-const NEWS: usize = 64;
-/// The longest text that its event carries.
-const INLINE: usize = 128 * 1024;
-
-/// The tool.
-pub(super) struct Generate {
+/// `llm.generate`: one question to a model.
+pub(in crate::tool) struct Generate {
     models: Models,
 }
 
 impl Generate {
-    pub(super) fn new(models: Models) -> Self {
+    pub(in crate::tool) fn new(models: Models) -> Self {
         Self { models }
     }
 }
@@ -150,15 +140,7 @@ impl Generate {
         let arguments: Arguments = call.read()?;
         let (config, reasoning) = (arguments.config.clone(), arguments.reasoning);
         let (prompt, template) = self.prompt(call, arguments).await?;
-        let (teller, news) = mpsc::channel(NEWS);
-        let asking = async {
-            // Dropped with the question, so that whoever tells the news knows when it was the last.
-            let teller = teller;
-            self.models.ask(call.tenant_id, &config, &prompt, &teller).await
-        };
-        let (answered, ()) = tokio::join!(asking, tell(news, &call.progress, reasoning));
-        let answer = answered.map_err(failure)?;
-        call.progress.report(completed(&answer)).await;
+        let answer = ask(&self.models, call, &config, &prompt, reasoning).await?;
         Ok(Outcome::Done { cost: Some(answer.cost), output: output(answer, template, reasoning) })
     }
 
@@ -178,29 +160,6 @@ impl Generate {
     }
 }
 
-fn failure(error: AskError) -> ToolError {
-    let AskError { code, message, retryable, retry_after } = error;
-    let retry_after_seconds = retry_after.and_then(|after| {
-        std::num::NonZeroU32::new(u32::try_from(after.as_millis().div_ceil(1000)).unwrap_or(u32::MAX))
-    });
-    ToolError::Failed(Failure { retryable, retry_after_seconds, ..Failure::new(&code, message) })
-}
-
-fn completed(answer: &Answer) -> MessageCompleted {
-    MessageCompleted {
-        reply: answer.reply,
-        text: (answer.text.len() <= INLINE).then(|| answer.text.clone()),
-        text_bytes: answer.text.len() as u64,
-        config: answer.config.clone(),
-        provider: answer.provider.clone(),
-        model: answer.model.clone(),
-        input_tokens: answer.usage.input_tokens,
-        cached_tokens: answer.usage.cached_tokens,
-        output_tokens: answer.usage.output_tokens,
-        cost: answer.cost,
-    }
-}
-
 fn output(answer: Answer, template: Option<String>, reasoning: bool) -> Value {
     let Answer { text, json, reasoning: thoughts, stop, usage, config, provider, model, .. } = answer;
     let mut output = json!({
@@ -215,102 +174,4 @@ fn output(answer: Answer, template: Option<String>, reasoning: bool) -> Value {
         output.extend(more.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
     }
     output
-}
-
-/// Words that have not been told.
-#[derive(Default)]
-struct Spoken {
-    reply: u32,
-    reasoning: bool,
-    text: String,
-    /// Where they begin, in what is said and in what is thought.
-    offsets: [u64; 2],
-}
-
-impl Spoken {
-    /// Whether these words can go with those that wait.
-    fn goes_with(&self, reply: u32, reasoning: bool) -> bool {
-        self.text.is_empty() || (self.reply, self.reasoning) == (reply, reasoning)
-    }
-
-    fn add(&mut self, reply: u32, reasoning: bool, text: &str) {
-        if self.reply != reply {
-            self.offsets = [0; 2];
-        }
-        (self.reply, self.reasoning) = (reply, reasoning);
-        self.text.push_str(text);
-    }
-
-    async fn flush(&mut self, progress: &Progress) {
-        if self.text.is_empty() {
-            return;
-        }
-        let text = std::mem::take(&mut self.text);
-        let [said, thought] = &mut self.offsets;
-        let offset = if self.reasoning { thought } else { said };
-        let delta = MessageDelta { reply: self.reply, offset: *offset, reasoning: self.reasoning, text };
-        *offset += delta.text.len() as u64;
-        progress.report(delta).await;
-    }
-}
-
-/// Tells what happens while a model is asked: words in company, everything else at once.
-async fn tell(mut news: mpsc::Receiver<News>, progress: &Progress, reasoning: bool) {
-    let mut spoken = Spoken::default();
-    let mut due = None;
-    loop {
-        let next = match due {
-            Some(at) => match tokio::time::timeout_at(at, news.recv()).await {
-                Ok(next) => next,
-                Err(_) => {
-                    spoken.flush(progress).await;
-                    due = None;
-                    continue;
-                }
-            },
-            None => news.recv().await,
-        };
-        let (reply, thought, text) = match next {
-            Some(News::Words { reply, text }) => (reply, false, text),
-            Some(News::Thoughts { reply, text }) if reasoning => (reply, true, text),
-            Some(News::Thoughts { .. }) => continue,
-            other => {
-                spoken.flush(progress).await;
-                due = None;
-                match other {
-                    Some(other) => progress.report(trouble(other)).await,
-                    None => return,
-                }
-                continue;
-            }
-        };
-        if !spoken.goes_with(reply, thought) {
-            spoken.flush(progress).await;
-        }
-        spoken.add(reply, thought, &text);
-        if spoken.text.len() >= ENOUGH {
-            spoken.flush(progress).await;
-            due = None;
-        } else {
-            due = due.or_else(|| Some(tokio::time::Instant::now() + COALESCE));
-        }
-    }
-}
-
-/// What went wrong on the way, for whoever watches.
-fn trouble(news: News) -> ToolProgress {
-    let (message, data) = match news {
-        News::Retrying { because, at } => {
-            let at = wire_time::format(&at);
-            (format!("asking again: {because}"), json!({ "model": "retrying", "because": because, "at": at }))
-        }
-        News::AskedAgain { because } => {
-            (format!("asking for another answer: {because}"), json!({ "model": "asked_again", "because": because }))
-        }
-        News::FellBack { because, to } => {
-            (format!("asking {to} instead: {because}"), json!({ "model": "fell_back", "because": because, "to": to }))
-        }
-        News::Words { text, .. } | News::Thoughts { text, .. } => (text, Value::Null),
-    };
-    ToolProgress { message: Some(message), fraction: None, data: Some(data) }
 }

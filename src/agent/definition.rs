@@ -1,0 +1,131 @@
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use crate::{
+    journal::ApprovalRule,
+    kernel::{Error, Reference, Result, optional_object_list, template},
+    llm::DocumentKind,
+};
+
+/// Who a model is to be, and what it may use.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AgentDefinition {
+    /// What it is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(max_length = 2000)]
+    pub description: Option<String>,
+    /// What part it plays in a conversation; `main` when absent.
+    #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
+    pub kind: Option<AgentKind>,
+    /// What the model is told to be: a template over `goal` and `input`.
+    #[schema(
+        min_length = 1,
+        max_length = 65_536,
+        example = "You look after refunds. Look an order up before you refund it."
+    )]
+    pub instructions: String,
+    /// The model configuration (`default-smart` when absent).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "default-smart")]
+    pub config: Option<String>,
+    /// The tools it is given, by name or pattern (`http.*`); none when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(max_items = 128)]
+    pub tools: Option<Vec<String>>,
+    /// When its calls are held; the first rule that fits a call counts. A call that none fits is held where its
+    /// repetition would do something again.
+    #[serde(default, deserialize_with = "optional_object_list", skip_serializing_if = "Option::is_none")]
+    #[schema(max_items = 64)]
+    pub approval: Option<Vec<ApprovalRule>>,
+    /// As often may the model be asked (10 when absent).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 100)]
+    pub max_turns: Option<u32>,
+    /// So many calls of one answer are made at once (8 when absent).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 64)]
+    pub max_parallel: Option<u32>,
+    /// JSON Schema of its output; it is text when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub output: Option<Value>,
+}
+
+/// The part an agent plays in a conversation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum AgentKind {
+    /// It answers.
+    Main,
+    /// It answers where others cannot or must not.
+    Fallback,
+    /// It carries a conversation on.
+    Followup,
+    /// It judges what others say.
+    Moderation,
+}
+
+/// What instructions can name.
+pub(super) const NAMES: [&str; 2] = ["goal", "input"];
+
+const LONGEST: usize = 65_536;
+
+impl DocumentKind for AgentDefinition {
+    const KIND: &'static str = "agent";
+    const NOUN: &'static str = "agent";
+    const PUT: &'static str = "agent.put";
+    const DELETE: &'static str = "agent.delete";
+
+    fn check(&self, _: &str) -> Result<()> {
+        let instructions = &self.instructions;
+        let names = template::check(instructions).map_err(|error| {
+            Error::invalid("instructions", format!("byte {}: {error}", error.offset())).with("offset", error.offset())
+        })?;
+        let stranger = names.roots.iter().map(String::as_str).find(|name| !NAMES.contains(name));
+        let stranger = stranger.or_else(|| (names.any_step || !names.steps.is_empty()).then_some("steps"));
+        if let Some(name) = stranger {
+            let detail = format!("`instructions` name `{name}`; there are `goal` and `input`");
+            return Err(Error::invalid("instructions", detail));
+        }
+        let tools = self.tools.as_deref().unwrap_or_default();
+        let rules = self.approval.as_deref().unwrap_or_default();
+        let is_pattern = |text: &String| (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
+        let schema = self
+            .output
+            .as_ref()
+            .map(|schema| schema.is_object() && jsonschema::options().offline().build(schema).is_ok());
+        let checks = [
+            ("instructions", (1..=LONGEST).contains(&instructions.len()), "`instructions` have 1 to 65,536 bytes"),
+            (
+                "description",
+                self.description.as_ref().is_none_or(|text| text.chars().count() <= 2000),
+                "`description` has more than 2,000 characters",
+            ),
+            (
+                "config",
+                self.config.as_ref().is_none_or(|config| config.parse::<Reference>().is_ok()),
+                "`config` is a model configuration, `support` or `support@3`",
+            ),
+            ("tools", tools.len() <= 128 && tools.iter().all(is_pattern), "`tools` are 128 names or patterns at most"),
+            (
+                "approval",
+                rules.len() <= 64
+                    && rules.iter().all(|rule| !rule.tools.is_empty() && rule.tools.iter().all(is_pattern)),
+                "`approval` has 64 rules at most, each for `tools` by name or pattern",
+            ),
+            ("maxTurns", self.max_turns.is_none_or(|most| (1..=100).contains(&most)), "`maxTurns` is from 1 to 100"),
+            (
+                "maxParallel",
+                self.max_parallel.is_none_or(|most| (1..=64).contains(&most)),
+                "`maxParallel` is from 1 to 64",
+            ),
+            ("output", schema.unwrap_or(true), "`output` is a JSON Schema (2020-12)"),
+        ];
+        match checks.into_iter().find(|(_, holds, _)| !holds) {
+            None => Ok(()),
+            Some((field, _, rule)) => Err(Error::invalid(field, rule)),
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! Agents: what they are told to be and may use, and how the plan of a run grows by what a model answers. Everything
+//! here is pure but for the store behind the definitions; the engine above carries it out.
+
+mod conversation;
+mod definition;
+mod grow;
+mod names;
+mod pin;
+mod routes;
+
+pub use conversation::conversation;
+pub use definition::{AgentDefinition, AgentKind};
+pub use grow::{grow, grows, outcome};
+pub use pin::Agents;
+pub use routes::{AgentRoutes, routes};

@@ -1,0 +1,85 @@
+use std::sync::Arc;
+
+use serde_json::{Map, Value, json};
+
+use super::{
+    AgentDefinition,
+    grow::{turn, turn_id},
+};
+use crate::{
+    http::{Ctx, Permit},
+    journal::{AgentPin, Plan, fits},
+    kernel::{
+        Error, Problem, Reference, Result,
+        template::{self, Context},
+    },
+    llm::{Models, shelf},
+    tool::Registry,
+};
+
+/// The agents of this installation.
+#[derive(Clone)]
+pub struct Agents {
+    registry: Registry,
+    models: Models,
+}
+
+impl Agents {
+    /// With the tools and models there are.
+    #[must_use]
+    pub fn new(registry: Registry, models: Models) -> Self {
+        Self { registry, models }
+    }
+
+    /// The plan that a run of an agent begins with: everything in it as it is now, and the first turn.
+    ///
+    /// # Errors
+    /// Not found (404) for an unknown agent; no-planner (422) without a model of use; invalid (422), when its instructions
+    /// fail over the goal and input.
+    pub async fn plan<P: Permit>(&self, ctx: &Ctx<P>, agent: &str, goal: &str, input: &Value) -> Result<Plan> {
+        // What is no name is nobody's name.
+        let reference: Reference = agent.parse().map_err(|_| Error::not_found("agent"))?;
+        let document = shelf::get::<AgentDefinition, P>(ctx, vec![], reference.name, reference.version).await?;
+        let body = &document.body;
+        let wanted = body.config.as_deref().unwrap_or("default-smart").parse().map_err(|e: &str| Error::internal(e))?;
+        let config = self.models.pin(ctx.tenant_id, &wanted).await.map_err(|error| {
+            let detail = format!("{}: put the configuration, or have the operator set a key", error.message);
+            Error::new(Problem::NoPlanner, detail).with("field", "agent")
+        })?;
+        let pin = AgentPin {
+            agent: document.reference(),
+            config: format!("{}@{}", config.name, config.version.unwrap_or_default()),
+            instructions: instructions(&body.instructions, goal, input)?,
+            tools: self.given(body.tools.as_deref().unwrap_or_default()),
+            approval: body.approval.clone().unwrap_or_default(),
+            max_turns: body.max_turns.unwrap_or(10),
+            max_parallel: body.max_parallel.unwrap_or(8),
+            output: body.output.clone(),
+        };
+        let first = Arc::new(turn(turn_id(1), vec![]));
+        Ok(Plan { steps: vec![first], output: None, agent: Some(Arc::new(pin)) })
+    }
+
+    /// The tools that the names and patterns mean.
+    fn given(&self, patterns: &[String]) -> Vec<String> {
+        let given = self.registry.names().filter(|name| patterns.iter().any(|pattern| fits(pattern, name)));
+        given.map(str::to_owned).collect()
+    }
+}
+
+impl std::fmt::Debug for Agents {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Agents").finish_non_exhaustive()
+    }
+}
+
+fn instructions(text: &str, goal: &str, input: &Value) -> Result<String> {
+    let names: Map<String, Value> =
+        Map::from_iter([("goal".to_owned(), json!(goal)), ("input".to_owned(), input.clone())]);
+    let context = Context::Variables(Arc::new(Value::Object(names)));
+    match template::render(&Value::String(text.to_owned()), &context) {
+        Ok(Value::String(text)) => Ok(text),
+        Ok(other) => Ok(other.to_string()),
+        Err(error) => Err(Error::invalid("input", format!("the agent's instructions fail over it: {error}"))),
+    }
+}

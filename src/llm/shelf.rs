@@ -1,0 +1,114 @@
+//! What every operation on documents with names and versions does.
+
+use axum::{
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::{Deserialize, Serialize};
+use utoipa::IntoParams;
+use uuid::Uuid;
+
+use super::{Document, DocumentKind, document, store, usual};
+use crate::{
+    http::{
+        Ctx, Json, Permit,
+        permit::{SettingsRead, SettingsWrite},
+    },
+    kernel::{Error, Page, PageQuery, Reference, Result},
+};
+
+/// Which version.
+#[derive(Clone, Copy, Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct VersionQuery {
+    /// A version; the newest when absent. One that was put stays, also when its name is deleted.
+    #[param(minimum = 0, example = 3)]
+    pub version: Option<i32>,
+}
+
+/// Puts a document and answers as an operation at `path` does: with 201 where it is a new version.
+///
+/// # Errors
+/// Invalid (422), naming the field.
+pub async fn put<T: DocumentKind>(ctx: &Ctx<SettingsWrite>, path: &str, name: String, body: T) -> Result<Response>
+where
+    Document<T>: Serialize,
+{
+    let mut tx = ctx.begin().await?;
+    let (document, new) = document::put(&mut tx, ctx, name, body).await?;
+    tx.commit().await?;
+    if !new {
+        return Ok(Json(document).into_response());
+    }
+    let location = format!("{path}/{}?version={}", document.name, document.version);
+    Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(document)).into_response())
+}
+
+/// The version that is meant, of the tenant's or of what the server brings along.
+///
+/// # Errors
+/// Not found.
+pub async fn get<T: DocumentKind, P: Permit>(
+    ctx: &Ctx<P>,
+    brought: Vec<Document<T>>,
+    name: String,
+    version: Option<i32>,
+) -> Result<Document<T>> {
+    let reference = Reference { name, version };
+    let mut tx = ctx.begin().await?;
+    let found = store::get(&mut tx, std::slice::from_ref(&reference)).await?.pop().flatten();
+    found.or_else(|| usual::meant(brought, &reference)).ok_or_else(|| Error::not_found(T::NOUN))
+}
+
+/// The tenant's own, those first put latest first, and on the last page what the server brings along besides.
+///
+/// # Errors
+/// Those of the query and of the database.
+pub async fn list<T: DocumentKind>(
+    ctx: &Ctx<SettingsRead>,
+    brought: Vec<Document<T>>,
+    query: &PageQuery,
+) -> Result<Page<Document<T>>> {
+    let (limit, after) = query.resolve()?;
+    let mut tx = ctx.begin().await?;
+    let page = Page::cut(store::list(&mut tx, limit, after).await?, limit, |(first, _)| *first);
+    let mut items: Vec<_> = page.items.into_iter().map(|(_, document)| document).collect();
+    if page.next_cursor.is_none() {
+        let names: Vec<_> = brought.iter().map(|it| Reference { name: it.name.clone(), version: None }).collect();
+        let own = store::get::<T>(&mut tx, &names).await?;
+        items.extend(brought.into_iter().zip(own).filter(|(_, own)| own.is_none()).map(|(brought, _)| brought));
+    }
+    Ok(Page { items, next_cursor: page.next_cursor })
+}
+
+/// The versions that were put under a name, newest first.
+///
+/// # Errors
+/// Not found; those of the query.
+pub async fn versions<T: DocumentKind>(
+    ctx: &Ctx<SettingsRead>,
+    name: &str,
+    query: &PageQuery,
+) -> Result<Page<Document<T>>> {
+    let (limit, after) = query.resolve()?;
+    // Here the place in the list is the version itself.
+    let below = after.map(|place| i32::try_from(place.as_u128()).unwrap_or(i32::MAX));
+    let mut tx = ctx.begin().await?;
+    let rows = store::versions(&mut tx, name, limit, below).await?;
+    if rows.is_empty() && store::newest::<T>(&mut tx, name).await?.is_none() {
+        return Err(Error::not_found(T::NOUN));
+    }
+    Ok(Page::cut(rows, limit, |row| Uuid::from_u128(u128::from(row.version.unsigned_abs()))))
+}
+
+/// Puts a name out of use.
+///
+/// # Errors
+/// Not found.
+pub async fn delete<T: DocumentKind>(ctx: &Ctx<SettingsWrite>, name: &str) -> Result<StatusCode> {
+    let mut tx = ctx.begin().await?;
+    document::delete::<T, _>(&mut tx, ctx, name).await?;
+    tx.commit().await?;
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,147 @@
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::ask;
+use crate::{
+    journal::{AGENT_TURN, Effect},
+    kernel::{Error, Reference},
+    llm::{Answer, Models, Prompt, Stop, Usage},
+    tool::{Call, Outcome, Tool, ToolError},
+};
+
+/// What an agent's model is to be asked: too much for arguments, and all of it in the journal already.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Conversation {
+    /// The configuration.
+    pub config: Reference,
+    /// What was said so far.
+    pub prompt: Prompt,
+    /// The tools by the names that the model knows them by.
+    pub names: BTreeMap<String, String>,
+}
+
+impl Conversation {
+    /// What the journal keeps of a question: which configuration is asked, how long it is, and a digest of it.
+    #[must_use]
+    pub fn digest(&self) -> Value {
+        let Prompt { system, messages, tools, .. } = &self.prompt;
+        let tools: Vec<_> = tools.iter().map(|tool| json!([tool.name, tool.description, tool.arguments])).collect();
+        let whole = json!({ "system": system, "messages": messages, "tools": tools });
+        let hex: String = Sha256::digest(whole.to_string()).iter().map(|byte| format!("{byte:02x}")).collect();
+        let config = match self.config.version {
+            Some(version) => format!("{}@{version}", self.config.name),
+            None => self.config.name.clone(),
+        };
+        json!({ "config": config, "messages": messages.len(), "request": format!("sha256:{hex}") })
+    }
+}
+
+/// What a turn came to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TurnOutput {
+    /// What the model says.
+    pub text: String,
+    /// The same as JSON, where the agent's output is that and this is it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub json: Option<Value>,
+    /// What it wants called; nothing when it is done.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub calls: Vec<TurnCall>,
+    /// Why it stopped.
+    pub stop: Stop,
+    /// What it took.
+    pub usage: Usage,
+    /// The configuration that answered, as `name@version`.
+    pub config: String,
+    /// Its provider.
+    pub provider: String,
+    /// Its model.
+    pub model: String,
+}
+
+/// A call that an agent's model wants made.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TurnCall {
+    /// The tool.
+    pub tool: String,
+    /// What to call it with.
+    pub arguments: Value,
+    /// What the provider wants to see again with the call.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signatures: Option<Vec<String>>,
+}
+
+/// `agent.turn`: asks an agent's model what to do next.
+pub(in crate::tool) struct AgentTurn {
+    models: Models,
+}
+
+impl AgentTurn {
+    pub(in crate::tool) fn new(models: Models) -> Self {
+        Self { models }
+    }
+}
+
+#[async_trait]
+impl Tool for AgentTurn {
+    fn name(&self) -> &str {
+        AGENT_TURN
+    }
+
+    fn internal(&self) -> bool {
+        true
+    }
+
+    fn description(&self) -> &str {
+        "Asks an agent's model what to do next."
+    }
+
+    fn arguments(&self) -> Value {
+        json!({ "type": "object" })
+    }
+
+    fn output(&self) -> Value {
+        json!({ "type": "object" })
+    }
+
+    fn effect(&self, _: &Value) -> Effect {
+        Effect::Repeatable
+    }
+
+    fn timeout(&self) -> Duration {
+        // Repetitions and fallbacks have time-outs of their own.
+        Duration::from_secs(1800)
+    }
+
+    async fn call(&self, call: Call) -> Result<Outcome, ToolError> {
+        let Some(conversation) = call.conversation.clone() else {
+            return Err(ToolError::failed("no_conversation", "only a run of an agent has turns"));
+        };
+        tokio::select! {
+            biased;
+            () = call.cancel.cancelled() => Err(ToolError::cancelled()),
+            answered = ask(&self.models, &call, &conversation.config, &conversation.prompt, false) => {
+                let answer = answered?;
+                Ok(Outcome::Done { cost: Some(answer.cost), output: output(answer, &conversation)? })
+            }
+        }
+    }
+}
+
+fn output(answer: Answer, conversation: &Arc<Conversation>) -> Result<Value, ToolError> {
+    let Answer { text, json, calls, stop, usage, config, provider, model, .. } = answer;
+    let calls = calls.into_iter().map(|call| TurnCall {
+        // A name that is none of ours is passed on, and the gate forbids it.
+        tool: conversation.names.get(&call.name).cloned().unwrap_or(call.name),
+        arguments: call.arguments,
+        signatures: call.signatures,
+    });
+    let output = TurnOutput { text, json, calls: calls.collect(), stop, usage, config, provider, model };
+    serde_json::to_value(output).map_err(|error| ToolError::failed("internal", Error::internal(error).detail()))
+}

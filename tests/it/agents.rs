@@ -1,0 +1,293 @@
+//! Agents: plans that grow as a model speaks, under the same gate as all others.
+
+use std::collections::HashSet;
+
+use fermata::{app::Role, kernel::Span};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::world::{APIS, Provider, Run, Turn, Upstream, World};
+
+async fn world_with(provider: &Provider) -> World {
+    World::with(|settings| {
+        settings.llm.providers = provider.settings().collect();
+        settings.llm.retry_initial_delay = 0.0;
+    })
+    .await
+}
+
+/// Puts an agent and, under the same name, the configuration it asks.
+async fn agent(world: &World, name: &str, api: &str, body: Value) {
+    let mut whole = json!({ "instructions": "You look after orders.", "config": name });
+    whole.as_object_mut().unwrap().extend(body.as_object().unwrap().clone());
+    for (path, body) in [
+        (
+            format!("/llm/configs/{name}"),
+            json!({ "provider": api, "model": "m", "price": { "input": 100.0, "output": 100.0 } }),
+        ),
+        (format!("/agents/{name}"), whole),
+    ] {
+        let answer = world.admin().request(Method::PUT, &path).json(&body).send().await;
+        assert!([200, 201].contains(&answer.status), "{}", answer.text());
+    }
+}
+
+/// Begins a run, as the owner.
+async fn begin(world: &World, agent: &str, goal: &str) -> Run {
+    world.owner().execute(json!({ "agent": agent, "goal": goal })).await
+}
+
+/// The ids and statuses of all steps.
+async fn steps(run: &Run) -> Vec<(String, String)> {
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    run.steps().await.iter().map(|step| (text(&step["stepId"]), text(&step["status"]))).collect()
+}
+
+fn named(steps: &[(&str, &str)]) -> Vec<(String, String)> {
+    steps.iter().map(|(id, status)| ((*id).to_owned(), (*status).to_owned())).collect()
+}
+
+/// A POST, whose repetition would do something again.
+fn post(upstream: &Upstream, path: &str) -> (String, Value) {
+    ("http_request".to_owned(), json!({ "method": "POST", "url": upstream.url(path), "json": { "order": 1042 } }))
+}
+
+#[tokio::test]
+async fn a_model_calls_tools_hears_what_they_gave_and_answers() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
+    for (place, (name, _)) in APIS.into_iter().enumerate() {
+        agent(&world, name, name, json!({ "tools": ["data.*"], "instructions": "Help with {{ goal }}." })).await;
+        let both = [json!({ "value": { "n": 41 } }), json!({ "value": "second" })];
+        let both = both.map(|arguments| ("data_transform".to_owned(), arguments));
+        provider.script([Turn::Call(both.to_vec()), Turn::say("It is forty-one.")]);
+        let run = begin(&world, name, "order 1042").await;
+        let done = run.completes().await;
+        assert_eq!(done["output"], "It is forty-one.", "{name}");
+        let all =
+            [("turn-1", "completed"), ("call-1-1", "completed"), ("call-1-2", "completed"), ("turn-2", "completed")];
+        assert_eq!(steps(&run).await, named(&all), "{name}");
+        assert_eq!(run.step("call-1-1").await["output"], json!({ "n": 41 }));
+        assert_eq!(done["plan"]["agent"]["agent"], format!("{name}@1"));
+        assert_eq!(done["plan"]["steps"].as_array().unwrap().len(), 4, "the run shows the plan as it grew");
+        let asked = provider.asked();
+        let [first, second] = &asked[place * 2..] else { panic!("two questions") };
+        assert!(first.body.to_string().contains("Help with order 1042."), "{}", first.body);
+        assert!(first.body.to_string().contains("data_transform"), "the model is told of its tools");
+        let heard = second.body.to_string();
+        assert!(heard.contains("{\\\"n\\\":41}") && heard.contains("second"), "{heard}");
+        assert!(done["cost"].as_f64().unwrap() > 0.0);
+        let names = run.event_names().await;
+        assert_eq!(names.iter().filter(|name| *name == "plan.extended").count(), 1);
+        assert_eq!(names.iter().filter(|name| *name == "message.completed").count(), 2);
+    }
+}
+
+#[tokio::test]
+async fn what_acts_is_held_call_by_call_and_a_denial_is_told_with_its_reason() {
+    let (provider, upstream) = (Provider::start().await, Upstream::start().await);
+    let world = world_with(&provider).await;
+    agent(&world, "support", "fake-openai", json!({ "tools": ["http.request"] })).await;
+    provider.script([Turn::Call(vec![post(&upstream, "/refund"), post(&upstream, "/gift")]), Turn::say("One of two.")]);
+    let run = begin(&world, "support", "Refund order 1042").await;
+    let mut follow = run.follow().await;
+    let mut held = Vec::new();
+    while held.len() < 2 {
+        held.push(follow.until("awaiting_approval").await.data);
+    }
+    assert_eq!(run.get().await["status"], "awaiting_approval");
+    assert!(upstream.requests().is_empty());
+    let id = |path: &str| {
+        let asked = held.iter().find(|event| event["payload"]["arguments"]["url"] == upstream.url(path)).unwrap();
+        asked["payload"]["approvalId"].as_str().unwrap().to_owned()
+    };
+    // Whoever began the run does not decide on it.
+    world.owner().decide(&id("/refund"), &json!({ "status": "approved" })).await.problem(403, "forbidden");
+    world.approver().approve(&id("/refund")).await;
+    world.approver().deny(&id("/gift"), "not twice in a year").await;
+    assert_eq!(run.completes().await["output"], "One of two.");
+    assert_eq!(upstream.requests().iter().map(|request| request.path.as_str()).collect::<Vec<_>>(), ["/refund"]);
+    let heard = provider.asked()[1].body.to_string();
+    assert!(heard.contains("A person denied the call: not twice in a year"), "{heard}");
+    assert_eq!(run.step("call-1-2").await["status"], "skipped");
+}
+
+#[tokio::test]
+async fn rules_say_what_is_held_and_what_is_not() {
+    let (provider, upstream) = (Provider::start().await, Upstream::start().await);
+    let world = world_with(&provider).await;
+    let free = json!([{ "tools": ["http.*"], "hold": false }]);
+    agent(&world, "free", "fake-openai", json!({ "tools": ["http.request"], "approval": free })).await;
+    provider.script([Turn::Call(vec![post(&upstream, "/note")])]);
+    begin(&world, "free", "Note it").await.completes().await;
+    assert_eq!(upstream.requests_to("/note").len(), 1);
+    let strict =
+        json!([{ "tools": ["data.*"], "terms": { "reason": "Look at it", "expires": "1h", "selfApproval": true } }]);
+    agent(&world, "strict", "fake-openai", json!({ "tools": ["data.*"], "approval": strict })).await;
+    provider.script([Turn::call("data_transform", json!({ "value": 1 }))]);
+    let run = begin(&world, "strict", "Compute").await;
+    let held = run.wait_for("awaiting_approval").await.data;
+    assert_eq!(held["payload"]["reason"], "Look at it");
+    world.owner().approve(held["payload"]["approvalId"].as_str().unwrap()).await;
+    run.completes().await;
+    // Nobody decides in time: the model hears that.
+    provider.script([Turn::call("data_transform", json!({ "value": 2 }))]);
+    let run = begin(&world, "strict", "Compute").await;
+    run.hold().await;
+    world.advance(std::time::Duration::from_secs(3601));
+    run.completes().await;
+    assert!(provider.asked().last().unwrap().body.to_string().contains("Nobody decided on the call in time"));
+}
+
+#[tokio::test]
+async fn a_tool_that_was_not_given_is_forbidden_and_errors_go_back_to_the_model() {
+    let (provider, upstream) = (Provider::start().await, Upstream::start().await);
+    let world = world_with(&provider).await;
+    agent(&world, "reader", "fake-openai", json!({ "tools": ["data.transform", "debug.fail"] })).await;
+    let (_, arguments) = post(&upstream, "/steal");
+    provider.script([
+        Turn::Call(vec![
+            ("http.request".to_owned(), arguments.clone()),
+            ("http_request".to_owned(), arguments),
+            ("agent.turn".to_owned(), json!({})),
+            ("debug_fail".to_owned(), json!({ "times": 1 })),
+        ]),
+        Turn::say("I could not."),
+    ]);
+    let run = begin(&world, "reader", "Steal").await;
+    assert_eq!(run.completes().await["output"], "I could not.");
+    let mut codes = Vec::new();
+    for call in 1..=4 {
+        codes.push(run.step(&format!("call-1-{call}")).await["error"]["code"].clone());
+    }
+    assert_eq!(codes, ["forbidden", "unknown_tool", "forbidden", "debug"]);
+    assert!(upstream.requests().is_empty());
+    let heard = provider.asked()[1].body.to_string();
+    assert!(heard.contains("was not given the tool") && heard.contains("attempt 1 of 1"), "{heard}");
+}
+
+#[tokio::test]
+async fn a_models_arguments_are_taken_as_they_stand() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
+    agent(&world, "plain", "fake-openai", json!({ "tools": ["data.transform"] })).await;
+    let sly = json!({ "value": "{{ input.secret }} {% for x in range(3) %}{{ steps }}{% endfor %}" });
+    provider.script([Turn::call("data_transform", sly.clone())]);
+    let body = json!({ "agent": "plain", "goal": "Tell", "input": { "secret": "hush" } });
+    let run = world.operator().execute(body).await;
+    run.completes().await;
+    assert_eq!(run.step("call-1-1").await["output"], sly["value"]);
+}
+
+#[tokio::test]
+async fn turns_are_bounded_and_an_output_fits_its_schema() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
+    agent(&world, "loops", "fake-openai", json!({ "tools": ["data.transform"], "maxTurns": 3 })).await;
+    provider.script(std::iter::repeat_n(Turn::call("data_transform", json!({ "value": 1 })), 3));
+    let failed = begin(&world, "loops", "Go round").await.wait_end().await;
+    assert_eq!((&failed["status"], &failed["error"]["code"]), (&json!("failed"), &json!("max_turns")));
+    assert_eq!(provider.asked().len(), 3);
+    let schema = json!({ "type": "object", "required": ["total"], "properties": { "total": { "type": "number" } } });
+    agent(&world, "exact", "fake-openai", json!({ "output": schema, "tools": ["data.transform"] })).await;
+    provider.script([Turn::say("Seven."), Turn::say("{\"total\": 7}")]);
+    let run = begin(&world, "exact", "Add").await;
+    assert_eq!(run.completes().await["output"], json!({ "total": 7 }));
+    assert!(provider.asked()[3].body.to_string().contains("fits this JSON Schema"));
+}
+
+#[tokio::test]
+async fn calls_of_one_answer_run_so_many_at_once() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
+    agent(&world, "pair", "fake-openai", json!({ "tools": ["debug.sleep"], "maxParallel": 2 })).await;
+    let calls = (0..5).map(|_| ("debug_sleep".to_owned(), json!({ "ms": 20 })));
+    provider.script([Turn::Call(calls.collect()), Turn::say("Rested.")]);
+    let run = begin(&world, "pair", "Rest").await;
+    run.completes().await;
+    let (mut open, mut most) = (HashSet::new(), 0);
+    for event in run.events().await {
+        let step = event["stepId"].as_str().unwrap_or_default().to_owned();
+        if !step.starts_with("call-") {
+            continue;
+        }
+        match event["step"].as_str().unwrap() {
+            "step.started" => drop(open.insert(step)),
+            "step.completed" => drop(open.remove(&step)),
+            _ => {}
+        }
+        most = most.max(open.len());
+    }
+    assert_eq!(most, 2);
+}
+
+#[tokio::test]
+async fn what_was_answered_is_not_asked_again_whoever_dies_and_versions_stay() {
+    let (provider, upstream) = (Provider::start().await, Upstream::start().await);
+    let world = World::without_worker(|settings| {
+        settings.llm.providers = provider.settings().collect();
+        settings.worker.lease = Span::seconds(3);
+    })
+    .await;
+    agent(&world, "support", "fake-anthropic", json!({ "tools": ["http.request", "data.transform"] })).await;
+    let first = world.mortal(Role::Worker).await;
+    provider.script([
+        Turn::call("data_transform", json!({ "value": 1 })),
+        Turn::Call(vec![post(&upstream, "/refund")]),
+        Turn::SayHeld(vec!["It is ".to_owned(), "done.".to_owned()], 1),
+        Turn::say("It is done."),
+    ]);
+    let run = begin(&world, "support", "Refund order 1042").await;
+    let approval = run.hold().await;
+    first.kill();
+    // Another version does not touch the run.
+    agent(&world, "support", "fake-anthropic", json!({ "instructions": "You are rude.", "tools": [] })).await;
+    let second = world.mortal(Role::Worker).await;
+    world.approver().approve(&approval).await;
+    let mut follow = run.follow().await;
+    while follow.until("message.delta").await.data["stepId"] != "turn-3" {}
+    assert_eq!(upstream.requests().len(), 1);
+    second.kill();
+    let third = world.server(Role::Worker).await;
+    assert_eq!(run.completes().await["output"], "It is done.");
+    assert_eq!(upstream.requests().len(), 1, "the refund is made once");
+    let asked = provider.asked();
+    assert_eq!(asked.len(), 4, "only the sentence that broke off is asked for again");
+    assert_eq!(asked[2].body, asked[3].body, "in the same words");
+    assert!(asked.iter().all(|asked| asked.body.to_string().contains("You look after orders.")));
+    third.stop().await;
+}
+
+#[tokio::test]
+async fn an_agent_has_versions_and_needs_a_goal_and_a_model() {
+    let world = World::with(|settings| settings.llm.providers.retain(|name, _| name == "openai")).await;
+    let admin = world.admin();
+    let put = async |body: &Value| admin.request(Method::PUT, "/agents/support").json(body).send().await;
+    let body = json!({ "instructions": "Help.", "tools": ["data.*"] });
+    let first = put(&body).await;
+    assert_eq!(first.expect(201)["version"], 1);
+    assert_eq!(first.header("location"), Some("/agents/support?version=1"));
+    assert_eq!(put(&body).await.expect(200)["version"], 1);
+    assert_eq!(world.viewer().get("/agents/support").await.expect(200)["body"], body);
+    for (wrong, field) in [
+        (json!({ "instructions": "{{ secrets }}" }), "instructions"),
+        (json!({ "instructions": "{{ goal" }), "instructions"),
+        (json!({ "instructions": "x", "maxTurns": 0 }), "maxTurns"),
+        (json!({ "instructions": "x", "output": { "type": 7 } }), "output"),
+        (json!({ "instructions": "x", "config": "No Name" }), "config"),
+    ] {
+        assert_eq!(put(&wrong).await.problem(422, "invalid-input")["field"], field, "{wrong}");
+    }
+    let begin = async |body: Value| world.operator().post("/agent/plan", &body).await;
+    let problem = begin(json!({ "agent": "support", "goal": "Help" })).await.problem(422, "no-planner");
+    assert!(problem["detail"].as_str().unwrap().contains("default-smart"), "{problem}");
+    assert_eq!(begin(json!({ "agent": "support" })).await.problem(422, "invalid-input")["field"], "goal");
+    begin(json!({ "agent": "nobody", "goal": "Help" })).await.problem(404, "not-found");
+    let both = json!({ "agent": "support", "goal": "Help", "workflow": "crm-sync" });
+    assert_eq!(begin(both).await.problem(422, "invalid-input")["field"], "agent");
+    // What only the engine may put into plans, nobody else can.
+    let turn = json!({ "plan": [{ "id": "turn-1", "uses": "agent.turn" }] });
+    begin(turn).await.problem(422, "invalid-definition");
+    admin.request(Method::DELETE, "/agents/support").send().await.expect(204);
+    begin(json!({ "agent": "support", "goal": "Help" })).await.problem(404, "not-found");
+}
