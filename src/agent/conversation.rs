@@ -61,9 +61,7 @@ pub fn conversation(state: &RunState, head: &RunHead, agent: &AgentPin, n: u32, 
         schema: agent.output.clone().map(Arc::new),
         max_tokens: None,
     };
-    let config =
-        agent.config.parse().unwrap_or_else(|_| crate::kernel::Reference { name: agent.config.clone(), version: None });
-    Conversation { config, prompt, names }
+    Conversation { config: agent.config.clone(), prompt, names }
 }
 
 fn asked(head: &RunHead) -> String {

@@ -163,7 +163,7 @@ mod tests {
             let state = RunState::new(Id::new(NOW), Id::new(NOW), Actor::System, OnDenied::Fail);
             let agent = AgentPin {
                 agent: "a@1".to_owned(),
-                config: "c@1".to_owned(),
+                config: "c@1".parse().unwrap(),
                 instructions: "Be.".to_owned(),
                 tools: vec!["act".to_owned()],
                 approval: vec![],

@@ -48,7 +48,7 @@ impl Agents {
         })?;
         let pin = AgentPin {
             agent: document.reference(),
-            config: format!("{}@{}", config.name, config.version.unwrap_or_default()),
+            config,
             instructions: instructions(&body.instructions, goal, input)?,
             tools: self.given(body.tools.as_deref().unwrap_or_default()),
             approval: body.approval.clone().unwrap_or_default(),

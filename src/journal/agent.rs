@@ -3,7 +3,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::{ApprovalTerms, Step};
-use crate::kernel::optional_object;
+use crate::kernel::{Reference, optional_object};
 
 /// The tool of the steps in which an agent's model is asked. Only the engine puts it into plans.
 pub const AGENT_TURN: &str = "agent.turn";
@@ -23,8 +23,8 @@ pub struct AgentPin {
     #[schema(example = "support@3")]
     pub agent: String,
     /// The model configuration, as `name@version`.
-    #[schema(example = "default-smart@0")]
-    pub config: String,
+    #[schema(value_type = String, example = "default-smart@0")]
+    pub config: Reference,
     /// What the model is told to be, in full.
     pub instructions: String,
     /// The tools it was given; any other is forbidden, whatever the model says.
@@ -127,7 +127,7 @@ mod tests {
         };
         let pin = AgentPin {
             agent: "a@1".to_owned(),
-            config: "c@1".to_owned(),
+            config: "c@1".parse().unwrap(),
             instructions: String::new(),
             tools: vec!["pay.send".to_owned()],
             approval: vec![rule(&["pay.ask"], Some(false)), rule(&["pay.*"], None), rule(&["*"], None)],

@@ -197,6 +197,20 @@ async fn turns_are_bounded_and_an_output_fits_its_schema() {
 }
 
 #[tokio::test]
+async fn an_agent_that_names_no_model_has_the_usual_one() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
+    let body = json!({ "instructions": "Help." });
+    world.admin().request(Method::PUT, "/agents/plain").json(&body).send().await.expect(201);
+    let done = begin(&world, "plain", "Say hello").await.completes().await;
+    assert_eq!(
+        (&done["output"], &done["plan"]["agent"]["config"]),
+        (&json!("Hello there."), &json!("default-smart@0"))
+    );
+    assert_eq!(provider.asked()[0].body["model"], "big");
+}
+
+#[tokio::test]
 async fn calls_of_one_answer_run_so_many_at_once() {
     let provider = Provider::start().await;
     let world = world_with(&provider).await;

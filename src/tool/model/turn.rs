@@ -32,11 +32,7 @@ impl Conversation {
         let tools: Vec<_> = tools.iter().map(|tool| json!([tool.name, tool.description, tool.arguments])).collect();
         let whole = json!({ "system": system, "messages": messages, "tools": tools });
         let hex: String = Sha256::digest(whole.to_string()).iter().map(|byte| format!("{byte:02x}")).collect();
-        let config = match self.config.version {
-            Some(version) => format!("{}@{version}", self.config.name),
-            None => self.config.name.clone(),
-        };
-        json!({ "config": config, "messages": messages.len(), "request": format!("sha256:{hex}") })
+        json!({ "config": self.config, "messages": messages.len(), "request": format!("sha256:{hex}") })
     }
 }
 
