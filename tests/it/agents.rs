@@ -197,6 +197,58 @@ async fn turns_are_bounded_and_an_output_fits_its_schema() {
 }
 
 #[tokio::test]
+async fn whatever_passes_at_a_provider_does_not_touch_the_loop() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
+    let words = || vec!["A half ".to_owned(), "sentence".to_owned()];
+    for (name, _) in APIS {
+        agent(&world, name, name, json!({ "tools": ["data.transform"] })).await;
+        for fault in [
+            Turn::Status(429, vec![("retry-after", "0")]),
+            Turn::Status(500, vec![]),
+            Turn::Cut(words()),
+            Turn::Garbled(words()),
+            Turn::WrongJson,
+            Turn::Empty,
+            Turn::ErrorInside(words()),
+        ] {
+            let before = provider.asked().len();
+            let call = Turn::call("data_transform", json!({ "value": 7 }));
+            provider.script([fault.clone(), call, fault.clone(), Turn::say("Seven.")]);
+            let run = begin(&world, name, "Compute").await;
+            assert_eq!(run.completes().await["output"], "Seven.", "{name}, {fault:?}");
+            let all = [("turn-1", "completed"), ("call-1-1", "completed"), ("turn-2", "completed")];
+            assert_eq!(steps(&run).await, named(&all), "{name}, {fault:?}");
+            assert_eq!(provider.asked().len(), before + 4, "{name}, {fault:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_turn_that_nobody_answers_is_tried_again_and_then_the_run_fails_and_can_be_retried() {
+    let provider = Provider::start().await;
+    let world = World::with(|settings| {
+        settings.llm.providers = provider.settings().collect();
+        settings.llm.max_retries = 0;
+        settings.circuit_breaker.failure_threshold = 100;
+    })
+    .await;
+    agent(&world, "unlucky", "fake-openai", json!({ "tools": ["data.transform"] })).await;
+    provider.script([Turn::call("data_transform", json!({ "value": 7 }))]);
+    provider.script(std::iter::repeat_n(Turn::Status(503, vec![]), 3));
+    let run = begin(&world, "unlucky", "Compute").await;
+    for _ in 0..2 {
+        run.wait_for("step.retrying").await;
+        world.advance(std::time::Duration::from_secs(300));
+    }
+    let failed = run.wait_end().await;
+    assert_eq!((&failed["error"]["code"], &failed["error"]["stepId"]), (&json!("model_unavailable"), &json!("turn-2")));
+    run.retry().await.expect(202);
+    assert_eq!(run.completes().await["output"], "Hello there.");
+    assert_eq!(provider.asked().len(), 5, "what was answered is not asked again");
+}
+
+#[tokio::test]
 async fn an_agent_that_names_no_model_has_the_usual_one() {
     let provider = Provider::start().await;
     let world = world_with(&provider).await;
