@@ -17,6 +17,7 @@ mod m20261121_000010_riders;
 mod m20261126_000011_steps_from_events;
 mod m20261126_000012_events_alone;
 mod m20261127_000013_llm;
+mod m20261127_000014_budget;
 
 /// Every migration, oldest first.
 #[derive(Debug)]
@@ -39,6 +40,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261126_000011_steps_from_events::Migration),
             Box::new(m20261126_000012_events_alone::Migration),
             Box::new(m20261127_000013_llm::Migration),
+            Box::new(m20261127_000014_budget::Migration),
         ]
     }
 }

@@ -134,7 +134,7 @@ mod tests {
     use super::*;
     use crate::{
         agent::conversation,
-        journal::{Command, Event, Hold, Intent, Question, RunHead, decide},
+        journal::{Ask, Command, Event, Hold, Intent, RunHead, decide},
         kernel::{Actor, ApprovalId, Id, Timestamp},
         llm::Message,
         run::scheduler::{self, Move},
@@ -170,6 +170,7 @@ mod tests {
                 max_turns,
                 max_parallel,
                 output: None,
+                rate: None,
             };
             let plan =
                 Plan { steps: vec![Arc::new(turn(turn_id(1), vec![]))], output: None, agent: Some(Arc::new(agent)) };
@@ -194,7 +195,7 @@ mod tests {
             let intent = Intent { tool, tool_version, effect, arguments, digest };
             if step.approval.is_some() {
                 let (step, approval_id) = (key.clone(), ApprovalId::new(NOW));
-                self.decide(Command::Hold { step, intent: intent.clone(), approval_id, question: Question::Consent });
+                self.decide(Command::Hold { step, intent: intent.clone(), approval_id, ask: Ask::Consent });
                 let (by, reason) = (Actor::User("user_1".parse().unwrap()), Some("no".to_owned()));
                 let approve = !matches!(fate, Fate::Denied);
                 self.decide(Command::Decide { approval_id, approve, by, reason, instead: None });

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     http::{Ctx, Permit},
-    journal::{AgentPin, Plan, fits},
+    journal::{AgentPin, Plan, TurnRate, fits},
     kernel::{
         Error, Problem, Reference, Result,
         template::{self, Context},
@@ -16,6 +16,9 @@ use crate::{
     llm::{Models, shelf},
     tool::Registry,
 };
+
+/// Tokens of the longest answer, where the configuration sets no bound: models rarely say more at once.
+const ANSWER: u32 = 4096;
 
 /// The agents of this installation.
 #[derive(Clone)]
@@ -48,13 +51,17 @@ impl Agents {
         })?;
         let pin = AgentPin {
             agent: document.reference(),
-            config,
+            config: Reference { name: config.name, version: Some(config.version) },
             instructions: instructions(&body.instructions, goal, input)?,
             tools: self.given(body.tools.as_deref().unwrap_or_default()),
             approval: body.approval.clone().unwrap_or_default(),
             max_turns: body.max_turns.unwrap_or(10),
             max_parallel: body.max_parallel.unwrap_or(8),
             output: body.output.clone(),
+            rate: config.body.price.map(|price| TurnRate {
+                input: price.input,
+                answer: f64::from(config.body.max_tokens.unwrap_or(ANSWER)) * price.output / 1_000_000.0,
+            }),
         };
         let first = Arc::new(turn(turn_id(1), vec![]));
         Ok(Plan { steps: vec![first], output: None, agent: Some(Arc::new(pin)) })

@@ -15,7 +15,7 @@ use crate::{
     audit,
     db::{Rider, TenantTx},
     http::{Ctx, Permit},
-    journal::{self, Append, Claim, Command, Hold, Journal, Lock, Refusal, Ruling, RunState, StepKey},
+    journal::{self, Append, Claim, Command, Hold, Journal, Lock, Question, Refusal, Ruling, RunState, StepKey},
     kernel::{Actor, ApprovalId, Error, Problem, Result, RunId, Timestamp},
 };
 
@@ -161,8 +161,12 @@ impl Approvals {
         if answer.status == DecisionStatus::Denied {
             return Err(Error::invalid("arguments", "a denial takes no arguments"));
         }
-        if hold.asked.question == journal::Question::Repeat {
-            return Err(Error::invalid("arguments", "a call that may have been made is repeated as it was"));
+        match hold.asked.question {
+            Question::Consent => {}
+            Question::Repeat => {
+                return Err(Error::invalid("arguments", "a call that may have been made is repeated as it was"));
+            }
+            Question::Budget => return Err(Error::invalid("arguments", "a budget is raised for the call as it is")),
         }
         self.arguments.check(&hold.asked.action, arguments)?;
         let tool = (hold.asked.action.as_str(), hold.asked.tool_version.as_str());

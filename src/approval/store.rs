@@ -46,6 +46,7 @@ impl Asked {
             question: match asked.question {
                 Question::Consent => "consent",
                 Question::Repeat => "repeat",
+                Question::Budget => "budget",
             },
             action: asked.action.clone(),
             tool_version: asked.tool_version.clone(),

@@ -43,6 +43,19 @@ pub struct AgentPin {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub output: Option<Value>,
+    /// What a turn is expected to cost; nothing when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<TurnRate>,
+}
+
+/// What a turn of an agent is expected to cost at most, before it is known.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TurnRate {
+    /// A million tokens asked.
+    pub input: f64,
+    /// The longest answer.
+    pub answer: f64,
 }
 
 /// What becomes of an agent's calls of some tools.
@@ -64,6 +77,12 @@ impl AgentPin {
     #[must_use]
     pub fn may_call(&self, tool: &str) -> bool {
         self.tools.iter().any(|given| given == tool)
+    }
+
+    /// What a turn of so many tokens is expected to cost.
+    #[must_use]
+    pub fn turn_cost(&self, tokens: u32) -> f64 {
+        self.rate.map_or(0.0, |rate| f64::from(tokens) * rate.input / 1_000_000.0 + rate.answer)
     }
 
     /// What consent to a call needs, where it needs some; `acts` says whether its repetition would do something again.
@@ -134,6 +153,7 @@ mod tests {
             max_turns: 1,
             max_parallel: 1,
             output: None,
+            rate: None,
         };
         let reason = |pin: &AgentPin, tool: &str, acts| pin.terms(tool, acts).map(|terms| terms.reason);
         assert_eq!(reason(&pin, "pay.ask", true), None);

@@ -62,7 +62,7 @@ pub enum Command {
         /// The id of the question.
         approval_id: ApprovalId,
         /// What is asked.
-        question: Question,
+        ask: Ask,
     },
     /// A call came back: the step waits.
     Wait {
@@ -146,6 +146,29 @@ pub enum Command {
         /// The rendered output.
         output: Result<Option<Arc<Value>>, Failure>,
     },
+}
+
+/// What is to be asked of a person.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Ask {
+    /// Consent to the call.
+    Consent,
+    /// Whether a call that may have been made is made again.
+    Repeat,
+    /// Whether the run's budget is raised by so much, which the call needs.
+    Raise(f64),
+}
+
+impl Ask {
+    /// What the approver reads it as.
+    #[must_use]
+    pub const fn question(self) -> Question {
+        match self {
+            Self::Consent => Question::Consent,
+            Self::Repeat => Question::Repeat,
+            Self::Raise(_) => Question::Budget,
+        }
+    }
 }
 
 /// Why a command changes nothing.

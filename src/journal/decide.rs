@@ -33,7 +33,7 @@ pub fn decide(state: &RunState, command: Command, now: Timestamp) -> Result<Vec<
         Command::Expand { step, items } => expand(state, &step, items),
         Command::Gather { step } => gather(state, &step, now),
         Command::Start { step, intent } => start(state, &step, intent, now),
-        Command::Hold { step, intent, approval_id, question } => hold(state, &step, intent, approval_id, question, now),
+        Command::Hold { step, intent, approval_id, ask } => hold(state, &step, intent, approval_id, ask, now),
         Command::Wait { step, attempt, wait } => match under_way(state, &step, attempt)? {
             Stage::Running { .. } => {
                 let wait = match wait {

@@ -19,9 +19,9 @@ mod store;
 mod tests;
 mod write;
 
-pub use agent::{AGENT_TURN, AgentPin, ApprovalRule, fits, turn_of};
+pub use agent::{AGENT_TURN, AgentPin, ApprovalRule, TurnRate, fits, turn_of};
 pub use append::{Append, Claim, Shown};
-pub use command::{Command, Refusal};
+pub use command::{Ask, Command, Refusal};
 pub use decide::decide;
 pub use event::*;
 pub use follow::{Commit, Follower, Frame};

@@ -342,6 +342,8 @@ pub enum Question {
     Consent,
     /// It may have acted already: act again (`approved`), or take it as done (`denied`)?
     Repeat,
+    /// It would take the run past its budget: raise that?
+    Budget,
 }
 
 /// Payload of `awaiting_approval`.
@@ -367,6 +369,9 @@ pub struct AwaitingApproval {
     /// What it is expected to cost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost_estimate: Option<f64>,
+    /// By how much the run's budget is raised, where that is asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub raise: Option<f64>,
     /// What it would touch.
     pub scope: Vec<String>,
     /// Rights it would use.

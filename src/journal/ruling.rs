@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::{
-    ApprovalExpired, Approved, AwaitingApproval, Denied, Effect, Event, Failure, Hold, Intent, OnDenied, Question,
+    ApprovalExpired, Approved, Ask, AwaitingApproval, Denied, Effect, Event, Failure, Hold, Intent, OnDenied, Question,
     Refusal, Ruling, RunState, SkipReason, Stage, StepFailed, StepKey, StepSkipped,
     command::{advancing, beginnable, kept},
 };
@@ -16,24 +16,33 @@ pub(super) fn hold(
     key: &StepKey,
     intent: Intent,
     approval_id: ApprovalId,
-    question: Question,
+    ask: Ask,
     now: Timestamp,
 ) -> Result<Vec<Event>, Refusal> {
     advancing(state)?;
     beginnable(state, key)?;
-    match (question, state.stage(key)) {
-        (Question::Consent, None) => {}
-        (Question::Consent, Some(Stage::Retrying { at })) if *at <= now => {}
+    let terms = state.terms(key);
+    match (ask, state.stage(key)) {
+        (Ask::Consent, None) => {}
+        (Ask::Consent, Some(Stage::Retrying { at })) if *at <= now => {}
         // Consent that no longer matches the call is worth nothing: ask again.
-        (Question::Consent, Some(Stage::Cleared { digest, .. })) if *digest != intent.digest => {}
+        (Ask::Consent, Some(Stage::Cleared { digest, .. })) if *digest != intent.digest => {}
         // Nor does consent to a call cover its repetition by another version of the tool.
-        (Question::Consent, Some(Stage::Running { tool_version, effect, arguments, .. }))
+        (Ask::Consent, Some(Stage::Running { tool_version, effect, arguments, .. }))
             if *effect != Effect::Once && (*tool_version != intent.tool_version || *arguments != intent.arguments) => {}
-        (Question::Repeat, Some(Stage::Running { effect: Effect::Once, .. })) => {}
+        (Ask::Repeat, Some(Stage::Running { effect: Effect::Once, .. })) => {}
+        // Money is no consent: where the step asks for that, it has it already.
+        (Ask::Raise(_), None) if terms.is_none() => {}
+        (Ask::Raise(_), Some(Stage::Retrying { at })) if terms.is_none() && *at <= now => {}
+        (Ask::Raise(_), Some(Stage::Cleared { digest, .. })) if *digest == intent.digest => {}
         _ => return Err(Refusal::Stale),
     }
-    let terms = state.terms(key);
-    let consent = terms.filter(|_| question == Question::Consent);
+    let question = ask.question();
+    let consent = terms.filter(|_| ask == Ask::Consent);
+    let raise = match ask {
+        Ask::Raise(by) => Some(by),
+        Ask::Consent | Ask::Repeat => None,
+    };
     let lifetime = consent.and_then(|terms| terms.expires).and_then(|span| chrono::TimeDelta::from_std(span.0).ok());
     let asked = AwaitingApproval {
         approval_id,
@@ -42,17 +51,19 @@ pub(super) fn hold(
         tool_version: intent.tool_version,
         arguments: intent.arguments,
         digest: intent.digest,
-        reason: match question {
-            Question::Consent => consent.and_then(|terms| terms.reason.clone()),
-            Question::Repeat => {
+        reason: match ask {
+            Ask::Consent => consent.and_then(|terms| terms.reason.clone()),
+            Ask::Repeat => {
                 Some("It may have been done already: approve to do it again, deny to take it as done".into())
             }
+            Ask::Raise(by) => Some(format!("It would take the run past its budget: approve to raise that by {by}")),
         },
+        raise,
         cost_estimate: terms.and_then(|terms| terms.cost),
         scope: terms.map(|terms| terms.scope.clone()).unwrap_or_default(),
         requires: terms.map(|terms| terms.requires.clone()).unwrap_or_default(),
-        // A step that never asked for consent belongs to whoever started the run.
-        self_approval: terms.is_none_or(|terms| terms.self_approval),
+        // A step that never asked for consent belongs to whoever started the run; but not the money.
+        self_approval: raise.is_none() && terms.is_none_or(|terms| terms.self_approval),
         expires_at: lifetime.and_then(|lifetime| now.checked_add_signed(lifetime)).map(kept),
     };
     Ok(vec![Event::step(key, state.next_attempt(key), asked)])
@@ -115,9 +126,12 @@ fn refused(state: &RunState, hold: &Hold, code: &str, message: &str) -> Event {
     let skip = |reason| Event::step(&hold.step, hold.attempt, StepSkipped { reason });
     match (hold.asked.question, on_denied) {
         (Question::Repeat, _) => skip(SkipReason::TakenAsDone),
-        (Question::Consent, OnDenied::Skip) => skip(SkipReason::Denied),
-        (Question::Consent, OnDenied::Fail) => {
-            let error = Failure::new(code, message);
+        (Question::Consent | Question::Budget, OnDenied::Skip) => skip(SkipReason::Denied),
+        (question, OnDenied::Fail) => {
+            let error = match question {
+                Question::Budget => Failure::new("budget_exceeded", "the run's budget was not raised"),
+                Question::Consent | Question::Repeat => Failure::new(code, message),
+            };
             Event::step(&hold.step, hold.attempt, StepFailed { error, continued: false })
         }
     }

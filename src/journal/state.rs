@@ -275,6 +275,8 @@ pub struct RunState {
     pub cancelling: Option<RunCancelling>,
     /// What it has cost so far.
     pub cost: f64,
+    /// By how much its budget has been raised.
+    pub raised: f64,
     pub(super) frontier: Frontier,
 }
 
@@ -294,6 +296,7 @@ impl RunState {
             holds: BTreeMap::new(),
             cancelling: None,
             cost: 0.0,
+            raised: 0.0,
             frontier: Frontier::default(),
         }
     }
@@ -334,6 +337,8 @@ impl RunState {
             Body::Cancelled(_) => self.end(Phase::Cancelled),
             Body::Approved(approved) => {
                 let (by, digest) = (approved.by.clone(), approved.digest.clone());
+                let raise = self.holds.get(&approved.approval_id).and_then(|hold| hold.asked.raise);
+                self.raised += raise.unwrap_or_default();
                 self.rule(approved.approval_id, Ruling::Approved { by, digest }, |hold| Stage::Cleared {
                     approval_id: approved.approval_id,
                     arguments: approved.arguments.as_ref().unwrap_or(&hold.asked.arguments).clone(),
@@ -349,7 +354,7 @@ impl RunState {
             }
             Body::ApprovalCancelled(gone) => {
                 self.rule(gone.approval_id, Ruling::Cancelled, |hold| match hold.asked.question {
-                    Question::Consent => Stage::Retrying { at: ts },
+                    Question::Consent | Question::Budget => Stage::Retrying { at: ts },
                     // Nobody answered, so it may still have acted.
                     Question::Repeat => Stage::unknown(&hold.asked.tool_version, &hold.asked.arguments, ts),
                 });

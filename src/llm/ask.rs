@@ -202,10 +202,9 @@ impl Models {
     ///
     /// # Errors
     /// When there is none of that name, or it is not in use.
-    pub async fn pin(&self, tenant: TenantId, config: &Reference) -> Result<Reference, AskError> {
+    pub async fn pin(&self, tenant: TenantId, config: &Reference) -> Result<Document<ModelConfig>, AskError> {
         let first = self.chain(tenant, config).await?.into_iter().next();
-        let first = first.ok_or_else(|| AskError::new("unknown_model_config", config.name.clone()))?;
-        Ok(Reference { name: first.name, version: Some(first.version) })
+        first.ok_or_else(|| AskError::new("unknown_model_config", config.name.clone()))
     }
 
     /// The configuration and, after it, those it falls back on which are there and in use.

@@ -10,8 +10,7 @@ use crate::{
     agent,
     approval::{self, Verdict},
     journal::{
-        self, ApprovalTerms, Body, Command, Effect, Failure, Intent, Question, Refusal, SkipReason, Stage, Step,
-        StepKey,
+        self, ApprovalTerms, Ask, Body, Command, Effect, Failure, Intent, Refusal, SkipReason, Stage, Step, StepKey,
     },
     kernel::{
         ApprovalId, Timestamp,
@@ -163,13 +162,15 @@ impl Turn {
     /// The one way to a call: the gate says allow, hold or forbid.
     fn through_gate(&mut self, step: &Step, key: &StepKey, intent: Intent, now: Timestamp) -> Result<(), Refusal> {
         match approval::verdict(&self.state, key, &intent) {
-            Verdict::Hold => self.hold(key, intent, Question::Consent, now),
+            Verdict::Hold => self.hold(key, intent, Ask::Consent, now),
             Verdict::Forbid(reason) => self.fail_unmade(key, Failure::new("forbidden", reason), now),
-            Verdict::Allow if self.over_budget(step, key) => {
-                let message = "the step would cost more than is left of the run's budget";
-                self.fail_unmade(key, Failure::new("budget_exceeded", message), now)
-            }
-            Verdict::Allow => self.start(step, key, intent, now),
+            Verdict::Allow => match self.lacking(step, key) {
+                // What was under way when a process died has been paid for.
+                Some(lack) if !matches!(self.state.stage(key), Some(Stage::Running { .. })) => {
+                    self.hold(key, intent, Ask::Raise(lack), now)
+                }
+                _ => self.start(step, key, intent, now),
+            },
         }
     }
 
@@ -194,9 +195,9 @@ impl Turn {
         Ok(())
     }
 
-    fn hold(&mut self, key: &StepKey, intent: Intent, question: Question, now: Timestamp) -> Result<(), Refusal> {
+    fn hold(&mut self, key: &StepKey, intent: Intent, ask: Ask, now: Timestamp) -> Result<(), Refusal> {
         let approval_id = ApprovalId::new(now);
-        self.decide(Command::Hold { step: key.clone(), intent, approval_id, question }, now)
+        self.decide(Command::Hold { step: key.clone(), intent, approval_id, ask }, now)
     }
 
     /// A call without an outcome: repeated where that is safe, else a question.
@@ -210,7 +211,7 @@ impl Turn {
             return self.decide(Command::Fail { step: key.clone(), attempt, error, jitter: 0.0 }, now);
         }
         match self.intent(&step, key, arguments) {
-            Ok(intent) if effect == Effect::Once => self.hold(key, intent, Question::Repeat, now),
+            Ok(intent) if effect == Effect::Once => self.hold(key, intent, Ask::Repeat, now),
             Ok(intent) => self.through_gate(&step, key, intent, now),
             Err(error) => {
                 let lost = || unknown(&format!("it may have acted, and cannot be repeated: {}", error.message));
@@ -220,15 +221,19 @@ impl Turn {
         }
     }
 
-    fn over_budget(&self, step: &Step, key: &StepKey) -> bool {
-        let Some(budget) = self.head.budget else { return false };
+    /// What the run's budget lacks for the step, if it does.
+    fn lacking(&self, step: &Step, key: &StepKey) -> Option<f64> {
+        let budget = self.head.budget? + self.state.raised;
         let expected = |terms: Option<&ApprovalTerms>| terms.and_then(|terms| terms.cost).unwrap_or_default();
         // Calls that are out have not said yet what they cost.
         let out = self.state.open_steps().filter(|(other, step)| {
             *other != key && matches!(step.stage, Stage::Running { .. } | Stage::Waiting { .. })
         });
         let reserved: f64 = out.map(|(other, _)| expected(self.state.terms(other))).sum();
-        self.state.cost + reserved + expected(step.approval.as_ref()) > budget
+        let agent = self.state.plan.as_ref().and_then(|plan| plan.agent.as_ref());
+        let turn = self.conversation(step).zip(agent).map(|(turn, agent)| agent.turn_cost(turn.prompt.tokens()));
+        let needed = self.state.cost + reserved + turn.unwrap_or_default() + expected(step.approval.as_ref());
+        (needed > budget).then_some(needed - budget)
     }
 
     /// The exact call, with the digest that consent is bound to.

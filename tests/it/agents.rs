@@ -249,6 +249,37 @@ async fn a_turn_that_nobody_answers_is_tried_again_and_then_the_run_fails_and_ca
 }
 
 #[tokio::test]
+async fn a_budget_parks_the_run_until_somebody_raises_it() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
+    // 100 a million tokens: a first turn of 4,096 tokens at the longest is expected to cost 0.41 and a little.
+    agent(&world, "thrifty", "fake-openai", json!({ "tools": ["data.transform"] })).await;
+    let begin = async |budget: f64| {
+        let body = json!({ "agent": "thrifty", "goal": "Compute", "budget": budget });
+        world.owner().execute(body).await
+    };
+    begin(0.5).await.completes().await;
+    assert_eq!(provider.asked().len(), 1);
+    let run = begin(0.4).await;
+    let held = run.wait_for("awaiting_approval").await.data["payload"].clone();
+    assert_eq!((&held["question"], &held["action"]), (&json!("budget"), &json!("agent.turn")));
+    let raise = held["raise"].as_f64().unwrap();
+    assert!((0.009..0.05).contains(&raise), "{held}");
+    assert_eq!(run.get().await["status"], "awaiting_approval");
+    assert_eq!(provider.asked().len(), 1, "nobody is asked before");
+    let id = held["approvalId"].as_str().unwrap();
+    world.owner().decide(id, &json!({ "status": "approved" })).await.problem(403, "forbidden");
+    let other = json!({ "status": "approved", "arguments": {} });
+    world.approver().decide(id, &other).await.problem(422, "invalid-input");
+    assert_eq!(world.approver().approve(id).await["question"], "budget");
+    run.completes().await;
+    let run = begin(0.4).await;
+    world.approver().deny(&run.hold().await, "too dear").await;
+    assert_eq!(run.wait_end().await["error"]["code"], "budget_exceeded");
+    assert_eq!(provider.asked().len(), 2);
+}
+
+#[tokio::test]
 async fn an_agent_that_names_no_model_has_the_usual_one() {
     let provider = Provider::start().await;
     let world = world_with(&provider).await;

@@ -384,3 +384,27 @@ async fn the_end_of_a_run_is_the_end_of_its_questions() {
     late.problem(409, "already-decided");
     assert_eq!(upstream.requests().len(), 0);
 }
+
+#[tokio::test]
+async fn a_call_past_the_budget_waits_for_more_and_money_is_no_consent() {
+    let world = World::new().await;
+    let step = |id: &str, cost: f64| json!({ "id": id, "uses": "debug.echo", "approval": { "cost": cost, "selfApproval": true } });
+    let body = json!({ "plan": [step("a", 60.0), step("b", 60.0)], "budget": 100 });
+    let run = world.owner().execute(body).await;
+    let mut follow = run.follow().await;
+    let mut asked = Vec::new();
+    while asked.len() < 2 {
+        asked.push(follow.until("awaiting_approval").await.data["payload"].clone());
+    }
+    assert!(asked.iter().all(|asked| asked["question"] == "consent"), "{asked:?}");
+    for asked in &asked {
+        world.owner().approve(asked["approvalId"].as_str().unwrap()).await;
+    }
+    let more = follow.until("awaiting_approval").await.data["payload"].clone();
+    assert_eq!((&more["question"], &more["raise"]), (&json!("budget"), &json!(20.0)));
+    // Consent to a call was the creator's to give here; money is not.
+    let id = more["approvalId"].as_str().unwrap();
+    world.owner().decide(id, &json!({ "status": "approved" })).await.problem(403, "forbidden");
+    world.approver().approve(id).await;
+    assert_eq!(run.completes().await["cost"], 120.0);
+}

@@ -202,10 +202,10 @@ fn stale(digest: &str) -> Problem {
 impl Approval {
     fn described(&self, now: Timestamp) -> Vec<String> {
         let mut lines = vec![format!("{}  {}  {}", style(self.approval_id).bold(), status(&self.status), self.run_id)];
-        let what = if self.question == "repeat" {
-            "it may have acted already: approve to act again, deny to take it as done"
-        } else {
-            "may it act?"
+        let what = match self.question.as_str() {
+            "repeat" => "it may have acted already: approve to act again, deny to take it as done",
+            "budget" => "may the budget be raised for it?",
+            _ => "may it act?",
         };
         lines.push(text::safe(&format!("{} of {}, asked by {}: {what}", self.action, self.step_id, self.asked_by)));
         lines.extend(self.reason.as_deref().map(text::safe));

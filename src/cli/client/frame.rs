@@ -163,6 +163,7 @@ fn question(hold: &AwaitingApproval, now: Timestamp, width: usize) -> Vec<String
     let (yes, no) = match hold.question {
         Question::Consent => ("consent", "refuse"),
         Question::Repeat => ("act again", "take it as done"),
+        Question::Budget => ("raise the budget", "refuse"),
     };
     let answer = |command, meaning| {
         format!("      {} {}", bold(&format!("fermata {command} {}", hold.approval_id)), dim(meaning))

@@ -81,7 +81,9 @@ impl Auditor {
                 let tool = (asked.action.as_str(), asked.tool_version.as_str());
                 let digest = approval::digest(before, key, attempt, tool, arguments).unwrap();
                 assert_eq!(approved.digest, digest, "consent to another call than the one that was shown");
-                self.consents.entry(at).or_default().insert(digest);
+                if asked.question != Question::Budget {
+                    self.consents.entry(at).or_default().insert(digest);
+                }
             }
             Body::Denied(denied) => drop(self.rule(before, denied.approval_id, Some(&denied.by))),
             Body::ApprovalExpired(expired) => drop(self.rule(before, expired.approval_id, None)),

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     approval,
     journal::{
-        self, Command, Effect, Failure, Intent, OnDenied, Plan, Question, Refusal, Ruling, RunState, SkipReason,
+        self, Ask, Command, Effect, Failure, Intent, OnDenied, Plan, Question, Refusal, Ruling, RunState, SkipReason,
         Status, StepKey, ToolProgress, Wait,
     },
     kernel::{Actor, ApprovalId, Id, RunId, Timestamp},
@@ -299,15 +299,16 @@ impl History {
         };
         let error = Failure::new("nonsense", "nonsense");
         let output = Arc::new(Value::Null);
-        let command = match command % 14 {
+        let command = match command % 15 {
             0 => Command::Open { goal: None, workflow: None, parent: None },
             1 => Command::Plan(Arc::new(Plan::default())),
             2 => Command::Execute { by: person(3) },
             3 => Command::Expand { step, items: 2 },
             4 => Command::Gather { step },
             5 => Command::Start { step, intent },
-            6 => Command::Hold { step, intent, approval_id: ApprovalId::new(now), question: Question::Consent },
-            7 => Command::Hold { step, intent, approval_id: ApprovalId::new(now), question: Question::Repeat },
+            6 => Command::Hold { step, intent, approval_id: ApprovalId::new(now), ask: Ask::Consent },
+            7 => Command::Hold { step, intent, approval_id: ApprovalId::new(now), ask: Ask::Repeat },
+            13 => Command::Hold { step, intent, approval_id: ApprovalId::new(now), ask: Ask::Raise(0.5) },
             8 => Command::Wait { step, attempt, wait: Wait::Until { until: now } },
             9 => Command::Complete { step, attempt, output, cost: None },
             10 => Command::Fail { step, attempt, error, jitter: f64::NAN },

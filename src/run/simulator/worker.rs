@@ -14,8 +14,7 @@ use super::{
 use crate::{
     approval::{self, Verdict},
     journal::{
-        self, Command, Effect, Event, Failure, Intent, Question, Refusal, RunState, SkipReason, Stage, Step, StepKey,
-        Wait,
+        self, Ask, Command, Effect, Event, Failure, Intent, Refusal, RunState, SkipReason, Stage, Step, StepKey, Wait,
     },
     kernel::{
         ApprovalId, RunId, Timestamp,
@@ -268,7 +267,7 @@ impl Worker {
 
     fn through_gate(&mut self, key: &StepKey, intent: Intent, now: Timestamp) -> Result<(), Refusal> {
         match approval::verdict(&self.state, key, &intent) {
-            Verdict::Hold => self.hold(key, intent, Question::Consent, now),
+            Verdict::Hold => self.hold(key, intent, Ask::Consent, now),
             Verdict::Forbid(reason) => {
                 let (attempt, error) = (self.state.next_attempt(key), Failure::new("forbidden", reason));
                 self.decide(Command::Fail { step: key.clone(), attempt, error, jitter: 0.0 }, now)
@@ -283,8 +282,8 @@ impl Worker {
         }
     }
 
-    fn hold(&mut self, key: &StepKey, intent: Intent, question: Question, now: Timestamp) -> Result<(), Refusal> {
-        self.decide(Command::Hold { step: key.clone(), intent, approval_id: ApprovalId::new(now), question }, now)
+    fn hold(&mut self, key: &StepKey, intent: Intent, ask: Ask, now: Timestamp) -> Result<(), Refusal> {
+        self.decide(Command::Hold { step: key.clone(), intent, approval_id: ApprovalId::new(now), ask }, now)
     }
 
     fn recover(&mut self, key: &StepKey, attempt: u32, now: Timestamp) -> Result<(), Refusal> {
@@ -295,7 +294,7 @@ impl Worker {
             return self.decide(Command::Fail { step: key.clone(), attempt, error, jitter: 0.0 }, now);
         }
         match effect {
-            Effect::Once => self.hold(key, intent, Question::Repeat, now),
+            Effect::Once => self.hold(key, intent, Ask::Repeat, now),
             _ => self.through_gate(key, intent, now),
         }
     }
