@@ -53,6 +53,7 @@ fn every_setting_is_described_as_in_the_code() {
         ("Llm", "llm"),
         ("CircuitBreaker", "circuit_breaker"),
         ("Vault", "vault"),
+        ("Job", "job"),
     ] {
         let body = source.split_once(&format!("pub struct {section}Settings {{\n")).expect(section).1;
         let mut text = String::new();

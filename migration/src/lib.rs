@@ -18,6 +18,7 @@ mod m20261126_000011_steps_from_events;
 mod m20261126_000012_events_alone;
 mod m20261127_000013_llm;
 mod m20261127_000014_budget;
+mod m20261127_000015_tasks;
 
 /// Every migration, oldest first.
 #[derive(Debug)]
@@ -41,6 +42,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261126_000012_events_alone::Migration),
             Box::new(m20261127_000013_llm::Migration),
             Box::new(m20261127_000014_budget::Migration),
+            Box::new(m20261127_000015_tasks::Migration),
         ]
     }
 }

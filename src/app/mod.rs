@@ -16,7 +16,7 @@ use crate::{
     agent::Agents,
     approval::{Approvals, Inbox},
     auth::{Vault, Verifier},
-    config::Settings,
+    config::{JobSettings, Settings},
     db::Database,
     http::{self, Front, Outbound},
     identity::Tenants,
@@ -148,6 +148,8 @@ struct Rooms {
     registry: Registry,
     llm: LlmRoutes,
     agents: Agents,
+    models: Models,
+    jobs: JobSettings,
     runs: Runs,
     children: Children,
     approvals: Approvals,
@@ -197,7 +199,9 @@ impl Rooms {
             database: db.clone(),
             clock: clock.clone(),
             stop: stop.clone(),
-            agents: Agents::new(registry.clone(), models),
+            agents: Agents::new(registry.clone(), models.clone()),
+            models,
+            jobs: settings.job,
             llm: LlmRoutes { front: front.clone(), settings: Arc::new(llm.clone()), keys },
             front,
             journal,
@@ -258,6 +262,8 @@ impl Rooms {
             registry: self.registry.clone(),
             bell: self.bell.clone(),
             agents: self.agents.clone(),
+            models: self.models.clone(),
+            jobs: self.jobs,
         }
     }
 }

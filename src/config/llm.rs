@@ -101,6 +101,24 @@ pub struct CircuitBreakerSettings {
     pub timeout_seconds: f64,
 }
 
+/// `[job]`: jobs, beyond the repetitions of single calls.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct JobSettings {
+    /// How often a job that failed is tried again where it does not say. Also `JOB_DEFAULT_MAX_RETRIES`. Default 3.
+    pub default_max_retries: u32,
+    /// Seconds before the first repetition, at most; they double with each. Also `JOB_RETRY_DELAY_MIN`. Default 5.0.
+    pub retry_delay_min: f64,
+    /// Seconds before any repetition, at most. Also `JOB_RETRY_DELAY_MAX`. Default 300.0.
+    pub retry_delay_max: f64,
+}
+
+impl Default for JobSettings {
+    fn default() -> Self {
+        Self { default_max_retries: 3, retry_delay_min: 5.0, retry_delay_max: 300.0 }
+    }
+}
+
 impl Default for LlmSettings {
     fn default() -> Self {
         let usual = Figment::from(Toml::string(PROVIDERS)).extract_inner("llm.providers");

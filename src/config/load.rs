@@ -23,7 +23,7 @@ pub struct SettingError {
 const NOT_SETTINGS: [&str; 3] = ["LOG", "URL", "TOKEN"];
 
 /// Names that count without the prefix, because everybody uses them, and what they set.
-const BARE: [(&str, &str); 13] = [
+const BARE: [(&str, &str); 16] = [
     ("DATABASE_URL", "database.url"),
     ("DATABASE_ADMIN_URL", "database.admin_url"),
     ("DATABASE_DIRECT_URL", "database.direct_url"),
@@ -37,6 +37,9 @@ const BARE: [(&str, &str); 13] = [
     ("CIRCUIT_BREAKER_FAILURE_THRESHOLD", "circuit_breaker.failure_threshold"),
     ("CIRCUIT_BREAKER_SUCCESS_THRESHOLD", "circuit_breaker.success_threshold"),
     ("CIRCUIT_BREAKER_TIMEOUT_SECONDS", "circuit_breaker.timeout_seconds"),
+    ("JOB_DEFAULT_MAX_RETRIES", "job.default_max_retries"),
+    ("JOB_RETRY_DELAY_MIN", "job.retry_delay_min"),
+    ("JOB_RETRY_DELAY_MAX", "job.retry_delay_max"),
 ];
 
 /// Secrets and addresses are taken as text, whatever they look like: a secret of digits is not a number.
@@ -136,7 +139,7 @@ fn readable((name, text): (OsString, OsString)) -> Option<(String, String)> {
 
 /// What a type cannot say.
 fn check(settings: &Settings) -> Result<(), SettingError> {
-    let Settings { http, database, auth, worker, streams, retention, llm, circuit_breaker, .. } = settings;
+    let Settings { http, database, auth, worker, streams, retention, llm, circuit_breaker, job, .. } = settings;
     let is_time = |seconds: f64| (0.0..=86_400.0).contains(&seconds);
     let kept = retention.runs.unwrap_or(MOST_KEPT);
     let url = http.public_url.as_deref().unwrap_or("http://");
@@ -162,6 +165,9 @@ fn check(settings: &Settings) -> Result<(), SettingError> {
         ("llm.retry_initial_delay", is_time(llm.retry_initial_delay), "it is from 0 to 86400"),
         ("llm.retry_max_delay", is_time(llm.retry_max_delay), "it is from 0 to 86400"),
         ("llm.concurrency", llm.concurrency > 0, "it is above 0"),
+        ("job.default_max_retries", job.default_max_retries <= 20, "it is 20 at most"),
+        ("job.retry_delay_min", is_time(job.retry_delay_min), "it is from 0 to 86400"),
+        ("job.retry_delay_max", is_time(job.retry_delay_max), "it is from 0 to 86400"),
         ("circuit_breaker.failure_threshold", circuit_breaker.failure_threshold > 0, "it is above 0"),
         ("circuit_breaker.success_threshold", circuit_breaker.success_threshold > 0, "it is above 0"),
         ("circuit_breaker.timeout_seconds", is_time(circuit_breaker.timeout_seconds), "it is from 0 to 86400"),

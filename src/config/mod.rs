@@ -6,7 +6,7 @@ mod llm;
 mod load;
 mod settings;
 
-pub use llm::{Api, CircuitBreakerSettings, LlmSettings, ProviderSettings};
+pub use llm::{Api, CircuitBreakerSettings, JobSettings, LlmSettings, ProviderSettings};
 pub use load::load;
 pub use settings::{
     AuthKey, AuthSettings, DatabaseSettings, HttpSettings, KeyMaterial, LimitSettings, RetentionSettings, Settings,

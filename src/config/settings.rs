@@ -3,7 +3,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use secrecy::SecretString;
 use serde::Deserialize;
 
-use super::llm::{CircuitBreakerSettings, LlmSettings};
+use super::llm::{CircuitBreakerSettings, JobSettings, LlmSettings};
 use crate::kernel::Span;
 
 /// Everything that can be set, by concern.
@@ -30,6 +30,8 @@ pub struct Settings {
     pub llm: LlmSettings,
     /// `[circuit_breaker]`: when a model that fails is left alone.
     pub circuit_breaker: CircuitBreakerSettings,
+    /// `[job]`: jobs, beyond the repetitions of single calls.
+    pub job: JobSettings,
     /// `[vault]`: what seals tenants' secrets.
     pub vault: VaultSettings,
 }

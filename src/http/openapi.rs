@@ -23,11 +23,12 @@ use crate::kernel::{Error, Problem, Result};
 /// Where an operation names the problems of its own; taken out again.
 const PROBLEMS: &str = "x-problems";
 
-const TAGS: [(&str, &str); 6] = [
+const TAGS: [(&str, &str); 7] = [
     ("agent", "Plan, execute, approve"),
     ("runs", "Runs, their steps and events"),
     ("approvals", "The inbox of holds"),
     ("workflows", "Definitions, their versions, and the tools they use"),
+    ("jobs", "Single questions to models, in the background"),
     ("models", "Model configurations, prompt templates and keys"),
     ("operations", "Health and measurements"),
 ];

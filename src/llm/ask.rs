@@ -191,9 +191,8 @@ impl Models {
             store::get::<PromptTemplate>(&mut tx, std::slice::from_ref(template)).await
         });
         let found = found.await?.pop().flatten().or_else(|| usual::meant(usual::templates(), template));
-        let found = found.ok_or_else(|| {
-            AskError::new("unknown_template", format!("there is no prompt template `{}`", template.name))
-        })?;
+        let found = found
+            .ok_or_else(|| AskError::new("unknown_template", format!("there is no prompt template `{template}`")))?;
         let text = found.body.render(variables)?;
         Ok((text, found.reference()))
     }
@@ -211,7 +210,7 @@ impl Models {
     async fn chain(&self, tenant: TenantId, wanted: &Reference) -> Result<Vec<Document<ModelConfig>>, AskError> {
         let found = self.configs(tenant, std::slice::from_ref(wanted)).await?.pop().flatten();
         let first = found.ok_or_else(|| {
-            AskError::new("unknown_model_config", format!("there is no model configuration `{}`", wanted.name))
+            AskError::new("unknown_model_config", format!("there is no model configuration `{wanted}`"))
         })?;
         if !first.body.is_active() {
             return Err(AskError::misconfigured(&first, "it is not in use".to_owned()));

@@ -6,6 +6,7 @@ mod call;
 mod child;
 pub mod definition;
 mod desk;
+mod job;
 mod perform;
 mod routes;
 pub mod scheduler;

@@ -12,7 +12,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     bell::Bell,
-    definition,
+    definition, job,
     service::{Opening, Request, Runs, Source},
     steps::StepView,
     store,
@@ -20,12 +20,14 @@ use super::{
 };
 use crate::{
     agent::Agents,
+    config::JobSettings,
     http::{
         Ctx, Front, Json, Once, Path, Prefer, Query, Reply,
         permit::{RunsRead, RunsWrite},
     },
     journal::{OnDenied, Plan, Status},
     kernel::{Error, Page, PageQuery, Problem, Reference, Result, RunId},
+    llm::Models,
     tool::Registry,
 };
 
@@ -42,6 +44,10 @@ pub struct RunRoutes {
     pub bell: Arc<Bell>,
     /// The agents that runs begin with.
     pub agents: Agents,
+    /// What jobs ask.
+    pub models: Models,
+    /// How jobs are tried again.
+    pub jobs: JobSettings,
 }
 
 impl FromRef<RunRoutes> for Front {
@@ -60,6 +66,7 @@ pub fn routes(state: RunRoutes) -> OpenApiRouter {
         .routes(routes!(steps))
         .routes(routes!(cancel))
         .routes(routes!(retry))
+        .merge(job::routes())
         .with_state(state)
 }
 
@@ -150,6 +157,10 @@ impl PlanBody {
 
     async fn into_request(self, state: &RunRoutes, ctx: &Ctx<RunsWrite>) -> Result<Request> {
         let input = self.input.unwrap_or_else(|| json!({}));
+        let metadata = self.metadata.unwrap_or_else(|| json!({}));
+        if metadata.as_object().is_some_and(|notes| notes.keys().any(|name| name.starts_with("fermata."))) {
+            return Err(Error::invalid("metadata", "`metadata` has no names that begin with `fermata.`"));
+        }
         let source = match (self.agent, self.workflow, self.plan) {
             (Some(agent), None, None) => {
                 let goal = self.goal.as_deref().unwrap_or_default();
@@ -176,7 +187,7 @@ impl PlanBody {
             input,
             budget: self.budget,
             on_denied: self.on_denied,
-            metadata: self.metadata.unwrap_or_else(|| json!({})),
+            metadata,
             execute: self.execute.unwrap_or(false),
         })
     }
@@ -334,10 +345,7 @@ async fn retry(
 
 impl RunRoutes {
     async fn open(&self, ctx: &Ctx<RunsWrite>, once: Once, prefer: Prefer, request: Request) -> Result<Response> {
-        let (tenant_id, now) = (ctx.tenant_id, ctx.now());
-        let run_id = RunId::new(now);
-        let request_id = Some(ctx.request_id.clone());
-        let opening = Opening { tenant_id, run_id, by: ctx.actor(), parent: None, request_id, now };
+        let (opening, run_id) = Opening::by(ctx);
         let work = async |tx: &mut _| Reply::json(StatusCode::ACCEPTED, &self.runs.open(tx, opening, request).await?);
         let reply = once.command(ctx, work).await?;
         self.after(ctx, prefer, run_id, reply).await

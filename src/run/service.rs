@@ -80,6 +80,17 @@ pub struct Opening {
     pub now: Timestamp,
 }
 
+impl Opening {
+    /// A run that a caller begins, under an id of its own.
+    #[must_use]
+    pub fn by<P: Permit>(ctx: &Ctx<P>) -> (Self, RunId) {
+        let (tenant_id, now) = (ctx.tenant_id, ctx.now());
+        let run_id = RunId::new(now);
+        let request_id = Some(ctx.request_id.clone());
+        (Self { tenant_id, run_id, by: ctx.actor(), parent: None, request_id, now }, run_id)
+    }
+}
+
 impl Runs {
     /// Writes through `journal`.
     #[must_use]

@@ -187,6 +187,28 @@ pub(super) async fn list(
     rows.iter().map(summary).collect()
 }
 
+/// A page of the runs that are tasks of a kind, newest first; one row more than `limit` where there are more.
+pub(super) async fn tasks(
+    tx: &mut TenantTx,
+    tenant: TenantId,
+    kind: &str,
+    (limit, after): (usize, Option<Uuid>),
+) -> Result<Vec<RunSummary>> {
+    let sql = format!(
+        "select {RUN} from runs {LAST}
+         where tenant_id = $1 and metadata ->> 'fermata.task' = $2 and ($3::uuid is null or run_id < $3)
+         order by run_id desc limit $4"
+    );
+    let rows = sqlx::query(AssertSqlSafe(sql))
+        .bind(tenant.uuid())
+        .bind(kind)
+        .bind(after)
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX).saturating_add(1))
+        .fetch_all(tx.conn())
+        .await?;
+    rows.iter().map(summary).collect()
+}
+
 fn summary(row: &PgRow) -> Result<RunSummary> {
     let run_id = RunId::from_uuid(row.try_get("run_id")?);
     let status: &str = row.try_get("status")?;

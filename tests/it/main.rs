@@ -13,6 +13,7 @@ mod fairness;
 mod fire;
 mod house;
 mod input;
+mod jobs;
 mod killed;
 mod models;
 mod once;

@@ -22,7 +22,8 @@ impl Things {
         world.operator().put_yaml("held", definition).await.expect(201);
         let run = world.operator().execute(json!({ "workflow": "held" })).await;
         let approval = run.hold().await;
-        let mut by_kind = HashMap::from([("runs", run.id), ("approvals", approval)]);
+        let mut by_kind = HashMap::from([("jobs", run.id.clone()), ("tasks", run.id.clone()), ("runs", run.id)]);
+        by_kind.insert("approvals", approval);
         by_kind.extend(["definitions", "configs", "templates", "keys", "agents"].map(|kind| (kind, "held".to_owned())));
         Self { by_kind }
     }

@@ -1,0 +1,141 @@
+//! Jobs and background tasks: runs of one question to a model, seen as those know them who come from a queue of jobs
+//! (snake case, as their documents have it). Their events stream like any run's.
+
+mod background;
+mod jobs;
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value, json};
+use utoipa_axum::router::OpenApiRouter;
+
+use super::{
+    routes::RunRoutes,
+    service::{Request, Source},
+    store,
+    view::RunSummary,
+};
+use crate::{
+    db::TenantTx,
+    http::{Ctx, permit::RunsWrite},
+    journal::{self, Loaded, Lock, OnError, Phase, Plan, Retry, Stage, Status, Step, StepKey},
+    kernel::{Error, Problem, Reference, Result, RunId, TenantId},
+};
+
+/// Where a run's metadata says which kind of task it is. Callers cannot set it.
+pub(super) const TASK: &str = "fermata.task";
+/// The one step of a task.
+const STEP: &str = "ask";
+
+/// Submitting, reading, listing and cancelling jobs; submitting and reading background tasks.
+pub(super) fn routes() -> OpenApiRouter<RunRoutes> {
+    jobs::routes().merge(background::routes())
+}
+
+/// What a model is to be asked.
+struct Task {
+    kind: &'static str,
+    /// The field that names the configuration, and the name.
+    config: (&'static str, String),
+    /// The arguments of `llm.generate`, but for the configuration.
+    with: Map<String, Value>,
+    retry: Option<Retry>,
+}
+
+impl Task {
+    /// The run that asks.
+    ///
+    /// # Errors
+    /// Invalid (422), naming the field of the configuration; no-planner (422) where it is of no use.
+    async fn request(self, state: &RunRoutes, ctx: &Ctx<RunsWrite>) -> Result<Request> {
+        let Self { kind, config: (field, config), mut with, retry } = self;
+        let wanted: Reference = config.parse().map_err(|reason: &str| Error::invalid(field, reason))?;
+        state
+            .models
+            .pin(ctx.tenant_id, &wanted)
+            .await
+            .map_err(|error| Error::new(Problem::NoPlanner, error.message).with("field", field))?;
+        with.insert("config".to_owned(), Value::String(config));
+        let step = Step {
+            id: STEP.to_owned(),
+            name: None,
+            needs: vec![],
+            uses: "llm.generate".to_owned(),
+            with,
+            condition: None,
+            for_each: None,
+            concurrency: None,
+            retry,
+            timeout: None,
+            approval: None,
+            on_denied: None,
+            on_error: OnError::Fail,
+            // A caller's words are no templates.
+            verbatim: true,
+        };
+        let output = Some(json!("{{ steps.ask.output.text }}"));
+        Ok(Request {
+            goal: None,
+            source: Source::Plan(Plan { steps: vec![Arc::new(step)], output, agent: None }),
+            input: json!({}),
+            budget: None,
+            on_denied: None,
+            metadata: Value::Object(Map::from_iter([(TASK.to_owned(), Value::from(kind))])),
+            execute: true,
+        })
+    }
+}
+
+/// A task as it stands.
+struct Standing {
+    summary: RunSummary,
+    run: Loaded,
+}
+
+impl Standing {
+    /// The tasks of these runs, in their order.
+    async fn of(tx: &mut TenantTx, tenant: TenantId, summaries: Vec<RunSummary>) -> Result<Vec<Self>> {
+        let ids: Vec<_> = summaries.iter().map(|summary| (tenant, summary.run_id)).collect();
+        let mut runs = journal::load(tx, &ids, Lock::Free).await?;
+        let standing = summaries.into_iter().filter_map(|summary| {
+            let at = runs.iter().position(|run| run.state.run_id == summary.run_id)?;
+            Some(Self { summary, run: runs.swap_remove(at) })
+        });
+        Ok(standing.collect())
+    }
+
+    /// One task, if the run is one of these kinds.
+    async fn find(tx: &mut TenantTx, tenant: TenantId, id: RunId, kinds: &[&str]) -> Result<Self> {
+        let not_found = || Error::not_found("task");
+        let run = store::get(tx, tenant, id).await?.ok_or_else(not_found)?;
+        if !run.metadata.get(TASK).and_then(Value::as_str).is_some_and(|kind| kinds.contains(&kind)) {
+            return Err(not_found());
+        }
+        Self::of(tx, tenant, vec![run.summary]).await?.pop().ok_or_else(not_found)
+    }
+
+    fn stage(&self) -> Option<&Stage> {
+        self.run.state.stage(&StepKey::whole(STEP))
+    }
+
+    fn status(&self) -> Status {
+        self.run.state.status()
+    }
+
+    /// What the model said, once it is done.
+    fn result(&self) -> Option<String> {
+        match self.stage() {
+            Some(Stage::Completed { output: Some(output) }) => output["text"].as_str().map(str::to_owned),
+            _ => None,
+        }
+    }
+
+    /// Why it came to nothing.
+    fn error(&self) -> Option<String> {
+        match &self.run.state.phase {
+            Phase::Failed(failure) => Some(format!("{}: {}", failure.code, failure.message)),
+            Phase::Cancelled => Some("cancelled".to_owned()),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Jobs and background tasks: single questions to models, seen as those know them who come from a queue of jobs.
+
+use std::time::Duration;
+
+use fermata::auth::Role;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::world::{Client, Provider, Turn, World};
+
+/// A world with a provider, where a call that failed is not made again but by its job.
+async fn world_with(provider: &Provider) -> World {
+    World::with(|settings| {
+        settings.llm.providers = provider.settings().collect();
+        settings.llm.max_retries = 0;
+    })
+    .await
+}
+
+async fn submit(client: &Client, body: Value) -> String {
+    let taken = client.post("/v1/jobs", &body).await.expect(202);
+    assert_eq!(taken["status"], "QUEUED");
+    taken["job_id"].as_str().unwrap().to_owned()
+}
+
+async fn job(client: &Client, id: &str) -> Value {
+    client.get(&format!("/v1/jobs/{id}")).await.expect(200)
+}
+
+/// The job once its run has ended.
+async fn ended(client: &Client, id: &str) -> Value {
+    client.run(id).wait_end().await;
+    job(client, id).await
+}
+
+#[tokio::test]
+async fn a_job_is_queued_processed_and_completed_and_streams_like_any_run() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
+    let client = world.operator();
+    provider.script([Turn::SayHeld(vec!["Code flows ".to_owned(), "like water".to_owned()], 1)]);
+    let body = json!({ "prompt": "Write a haiku about {{ braces }}", "config_name": "default-smart",
+        "template_name": "default-assistant" });
+    let id = submit(&client, body).await;
+    client.run(&id).wait_for("message.delta").await;
+    let processing = job(&client, &id).await;
+    assert_eq!((&processing["status"], &processing["retry_count"]), (&json!("PROCESSING"), &json!(0)));
+    provider.release();
+    let done = ended(&client, &id).await;
+    assert_eq!((&done["status"], &done["result"]), (&json!("COMPLETED"), &json!("Code flows like water")));
+    let asked = provider.asked()[0].body.to_string();
+    assert!(asked.contains("Write a haiku about {{ braces }}") && asked.contains("helpful assistant"), "{asked}");
+}
+
+#[tokio::test]
+async fn a_job_that_fails_is_tried_again_and_says_when() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
+    let client = world.operator();
+    provider.script([Turn::Status(503, vec![("retry-after", "60")])]);
+    let id = submit(&client, json!({ "prompt": "Hello" })).await;
+    client.run(&id).wait_for("step.retrying").await;
+    let retrying = job(&client, &id).await;
+    assert_eq!(retrying["status"], "RETRYING");
+    assert!(retrying["next_retry_at"].is_string(), "{retrying}");
+    world.advance(Duration::from_secs(61));
+    let done = ended(&client, &id).await;
+    assert_eq!((&done["status"], &done["retry_count"]), (&json!("COMPLETED"), &json!(1)));
+    assert_eq!(done.get("next_retry_at"), None);
+    provider.script([Turn::Status(503, vec![])]);
+    let id = submit(&client, json!({ "prompt": "Hello", "max_retries": 0 })).await;
+    let failed = ended(&client, &id).await;
+    assert_eq!(failed["status"], "FAILED");
+    assert!(failed["error"].as_str().unwrap().starts_with("model_unavailable: "), "{failed}");
+}
+
+#[tokio::test]
+async fn jobs_are_listed_and_cancelled_and_other_runs_are_none() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
+    let client = world.operator();
+    provider.script([Turn::Hang]);
+    let first = submit(&client, json!({ "prompt": "Wait" })).await;
+    provider.asked_times(1).await;
+    let second = submit(&client, json!({ "prompt": "Hello" })).await;
+    ended(&client, &second).await;
+    let plain = client.start(json!([{ "id": "a", "uses": "debug.echo" }])).await;
+    client.get(&format!("/jobs/{}", plain.id)).await.problem(404, "not-found");
+    client.post(&format!("/jobs/{}/cancel", plain.id), &json!({})).await.problem(404, "not-found");
+    let page = client.get("/jobs?limit=1").await.expect(200);
+    assert_eq!(page["items"][0]["job_id"], *second);
+    let page = client.get(&format!("/jobs?limit=1&cursor={}", page["nextCursor"].as_str().unwrap())).await.expect(200);
+    assert_eq!((&page["items"][0]["job_id"], page.get("nextCursor")), (&json!(first), None));
+    let cancel = client.request(Method::POST, &format!("/jobs/{first}/cancel"));
+    assert_eq!(cancel.send().await.expect(202)["job_id"], *first);
+    let cancelled = ended(&client, &first).await;
+    assert_eq!((&cancelled["status"], &cancelled["error"]), (&json!("CANCELLED"), &json!("cancelled")));
+    let stranger = world.bearer(&world.grant(world.abroad(), "user_stranger", vec![Role::Operator], None));
+    stranger.get(&format!("/jobs/{first}")).await.problem(404, "not-found");
+    assert_eq!(stranger.get("/jobs").await.expect(200)["items"], json!([]));
+    // Nobody makes a run look like a job.
+    let forged = json!({ "plan": [{ "id": "a", "uses": "debug.echo" }], "metadata": { "fermata.task": "job" } });
+    assert_eq!(client.post("/agent/plan", &forged).await.problem(422, "invalid-input")["field"], "metadata");
+}
+
+#[tokio::test]
+async fn what_a_job_cannot_be_is_refused_by_its_field() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
+    for (body, slug, field) in [
+        (json!({ "prompt": "" }), "invalid-input", "prompt"),
+        (json!({ "prompt": "x", "max_retries": 21 }), "invalid-input", "max_retries"),
+        (json!({ "prompt": "x", "config_name": "No Name" }), "invalid-input", "config_name"),
+        (json!({ "prompt": "x", "config_name": "nobody" }), "no-planner", "config_name"),
+    ] {
+        assert_eq!(world.operator().post("/jobs", &body).await.problem(422, slug)["field"], field, "{body}");
+    }
+    let key = |body: Value| world.operator().request(Method::POST, "/jobs").json(&body).key("once");
+    let first = key(json!({ "prompt": "x" })).send().await.expect(202);
+    assert_eq!(key(json!({ "prompt": "x" })).send().await.expect(202), first);
+}
+
+#[tokio::test]
+async fn background_tasks_are_pending_and_then_a_success_or_a_failure() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
+    let client = world.operator();
+    let task = async |id: &str| client.get(&format!("/background/tasks/{id}")).await.expect(200);
+    let begin = async |path: &str, body: Value| {
+        let taken = client.post(path, &body).await.expect(202);
+        taken["task_id"].as_str().unwrap().to_owned()
+    };
+    provider.script([Turn::SayHeld(vec!["A ".to_owned(), "poem".to_owned()], 1)]);
+    let id = begin("/background/generate_text", json!({ "prompt": "A poem" })).await;
+    client.run(&id).wait_for("message.delta").await;
+    assert_eq!(task(&id).await, json!({ "task_id": id, "status": "PENDING" }));
+    provider.release();
+    client.run(&id).completes().await;
+    assert_eq!(task(&id).await, json!({ "task_id": id, "status": "SUCCESS", "result": "A poem" }));
+    client.get(&format!("/jobs/{id}")).await.problem(404, "not-found");
+    let image = json!({ "image": "iVBORw0KGgo=", "media_type": "image/png" });
+    let id = begin("/background/describe_image", image).await;
+    client.run(&id).completes().await;
+    assert!(provider.asked()[1].body.to_string().contains("iVBORw0KGgo="), "the model sees it");
+    provider.script([Turn::Status(401, vec![])]);
+    let id = begin("/background/generate_text", json!({ "prompt": "A poem" })).await;
+    client.run(&id).wait_end().await;
+    let failed = task(&id).await;
+    assert_eq!(failed["status"], "FAILURE");
+    assert!(failed["error"].as_str().unwrap().starts_with("model_key_refused: "), "{failed}");
+    let wrong = json!({ "image": "not base64!", "media_type": "image/png" });
+    assert_eq!(client.post("/background/describe_image", &wrong).await.problem(422, "invalid-input")["field"], "image");
+}
