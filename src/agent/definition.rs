@@ -4,7 +4,7 @@ use utoipa::ToSchema;
 
 use crate::{
     journal::ApprovalRule,
-    kernel::{Error, Reference, Result, optional_object_list, template},
+    kernel::{Error, Reference, Result, template},
     llm::DocumentKind,
 };
 
@@ -36,7 +36,7 @@ pub struct AgentDefinition {
     pub tools: Option<Vec<String>>,
     /// When its calls are held; the first rule that fits a call counts. A call that none fits is held where its
     /// repetition would do something again.
-    #[serde(default, deserialize_with = "optional_object_list", skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(max_items = 64)]
     pub approval: Option<Vec<ApprovalRule>>,
     /// As often may the model be asked (10 when absent).

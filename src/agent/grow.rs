@@ -25,32 +25,17 @@ pub(super) fn call_id(n: u32, call: usize) -> String {
     format!("call-{n}-{call}")
 }
 
-/// A turn after those steps.
-pub(super) fn turn(id: String, needs: Vec<String>) -> Step {
+/// The n-th turn, after those steps.
+pub(super) fn turn(n: u32, needs: Vec<String>) -> Step {
     Step {
         retry: Some(Retry { attempts: ATTEMPTS, backoff: None, max_backoff: None }),
-        ..step(id, needs, AGENT_TURN.to_owned())
+        ..step(&turn_id(n), needs, AGENT_TURN)
     }
 }
 
-fn step(id: String, needs: Vec<String>, uses: String) -> Step {
-    Step {
-        id,
-        name: None,
-        needs,
-        uses,
-        with: Map::new(),
-        // With a condition it begins also after a call that was denied.
-        condition: Some("true".to_owned()),
-        for_each: None,
-        concurrency: None,
-        retry: None,
-        timeout: None,
-        approval: None,
-        on_denied: None,
-        on_error: OnError::Fail,
-        verbatim: true,
-    }
+fn step(id: &str, needs: Vec<String>, uses: &str) -> Step {
+    // With a condition it begins also after a call that was denied.
+    Step { needs, condition: Some("true".to_owned()), verbatim: true, ..Step::of(id, uses) }
 }
 
 /// What the turn of a plan came to, if it has come to something.
@@ -100,12 +85,12 @@ pub fn grow(state: &RunState, effect: impl Fn(&str, &Value) -> Effect) -> Vec<Ar
             // The model hears of it, and may think of something else.
             on_denied: Some(OnDenied::Skip),
             on_error: OnError::Continue,
-            ..step(call_id(last, place + 1), needs, call.tool)
+            ..step(&call_id(last, place + 1), needs, &call.tool)
         };
         steps.push(Arc::new(step));
     }
     let needs = steps.iter().map(|step| step.id.clone()).collect();
-    steps.push(Arc::new(turn(turn_id(last + 1), needs)));
+    steps.push(Arc::new(turn(last + 1, needs)));
     steps
 }
 
@@ -172,8 +157,7 @@ mod tests {
                 output: None,
                 rate: None,
             };
-            let plan =
-                Plan { steps: vec![Arc::new(turn(turn_id(1), vec![]))], output: None, agent: Some(Arc::new(agent)) };
+            let plan = Plan { steps: vec![Arc::new(turn(1, vec![]))], output: None, agent: Some(Arc::new(agent)) };
             let mut life = Self { state, events: vec![], script };
             life.decide(Command::Open { goal: Some("g".to_owned()), workflow: None, parent: None });
             life.decide(Command::Plan(Arc::new(plan)));

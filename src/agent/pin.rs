@@ -2,15 +2,12 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use super::{
-    AgentDefinition,
-    grow::{turn, turn_id},
-};
+use super::{AgentDefinition, grow::turn};
 use crate::{
     http::{Ctx, Permit},
     journal::{AgentPin, Plan, TurnRate, fits},
     kernel::{
-        Error, Problem, Reference, Result,
+        Error, Pinned, Problem, Reference, Result,
         template::{self, Context},
     },
     llm::{Models, shelf},
@@ -51,7 +48,7 @@ impl Agents {
         })?;
         let pin = AgentPin {
             agent: document.reference(),
-            config: Reference { name: config.name, version: Some(config.version) },
+            config: Pinned { name: config.name, version: config.version },
             instructions: instructions(&body.instructions, goal, input)?,
             tools: self.given(body.tools.as_deref().unwrap_or_default()),
             approval: body.approval.clone().unwrap_or_default(),
@@ -63,7 +60,7 @@ impl Agents {
                 answer: f64::from(config.body.max_tokens.unwrap_or(ANSWER)) * price.output / 1_000_000.0,
             }),
         };
-        let first = Arc::new(turn(turn_id(1), vec![]));
+        let first = Arc::new(turn(1, vec![]));
         Ok(Plan { steps: vec![first], output: None, agent: Some(Arc::new(pin)) })
     }
 
@@ -84,9 +81,6 @@ fn instructions(text: &str, goal: &str, input: &Value) -> Result<String> {
     let names: Map<String, Value> =
         Map::from_iter([("goal".to_owned(), json!(goal)), ("input".to_owned(), input.clone())]);
     let context = Context::Variables(Arc::new(Value::Object(names)));
-    match template::render(&Value::String(text.to_owned()), &context) {
-        Ok(Value::String(text)) => Ok(text),
-        Ok(other) => Ok(other.to_string()),
-        Err(error) => Err(Error::invalid("input", format!("the agent's instructions fail over it: {error}"))),
-    }
+    template::render_text(text, &context)
+        .map_err(|error| Error::invalid("input", format!("the agent's instructions fail over it: {error}")))
 }

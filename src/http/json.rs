@@ -10,6 +10,7 @@ use super::{
     Front,
     body::{media_type, read_body},
     inspect::inspect,
+    strict::Strict,
 };
 use crate::kernel::{Error, Problem, Result};
 
@@ -73,12 +74,11 @@ pub fn parse_json<T: DeserializeOwned>(text: &[u8], depth: usize) -> Result<T> {
     let text = std::str::from_utf8(text)
         .map_err(|error| Error::malformed(format!("the body is not UTF-8 (byte {})", error.valid_up_to() + 1)))?;
     inspect(text, depth)?;
-    // The reader would take an array as the fields of a struct in their order.
     if !text.trim_start().starts_with('{') {
         return Err(Error::invalid("", "the body is not a JSON object"));
     }
     let mut reader = serde_json::Deserializer::from_str(text);
-    serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+    serde_path_to_error::deserialize(Strict(&mut reader)).map_err(|error| {
         let path = error.path().to_string();
         let field = if path == "." { String::new() } else { path };
         Error::invalid(&field, reason(error.inner()))
@@ -104,6 +104,19 @@ mod tests {
         #[serde(default)]
         #[serde(rename = "innerList")]
         _inner_list: Vec<Inner>,
+        #[serde(default)]
+        #[serde(rename = "innerMap")]
+        _inner_map: std::collections::BTreeMap<String, Inner>,
+        #[serde(rename = "oneInner")]
+        _one_inner: Option<Box<Inner>>,
+        #[serde(rename = "kind")]
+        _kind: Option<Variant>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    enum Variant {
+        Of(#[expect(dead_code, reason = "it is only read")] Inner),
     }
 
     #[derive(Debug, Deserialize)]
@@ -127,6 +140,10 @@ mod tests {
             (r#"{"innerList":[{"count":1,"more":2}]}"#, "innerList[0].more"),
             (r#"{"innerList":[{}]}"#, "innerList[0]"),
             (r#"{"innerList":{}}"#, "innerList"),
+            (r#"{"innerList":[{"count":1},[1]]}"#, "innerList[1]"),
+            (r#"{"innerMap":{"a":[1]}}"#, "innerMap.a"),
+            (r#"{"oneInner":[1]}"#, "oneInner"),
+            (r#"{"kind":{"of":[1]}}"#, "kind.of"),
             ("[]", ""),
         ] {
             let (problem, found, detail) = refusal(text);

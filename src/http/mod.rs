@@ -21,6 +21,7 @@ mod prefer;
 mod problem;
 mod server;
 mod store;
+mod strict;
 
 pub use crate::kernel::Result;
 pub use arrival::{Arrival, RequestId, Trace};

@@ -3,7 +3,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::{ApprovalTerms, Step};
-use crate::kernel::{Reference, optional_object};
+use crate::kernel::Pinned;
 
 /// The tool of the steps in which an agent's model is asked. Only the engine puts it into plans.
 pub const AGENT_TURN: &str = "agent.turn";
@@ -24,7 +24,7 @@ pub struct AgentPin {
     pub agent: String,
     /// The model configuration, as `name@version`.
     #[schema(value_type = String, example = "default-smart@0")]
-    pub config: Reference,
+    pub config: Pinned,
     /// What the model is told to be, in full.
     pub instructions: String,
     /// The tools it was given; any other is forbidden, whatever the model says.
@@ -68,7 +68,7 @@ pub struct ApprovalRule {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hold: Option<bool>,
     /// What an approver is shown, and until when.
-    #[serde(default, deserialize_with = "optional_object", skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub terms: Option<ApprovalTerms>,
 }
 

@@ -83,6 +83,27 @@ pub struct Step {
 }
 
 impl Step {
+    /// A call of a tool and no more.
+    #[must_use]
+    pub fn of(id: &str, uses: &str) -> Self {
+        Self {
+            id: id.to_owned(),
+            name: None,
+            needs: vec![],
+            uses: uses.to_owned(),
+            with: Map::new(),
+            condition: None,
+            for_each: None,
+            concurrency: None,
+            retry: None,
+            timeout: None,
+            approval: None,
+            on_denied: None,
+            on_error: OnError::Fail,
+            verbatim: false,
+        }
+    }
+
     /// How many items of a `forEach` run at once.
     #[must_use]
     pub fn concurrency_limit(&self) -> u32 {

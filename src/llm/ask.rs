@@ -87,7 +87,7 @@ pub enum News {
     },
 }
 
-/// What is told while a model is asked; whoever does not listen is not waited for.
+/// What is told while a model is asked. A slow listener slows the asking down; one that is gone does not hold it up.
 pub type Teller = mpsc::Sender<News>;
 
 impl AskError {

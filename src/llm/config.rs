@@ -2,7 +2,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::document::DocumentKind;
-use crate::kernel::{Error, Result, Span, is_name, optional_object};
+use crate::kernel::{Error, Result, Span, is_name};
 
 /// How to ask a model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -34,10 +34,10 @@ pub struct ModelConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Span>,
     /// What it costs, in the tenant's unit; nothing when absent.
-    #[serde(default, deserialize_with = "optional_object", skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub price: Option<Price>,
     /// What an answer has to be.
-    #[serde(default, deserialize_with = "optional_object", skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expect: Option<Expected>,
     /// Configurations that are tried in this order when this one gives no answer; theirs are not followed.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -7,7 +7,7 @@ use crate::{
     audit,
     db::TenantTx,
     http::{Ctx, Permit},
-    kernel::{Actor, Error, Result, Timestamp, is_name, wire_time},
+    kernel::{Actor, Error, Result, Timestamp, check_name, wire_time},
 };
 
 /// What is put by name and kept in versions.
@@ -64,10 +64,7 @@ pub(super) async fn put<T: DocumentKind, P: Permit>(
     name: String,
     body: T,
 ) -> Result<(Document<T>, bool)> {
-    if !is_name(&name) {
-        let detail = "a name has 1 to 63 lower-case letters, digits, `.`, `_` or `-` and begins with a letter";
-        return Err(Error::invalid("name", detail));
-    }
+    check_name(&name)?;
     body.check(&name)?;
     store::lock(tx, ctx.tenant_id, T::KIND, &name).await?;
     let newest = store::newest::<T>(tx, &name).await?;

@@ -9,7 +9,7 @@ use crate::{
     auth::Vault,
     db::TenantTx,
     http::{Ctx, Permit},
-    kernel::{Actor, Error, Result, TenantId, Timestamp, is_name, wire_time},
+    kernel::{Actor, Error, Result, TenantId, Timestamp, check_name, wire_time},
 };
 
 /// A key as anybody may see it.
@@ -51,10 +51,7 @@ impl Keys {
         name: String,
         secret: &SecretString,
     ) -> Result<(KeySummary, bool)> {
-        if !is_name(&name) {
-            let detail = "a name has 1 to 63 lower-case letters, digits, `.`, `_` or `-` and begins with a letter";
-            return Err(Error::invalid("name", detail));
-        }
+        check_name(&name)?;
         let text = secret.expose_secret();
         // It goes into a header.
         if text.is_empty() || text.len() > LONGEST || !text.bytes().all(|b| b.is_ascii_graphic()) {

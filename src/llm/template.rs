@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 
 use super::document::DocumentKind;
 use crate::kernel::{
-    Error, Result, optional_objects,
+    Error, Result,
     template::{self, Context},
 };
 
@@ -21,7 +21,7 @@ pub struct PromptTemplate {
     #[schema(example = "Answer {{ customer }} in {{ language }}: {{ prompt }}", min_length = 1, max_length = 65_536)]
     pub content: String,
     /// The variables it may use, by name.
-    #[serde(default, deserialize_with = "optional_objects", skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub variables: Option<BTreeMap<String, Variable>>,
     /// What it is for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -101,11 +101,8 @@ impl PromptTemplate {
             values.insert(name.clone(), value);
         }
         let context = Context::Variables(Arc::new(Value::Object(values)));
-        match template::render(&Value::String(self.content.clone()), &context) {
-            Ok(Value::String(text)) => Ok(text),
-            Ok(other) => Ok(other.to_string()),
-            Err(error) => Err(Error::invalid("variables", format!("the template fails: {error}"))),
-        }
+        template::render_text(&self.content, &context)
+            .map_err(|error| Error::invalid("variables", format!("the template fails: {error}")))
     }
 
     fn variables(&self) -> impl Iterator<Item = (&String, &Variable)> + Clone {

@@ -75,7 +75,7 @@ async fn runs_and_approvals_are_filtered() {
         assert_eq!(texts(&named, "runId"), runs.iter().map(|run| run.id.as_str()).collect::<Vec<_>>(), "{workflow}");
     }
     assert_eq!(client.get("/workflow/runs?workflow=w@3").await.expect(200)["items"], json!([]));
-    for malformed in ["W", "w@", "w@x", "w@1@2"] {
+    for malformed in ["W", "w@", "w@0", "w@x", "w@1@2"] {
         let answer = client.get(&format!("/workflow/runs?workflow={malformed}")).await;
         let problem = answer.problem(400, "malformed-request");
         assert_eq!(problem["field"], "workflow");

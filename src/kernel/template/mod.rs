@@ -68,6 +68,17 @@ pub fn render(value: &Value, context: &Context) -> Result<Value, TemplateError> 
     render_within(value, context, &mut Budget::full())
 }
 
+/// Renders a text to a text: what a whole expression gives otherwise is written as JSON.
+///
+/// # Errors
+/// As [`render`].
+pub fn render_text(text: &str, context: &Context) -> Result<String, TemplateError> {
+    Ok(match render(&Value::String(text.to_owned()), context)? {
+        Value::String(text) => text,
+        other => other.to_string(),
+    })
+}
+
 fn render_within(value: &Value, context: &Context, budget: &mut Budget) -> Result<Value, TemplateError> {
     match value {
         Value::String(text) if scan::is_template(text) => compile::text(text)?.render(context, budget),

@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes as paths};
 
-use super::{Standing, Task};
+use super::{Standing, Task, prompt};
 use crate::{
     http::{
         Ctx, Json, Once, Path, Reply,
@@ -149,14 +149,6 @@ async fn begin(
         Reply::json(StatusCode::ACCEPTED, &Taken { task_id })
     };
     once.command(ctx, work).await
-}
-
-fn prompt(text: String) -> Result<String> {
-    if (1..=65_536).contains(&text.len()) {
-        Ok(text)
-    } else {
-        Err(Error::invalid("prompt", "`prompt` has 1 to 65,536 bytes"))
-    }
 }
 
 fn image(data: String) -> Result<String> {

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes as paths};
 
-use super::{STEP, Standing, Task};
+use super::{STEP, Standing, Task, prompt};
 use crate::{
     http::{
         Ctx, Json, Once, Path, Query, Reply,
@@ -158,14 +158,11 @@ async fn submit(
 
 impl JobBody {
     fn task(self, state: &RunRoutes) -> Result<Task> {
-        if self.prompt.is_empty() || self.prompt.len() > 65_536 {
-            return Err(Error::invalid("prompt", "`prompt` has 1 to 65,536 bytes"));
-        }
         let retries = self.max_retries.unwrap_or(state.jobs.default_max_retries);
         if retries > 20 {
             return Err(Error::invalid("max_retries", "`max_retries` is 20 at most"));
         }
-        let mut with = Map::from_iter([("prompt".to_owned(), Value::String(self.prompt))]);
+        let mut with = Map::from_iter([("prompt".to_owned(), Value::String(prompt(self.prompt)?))]);
         with.extend(self.template_name.map(|template| ("template".to_owned(), Value::String(template))));
         with.extend(self.variables.map(|variables| ("variables".to_owned(), Value::Object(variables))));
         let span = |seconds: f64| Some(Span(std::time::Duration::try_from_secs_f64(seconds).unwrap_or_default()));

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     db::TenantTx,
     http::{Ctx, permit::RunsWrite},
-    journal::{self, Loaded, Lock, OnError, Phase, Plan, Retry, Stage, Status, Step, StepKey},
+    journal::{self, Loaded, Lock, Phase, Plan, Retry, Stage, Status, Step, StepKey},
     kernel::{Error, Problem, Reference, Result, RunId, TenantId},
 };
 
@@ -56,23 +56,8 @@ impl Task {
             .await
             .map_err(|error| Error::new(Problem::NoPlanner, error.message).with("field", field))?;
         with.insert("config".to_owned(), Value::String(config));
-        let step = Step {
-            id: STEP.to_owned(),
-            name: None,
-            needs: vec![],
-            uses: "llm.generate".to_owned(),
-            with,
-            condition: None,
-            for_each: None,
-            concurrency: None,
-            retry,
-            timeout: None,
-            approval: None,
-            on_denied: None,
-            on_error: OnError::Fail,
-            // A caller's words are no templates.
-            verbatim: true,
-        };
+        // A caller's words are no templates.
+        let step = Step { with, retry, verbatim: true, ..Step::of(STEP, "llm.generate") };
         let output = Some(json!("{{ steps.ask.output.text }}"));
         Ok(Request {
             goal: None,
@@ -83,6 +68,14 @@ impl Task {
             metadata: Value::Object(Map::from_iter([(TASK.to_owned(), Value::from(kind))])),
             execute: true,
         })
+    }
+}
+
+fn prompt(text: String) -> Result<String> {
+    if (1..=65_536).contains(&text.len()) {
+        Ok(text)
+    } else {
+        Err(Error::invalid("prompt", "`prompt` has 1 to 65,536 bytes"))
     }
 }
 

@@ -109,20 +109,15 @@ fn step() -> impl Strategy<Value = (u8, Step)> {
     (shape, words).prop_map(|((mask, tool, number, items), (condition, retry, approval, on_denied, on_error))| {
         let with = Map::from_iter([("number".to_owned(), json!(number)), ("text".to_owned(), json!("ü\n\"x\""))]);
         let step = Step {
-            id: String::new(),
-            name: None,
-            needs: vec![],
-            uses: tool.to_owned(),
             with,
             condition: condition.map(str::to_owned),
             for_each: items.map(|(items, _)| Value::from(vec![1; items])),
             concurrency: items.map(|(_, concurrency)| concurrency),
             retry: retry.map(|attempts| Retry { attempts, backoff: None, max_backoff: None }),
-            timeout: None,
             approval,
             on_denied,
             on_error,
-            verbatim: false,
+            ..Step::of("", tool)
         };
         (mask, step)
     })

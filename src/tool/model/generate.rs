@@ -56,7 +56,7 @@ impl Tool for Generate {
     }
 
     fn arguments(&self) -> Value {
-        let reference = json!({ "type": "string", "pattern": "^[a-z][a-z0-9._-]{0,62}(@[0-9]{1,9})?$" });
+        let reference = json!({ "type": "string", "pattern": "^[a-z][a-z0-9._-]{0,62}(@[1-9][0-9]{0,8})?$" });
         json!({
             "type": "object",
             "additionalProperties": false,

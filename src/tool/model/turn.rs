@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use super::ask;
 use crate::{
     journal::{AGENT_TURN, Effect},
-    kernel::{Error, Reference},
+    kernel::{Error, Pinned, Reference},
     llm::{Answer, Models, Prompt, Stop, Usage},
     tool::{Call, Outcome, Tool, ToolError},
 };
@@ -17,7 +17,7 @@ use crate::{
 #[derive(Clone, Debug, PartialEq)]
 pub struct Conversation {
     /// The configuration.
-    pub config: Reference,
+    pub config: Pinned,
     /// What was said so far.
     pub prompt: Prompt,
     /// The tools by the names that the model knows them by.
@@ -119,10 +119,11 @@ impl Tool for AgentTurn {
         let Some(conversation) = call.conversation.clone() else {
             return Err(ToolError::failed("no_conversation", "only a run of an agent has turns"));
         };
+        let config = Reference::from(&conversation.config);
         tokio::select! {
             biased;
             () = call.cancel.cancelled() => Err(ToolError::cancelled()),
-            answered = ask(&self.models, &call, &conversation.config, &conversation.prompt, false) => {
+            answered = ask(&self.models, &call, &config, &conversation.prompt, false) => {
                 let answer = answered?;
                 Ok(Outcome::Done { cost: Some(answer.cost), output: output(answer, &conversation)? })
             }
