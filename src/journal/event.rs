@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use super::{payload::*, plan::StepKey};
+use super::{message::*, payload::*, plan::StepKey};
 use crate::kernel::{Error, Problem, Result, RunId, TenantId, Timestamp, wire_time};
 
 /// How loudly a timeline should show an event.
