@@ -11,7 +11,7 @@ use crate::{
         template::{self, Context},
     },
     llm::{Models, shelf},
-    tool::Registry,
+    tool::{Registry, Toolbox},
 };
 
 /// Tokens of the longest answer, where the configuration sets no bound: models rarely say more at once.
@@ -20,15 +20,15 @@ const ANSWER: u32 = 4096;
 /// The agents of this installation.
 #[derive(Clone)]
 pub struct Agents {
-    registry: Registry,
+    tools: Toolbox,
     models: Models,
 }
 
 impl Agents {
     /// With the tools and models there are.
     #[must_use]
-    pub fn new(registry: Registry, models: Models) -> Self {
-        Self { registry, models }
+    pub fn new(tools: Toolbox, models: Models) -> Self {
+        Self { tools, models }
     }
 
     /// The plan that a run of an agent begins with: everything in it as it is now, and the first turn.
@@ -50,7 +50,7 @@ impl Agents {
             agent: document.reference(),
             config: Pinned { name: config.name, version: config.version },
             instructions: instructions(&body.instructions, goal, input)?,
-            tools: self.given(body.tools.as_deref().unwrap_or_default()),
+            tools: given(&self.tools.of(ctx.tenant_id).await?, body.tools.as_deref().unwrap_or_default()),
             approval: body.approval.clone().unwrap_or_default(),
             max_turns: body.max_turns.unwrap_or(10),
             max_parallel: body.max_parallel.unwrap_or(8),
@@ -63,18 +63,17 @@ impl Agents {
         let first = Arc::new(turn(1, vec![]));
         Ok(Plan { steps: vec![first], output: None, agent: Some(Arc::new(pin)) })
     }
-
-    /// The tools that the names and patterns mean.
-    fn given(&self, patterns: &[String]) -> Vec<String> {
-        let given = self.registry.names().filter(|name| patterns.iter().any(|pattern| fits(pattern, name)));
-        given.map(str::to_owned).collect()
-    }
 }
 
 impl std::fmt::Debug for Agents {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Agents").finish_non_exhaustive()
     }
+}
+
+/// The tools that the names and patterns mean.
+fn given(tools: &Registry, patterns: &[String]) -> Vec<String> {
+    tools.names().filter(|name| patterns.iter().any(|pattern| fits(pattern, name))).map(str::to_owned).collect()
 }
 
 fn instructions(text: &str, goal: &str, input: &Value) -> Result<String> {

@@ -22,12 +22,12 @@ pub(super) fn router(rooms: &Rooms, role: Role) -> Result<(Router, OpenApi)> {
     let approvals = ApprovalState { front: rooms.front.clone(), approvals: rooms.approvals.clone() };
     let (api, document) = OpenApiRouter::with_openapi(openapi::base())
         .merge(run::routes(rooms.run_routes()))
-        .merge(run::definition::routes(rooms.front.clone(), rooms.registry.clone()))
+        .merge(run::definition::routes(rooms.front.clone(), rooms.tools.clone()))
         .merge(approval::routes(approvals))
         .merge(stream::routes(rooms.streams.clone()))
         .merge(agent::routes(AgentRoutes { front: rooms.front.clone() }))
         .merge(llm::routes(rooms.llm.clone()))
-        .merge(tool::routes(rooms.front.clone(), rooms.registry.clone()))
+        .merge(tool::routes(rooms.front.clone(), rooms.tools.clone()))
         .merge(vitals)
         .split_for_parts();
     let events = openapi::Events { payloads: journal::payload_schemas(), parts: journal::payload_parts() };

@@ -26,7 +26,7 @@ use crate::{
     run::{Bell, Children, Desk, RunRoutes, Runs, Waker, Worker, WorkerParts},
     stream::{Hub, Signals, Streams},
     telemetry,
-    tool::{Ports, Registry},
+    tool::{Ports, Registry, Toolbox},
 };
 
 /// What a process does.
@@ -145,7 +145,7 @@ struct Rooms {
     database: Database,
     clock: Clock,
     journal: Journal,
-    registry: Registry,
+    tools: Toolbox,
     llm: LlmRoutes,
     agents: Agents,
     models: Models,
@@ -191,21 +191,21 @@ impl Rooms {
         let (llm, breaker) = (&settings.llm, &settings.circuit_breaker);
         let models = Models::new((db.clone(), clock.clone()), llm, breaker, keys.clone(), Arc::clone(&outbound));
         let ports = Ports { outbound, child_runs: Arc::new(children.clone()), models: models.clone() };
-        let registry = Registry::builtin(&settings.tools, &settings.limits, ports)?;
+        let tools = Toolbox::new(Registry::builtin(&settings.tools, &settings.limits, ports)?, vec![]);
         Ok(Self {
-            approvals: Approvals::new(journal.clone(), Arc::new(registry.clone())),
+            approvals: Approvals::new(journal.clone(), Arc::new(tools.clone())),
             streams: Streams::new(hub.clone(), front.clone(), &settings.streams, &settings.auth),
             metrics,
             database: db.clone(),
             clock: clock.clone(),
             stop: stop.clone(),
-            agents: Agents::new(registry.clone(), models.clone()),
+            agents: Agents::new(tools.clone(), models.clone()),
             models,
             jobs: settings.job,
             llm: LlmRoutes { front: front.clone(), settings: Arc::new(llm.clone()), keys },
             front,
             journal,
-            registry,
+            tools,
             runs,
             children,
             hub,
@@ -243,7 +243,7 @@ impl Rooms {
         WorkerParts {
             db: self.database.clone(),
             journal: self.journal.clone(),
-            registry: self.registry.clone(),
+            tools: self.tools.clone(),
             children: self.children.clone(),
             clock: self.clock.clone(),
             waker: self.waker.clone(),
@@ -259,7 +259,7 @@ impl Rooms {
         RunRoutes {
             front: self.front.clone(),
             runs: self.runs.clone(),
-            registry: self.registry.clone(),
+            tools: self.tools.clone(),
             bell: self.bell.clone(),
             agents: self.agents.clone(),
             models: self.models.clone(),

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::ToSchema;
@@ -16,7 +17,7 @@ use crate::{
     db::{Rider, TenantTx},
     http::{Ctx, Permit},
     journal::{self, Append, Claim, Command, Hold, Journal, Lock, Question, Refusal, Ruling, RunState, StepKey},
-    kernel::{Actor, ApprovalId, Error, Problem, Result, RunId, Timestamp},
+    kernel::{Actor, ApprovalId, Error, Problem, Result, RunId, TenantId, Timestamp},
 };
 
 /// Yes or no.
@@ -55,11 +56,12 @@ pub struct Answer {
     pub claimed_at: Option<Timestamp>,
 }
 
-/// Says whether a tool takes these arguments; the registry above implements it.
+/// Says whether a tool takes these arguments; the room of tools above implements it.
+#[async_trait]
 pub trait Arguments: Send + Sync + 'static {
     /// # Errors
     /// A 422 that names what is wrong.
-    fn check(&self, tool: &str, arguments: &Value) -> Result<()>;
+    async fn check(&self, tenant: TenantId, tool: &str, arguments: &Value) -> Result<()>;
 }
 
 /// Decides on holds.
@@ -105,7 +107,7 @@ impl Approvals {
             let detail = "the digest is not that of the held call: read the approval again";
             return Err(Error::new(Problem::StaleDigest, detail).with("digest", hold.asked.digest.clone()));
         }
-        let instead = self.instead(&run.state, hold, &answer)?;
+        let instead = self.instead(&run.state, hold, &answer).await?;
         let digest = instead.as_ref().map_or_else(|| hold.asked.digest.clone(), |(_, digest)| digest.clone());
         let now = ctx.now();
         let command = Command::Decide {
@@ -156,7 +158,7 @@ impl Approvals {
     }
 
     /// The call with the approver's own arguments, where they set any.
-    fn instead(&self, state: &RunState, hold: &Hold, answer: &Answer) -> Result<Option<(Arc<Value>, String)>> {
+    async fn instead(&self, state: &RunState, hold: &Hold, answer: &Answer) -> Result<Option<(Arc<Value>, String)>> {
         let Some(arguments) = &answer.arguments else { return Ok(None) };
         if answer.status == DecisionStatus::Denied {
             return Err(Error::invalid("arguments", "a denial takes no arguments"));
@@ -168,7 +170,7 @@ impl Approvals {
             }
             Question::Budget => return Err(Error::invalid("arguments", "a budget is raised for the call as it is")),
         }
-        self.arguments.check(&hold.asked.action, arguments)?;
+        self.arguments.check(state.tenant_id, &hold.asked.action, arguments).await?;
         let tool = (hold.asked.action.as_str(), hold.asked.tool_version.as_str());
         let digest = gate::digest(state, &hold.step, hold.attempt, tool, arguments)?;
         Ok(Some((Arc::new(arguments.clone()), digest)))

@@ -13,7 +13,7 @@ use crate::{
         self, ApprovalTerms, Ask, Body, Command, Effect, Failure, Intent, Refusal, SkipReason, Stage, Step, StepKey,
     },
     kernel::{
-        ApprovalId, Timestamp,
+        ApprovalId, Result, Timestamp,
         template::{self, Context, RunFacts, Scope, StepFacts},
     },
     tool::{Conversation, ToolError},
@@ -33,6 +33,16 @@ pub(super) struct Launch {
 }
 
 impl Turn {
+    /// Gets the tenant's own tools, once, where the plan can use any.
+    pub(super) async fn stock(&mut self) -> Result<()> {
+        let Some(plan) = self.state.plan.as_ref().filter(|_| !self.stocked) else { return Ok(()) };
+        let given = plan.agent.iter().flat_map(|agent| &agent.tools);
+        let names = plan.steps.iter().map(|step| &step.uses).chain(given).map(String::as_str);
+        self.tools = self.shared.tools.with(self.state.tenant_id, names).await?;
+        self.stocked = true;
+        Ok(())
+    }
+
     pub(super) async fn perform(&mut self, one: &Move, now: Timestamp) {
         let done = match one {
             Move::Expire(approval_id) => self.decide(Command::Expire { approval_id: *approval_id }, now),
@@ -59,7 +69,7 @@ impl Turn {
                 Ok(())
             }
             Move::Grow => {
-                let tool = |name: &str| self.shared.registry.tool(name).ok();
+                let tool = |name: &str| self.tools.tool(name).ok();
                 // What is not known is taken for the worst.
                 let effect =
                     |name: &str, arguments: &Value| tool(name).map_or(Effect::Once, |tool| tool.effect(arguments));
@@ -130,7 +140,7 @@ impl Turn {
             Body::StepCompleted(completed) => completed.output.as_deref(),
             _ => None,
         });
-        let checked = outputs.try_for_each(|output| self.shared.registry.check_output(output));
+        let checked = outputs.try_for_each(|output| self.tools.check_output(output));
         match checked {
             Ok(()) => self.decide(Command::Gather { step: key.clone() }, now),
             Err(error) => self.fail_unmade(key, into_failure(error), now),
@@ -184,7 +194,7 @@ impl Turn {
             return Ok(());
         };
         let (tool, arguments) = (intent.tool.clone(), Arc::clone(&intent.arguments));
-        let known = self.shared.registry.tool(&tool).ok();
+        let known = self.tools.tool(&tool).ok();
         let usual = known.map_or(Duration::from_secs(60), |tool| tool.timeout());
         let conversation = self.conversation(step).map(Arc::new);
         let (timeout, at_once) = (step.timeout.map_or(usual, |span| span.0), known.is_some_and(|tool| tool.at_once()));
@@ -238,9 +248,9 @@ impl Turn {
 
     /// The exact call, with the digest that consent is bound to.
     fn intent(&self, step: &Step, key: &StepKey, arguments: Arc<Value>) -> Result<Intent, Failure> {
-        let tool = self.shared.registry.tool(&step.uses).map_err(into_failure)?;
+        let tool = self.tools.tool(&step.uses).map_err(into_failure)?;
         let (version, effect) = (tool.version().to_owned(), tool.effect(&arguments));
-        self.shared.registry.validate(&step.uses, &arguments).map_err(into_failure)?;
+        self.tools.validate(&step.uses, &arguments).map_err(into_failure)?;
         let attempt = self.state.next_attempt(key);
         let digest = approval::digest(&self.state, key, attempt, (&step.uses, &version), &arguments)
             .map_err(|error| Failure::new("invalid_arguments", error.to_string()))?;
@@ -251,7 +261,7 @@ impl Turn {
     fn conversation(&self, step: &Step) -> Option<Conversation> {
         let agent = self.state.plan.as_ref()?.agent.as_ref()?;
         let turn = journal::turn_of(step)?;
-        Some(agent::conversation(&self.state, &self.head, agent, turn, &self.shared.registry))
+        Some(agent::conversation(&self.state, &self.head, agent, turn, &self.tools))
     }
 
     fn arguments(&mut self, step: &Step, key: &StepKey) -> Result<Arc<Value>, Failure> {
@@ -304,7 +314,7 @@ impl Turn {
         }
         let rendered = template::render(output, &self.context())
             .map_err(|error| Failure::new("template_failed", format!("`output`: {error}")))?;
-        self.shared.registry.check_output(&rendered).map_err(into_failure)?;
+        self.tools.check_output(&rendered).map_err(into_failure)?;
         Ok(Some(Arc::new(rendered)))
     }
 

@@ -28,7 +28,7 @@ use crate::{
     journal::{OnDenied, Plan, Status},
     kernel::{Error, Page, PageQuery, Problem, Reference, Result, RunId},
     llm::Models,
-    tool::Registry,
+    tool::Toolbox,
 };
 
 /// What the handlers need.
@@ -39,7 +39,7 @@ pub struct RunRoutes {
     /// The use cases.
     pub runs: Runs,
     /// The tools that inline plans may use.
-    pub registry: Registry,
+    pub tools: Toolbox,
     /// For callers that wait for news.
     pub bell: Arc<Bell>,
     /// The agents that runs begin with.
@@ -170,7 +170,10 @@ impl PlanBody {
                 Source::Plan(state.agents.plan(ctx, &agent, goal, &input).await?)
             }
             (None, Some(name), None) => Source::Workflow(name),
-            (None, None, Some(plan)) => Source::Plan(definition::check_plan(&plan, &state.registry)?),
+            (None, None, Some(plan)) => {
+                let tools = state.tools.with(ctx.tenant_id, definition::uses(&plan)).await?;
+                Source::Plan(definition::check_plan(&plan, &tools)?)
+            }
             (None, Some(_), Some(_)) => return Err(Error::invalid("plan", "give either `workflow` or `plan`")),
             (Some(_), ..) => return Err(Error::invalid("agent", "give an `agent` without `workflow` and `plan`")),
             (None, None, None) if self.goal.is_some() => {

@@ -14,14 +14,14 @@ use crate::{
     db::Database,
     journal::Journal,
     kernel::{Clock, TenantId, Timestamp, WorkerId},
-    tool::Registry,
+    tool::Toolbox,
 };
 
 /// What every turn of a worker shares.
 pub(super) struct Shared {
     pub(super) db: Database,
     pub(super) journal: Journal,
-    pub(super) registry: Registry,
+    pub(super) tools: Toolbox,
     pub(super) children: Children,
     pub(super) clock: Clock,
     pub(super) waker: Arc<Waker>,

@@ -14,7 +14,7 @@ use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    call::{self, End, Ended},
+    call::{self, Ended},
     perform::Launch,
     scheduler::{self, Move},
     shared::{Life, Shared, Slot},
@@ -24,10 +24,10 @@ use super::{
 use crate::{
     journal::{
         self, Append, AppendError, Body, Claim, Command, Event, Loaded, Lock, Refusal, Report, RunHead, RunState,
-        Shown, StepKey, Wait,
+        Shown, StepKey,
     },
     kernel::{Result, RunId, TenantId, Timestamp},
-    tool::{self, Call},
+    tool::{self, Call, Registry},
 };
 
 /// A run that has nothing to do for this long is let go; below it, keeping the state is cheaper.
@@ -42,7 +42,7 @@ const LITTLE: usize = AHEAD / AT_FIRST;
 /// Reports of progress that may wait for the journal.
 const REPORTS: usize = 64;
 
-type Told = (StepKey, u32, Report);
+pub(super) type Told = (StepKey, u32, Report);
 
 /// One run in the hands of a worker.
 pub(super) struct Turn {
@@ -50,15 +50,18 @@ pub(super) struct Turn {
     life: Life,
     pub(super) head: RunHead,
     pub(super) state: RunState,
+    /// The server's tools, and the tenant's where the plan uses any.
+    pub(super) tools: Registry,
+    pub(super) stocked: bool,
     /// What the run's head shows since the last append.
     shown: Shown,
-    news: Arc<News>,
-    calls: JoinSet<Ended>,
+    pub(super) news: Arc<News>,
+    pub(super) calls: JoinSet<Ended>,
     /// The calls that are out, or about to be, and how to call them off.
-    in_flight: HashMap<StepKey, CancellationToken>,
-    reports: (mpsc::Sender<Told>, mpsc::Receiver<Told>),
+    pub(super) in_flight: HashMap<StepKey, CancellationToken>,
+    pub(super) reports: (mpsc::Sender<Told>, mpsc::Receiver<Told>),
     /// What was heard and is not journaled yet: decided again when the journal refuses.
-    heard: Vec<Command>,
+    pub(super) heard: Vec<Command>,
     /// What was decided and is not journaled yet.
     events: Vec<Event>,
     /// When that was, if it was while the journal took in what came before.
@@ -68,9 +71,9 @@ pub(super) struct Turn {
     /// The state holds what the journal may not have taken: it has to be read again before it is used.
     pub(super) unsure: bool,
     /// A child may have ended.
-    look: bool,
+    pub(super) look: bool,
     /// What was due by then has been tried.
-    passed_at: Timestamp,
+    pub(super) passed_at: Timestamp,
     /// The right to carry out a step, waited for and not used yet.
     pub(super) slot: Option<Slot>,
     /// A step is ready and there is no slot for it.
@@ -97,9 +100,11 @@ enum Next {
 impl Turn {
     pub(super) fn new(shared: Arc<Shared>, life: Life, run: Loaded, news: Arc<News>) -> Self {
         Self {
-            shared,
             life,
             shown: Shown::of(&run.state),
+            tools: shared.tools.server().clone(),
+            stocked: false,
+            shared,
             head: run.head,
             state: run.state,
             news,
@@ -173,6 +178,7 @@ impl Turn {
         }
         let now = self.ahead_at.take().unwrap_or_else(|| self.shared.clock.now());
         self.passed_at = now;
+        self.stock().await?;
         self.hear_reports();
         for command in self.heard.clone() {
             self.decide_heard(command, now);
@@ -378,7 +384,7 @@ impl Turn {
             progress: crate::tool::Progress::new(self.reports.0.clone(), launch.step, launch.attempt),
             cancel: cancel.clone(),
         };
-        let (registry, clock, slot) = (self.shared.registry.clone(), self.shared.clock.clone(), launch.slot);
+        let (registry, clock, slot) = (self.tools.clone(), self.shared.clock.clone(), launch.slot);
         let (tool, timeout) = (launch.tool, launch.timeout);
         let mut call = Box::pin(async move {
             let ended = call::make(registry, clock, tool, timeout, call).await;
@@ -398,7 +404,7 @@ impl Turn {
         }
     }
 
-    fn wake_at(&self) -> Option<Timestamp> {
+    pub(super) fn wake_at(&self) -> Option<Timestamp> {
         scheduler::wake_at(&self.state).into_iter().chain(self.again_at).min()
     }
 
@@ -407,76 +413,6 @@ impl Turn {
         if self.state.cancelling.is_some() {
             self.in_flight.values().for_each(CancellationToken::cancel);
         }
-    }
-
-    /// Waits for the next thing that matters, and takes in whatever else is there by then.
-    async fn wait(&mut self) {
-        let shared = Arc::clone(&self.shared);
-        // What is due already waits for something else: for a slot, most of the time.
-        let wake_at = self.wake_at().filter(|at| *at > self.passed_at);
-        let stopped = shared.stop.is_cancelled();
-        let mut over = Vec::new();
-        tokio::select! {
-            Some(ended) = self.calls.join_next() => over.push(ended),
-            Some(report) = self.reports.1.recv() => self.hear_report(report),
-            () = self.news.arrived() => {}
-            () = async { shared.clock.sleep_until(wake_at.unwrap_or_default()).await }, if wake_at.is_some() => {}
-            slot = shared.slot(self.state.tenant_id), if self.starved && self.slot.is_none() => self.slot = slot,
-            () = shared.stop.cancelled(), if !stopped => {}
-            () = shared.abandon.cancelled() => self.abandon().await,
-        }
-        over.extend(std::iter::from_fn(|| self.calls.try_join_next()));
-        self.hear_reports();
-        for ended in over {
-            match ended {
-                Ok(ended) => self.hear(ended),
-                // Called off by this turn, which knows.
-                Err(fault) => tracing::debug!(%fault, run = %self.state.run_id, "a call was dropped"),
-            }
-        }
-    }
-
-    /// The grace is over: drops the calls; the next worker finds their intents in the journal.
-    async fn abandon(&mut self) {
-        self.calls.shutdown().await;
-        self.in_flight.clear();
-    }
-
-    /// Whatever a call reported was sent before it ended, and is heard before its end.
-    fn hear_reports(&mut self) {
-        while let Ok(report) = self.reports.1.try_recv() {
-            self.hear_report(report);
-        }
-    }
-
-    fn hear_report(&mut self, (step, attempt, report): Told) {
-        self.heard.push(Command::Report { step, attempt, report });
-    }
-
-    fn hear(&mut self, ended: Ended) {
-        let Ended { step, attempt, end } = ended;
-        let tool = self.state.step(&step).map(|step| step.uses.clone()).unwrap_or_default();
-        metrics::counter!("fermata_steps_total", "tool" => tool, "outcome" => end.word()).increment(1);
-        self.in_flight.remove(&step);
-        let jitter = rand::random();
-        self.heard.push(match end {
-            End::Done { output, cost } => Command::Complete { step, attempt, output, cost },
-            End::Wait(wait) => {
-                self.look |= matches!(wait, Wait::Child { .. });
-                Command::Wait { step, attempt, wait }
-            }
-            End::Failed(error) => Command::Fail { step, attempt, error, jitter },
-            // Left as it is in the journal: a call without an outcome, which the scheduler knows how to treat.
-            End::Unknown => return,
-        });
-    }
-
-    /// What became of the children that steps wait for: one may have ended before the wait was known here.
-    async fn hear_children(&mut self) -> Result<Vec<Command>> {
-        let ended = self.shared.children.ended(&self.state).await?;
-        self.heard.extend(ended.clone());
-        self.look = false;
-        Ok(ended)
     }
 }
 

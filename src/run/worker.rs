@@ -20,7 +20,7 @@ use crate::{
     db::{Database, SessionLock},
     journal::{self, Follower, Journal, Lock},
     kernel::{Clock, Error, Problem, Result, RunId, TenantId, Timestamp},
-    tool::Registry,
+    tool::Toolbox,
 };
 
 /// Everything a worker needs.
@@ -31,7 +31,7 @@ pub struct WorkerParts {
     /// Where outcomes go.
     pub journal: Journal,
     /// The tools.
-    pub registry: Registry,
+    pub tools: Toolbox,
     /// How child runs are looked after.
     pub children: Children,
     /// Time.
@@ -70,9 +70,8 @@ impl Worker {
     #[must_use]
     pub fn new(parts: WorkerParts, lock: SessionLockOptions) -> Self {
         let slots = Slots::new(&parts.settings);
-        let WorkerParts { db, journal, registry, children, clock, waker, desk, settings, items, stop, abandon } = parts;
-        let shared =
-            Shared { db, journal, registry, children, clock, waker, desk, items, settings, stop, abandon, slots };
+        let WorkerParts { db, journal, tools, children, clock, waker, desk, settings, items, stop, abandon } = parts;
+        let shared = Shared { db, journal, tools, children, clock, waker, desk, items, settings, stop, abandon, slots };
         Self { shared: Arc::new(shared), lock }
     }
 

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     db,
-    journal::{Effect, Failure, Report, StepKey, Wait},
+    journal::{ApprovalRule, Effect, Failure, Report, StepKey, Wait},
     kernel::{Actor, Error, Result, RunId, TenantId, Timestamp},
 };
 
@@ -25,6 +25,7 @@ mod registry;
 mod routes;
 mod size;
 mod time;
+mod toolbox;
 
 pub use child::{ChildRequest, ChildRuns, child_run_id};
 pub use model::{Conversation, TurnCall, TurnOutput};
@@ -32,6 +33,7 @@ pub use registry::{Described, Ports, Registry};
 pub use routes::routes;
 pub use size::fits;
 pub use time::waited;
+pub use toolbox::{Source, Toolbox};
 
 /// Something a step can do.
 #[async_trait]
@@ -55,6 +57,17 @@ pub trait Tool: Send + Sync + 'static {
 
     /// What repeating a call with these arguments does to the world.
     fn effect(&self, arguments: &Value) -> Effect;
+
+    /// Every effect that a call of it can have: one, unless that depends on the arguments.
+    fn effects(&self) -> Vec<Effect> {
+        vec![self.effect(&Value::Null)]
+    }
+
+    /// What consent to a call is asked with, where the tool itself has a word on it: whether it is held when a model
+    /// wants it, what it costs and touches.
+    fn rule(&self) -> Option<&ApprovalRule> {
+        None
+    }
 
     /// The time-out of one attempt where the step names none.
     fn timeout(&self) -> Duration {

@@ -20,7 +20,6 @@ use super::{
     time::TimeWait,
 };
 use crate::{
-    approval::Arguments,
     config::{LimitSettings, ToolSettings},
     http::Outbound,
     kernel::{Error, Result},
@@ -46,16 +45,27 @@ pub struct Ports {
     pub models: Models,
 }
 
-/// The tools there are, by name. Cheap to clone.
+/// The tools there are, by name: the server's, and beside them those of one tenant, where it [has some](super::Toolbox).
+/// Cheap to clone.
 #[derive(Clone)]
 pub struct Registry {
     tools: Arc<BTreeMap<String, Registered>>,
+    own: Arc<BTreeMap<String, Registered>>,
     limits: LimitSettings,
 }
 
 struct Registered {
     tool: Arc<dyn Tool>,
     arguments: Validator,
+}
+
+impl Registered {
+    fn new(tool: Arc<dyn Tool>) -> std::result::Result<Self, String> {
+        // Offline: a schema never makes us fetch anything.
+        let arguments = jsonschema::options().offline().build(&tool.arguments());
+        let arguments = arguments.map_err(|e| format!("the argument schema of tool {}: {e}", tool.name()))?;
+        Ok(Self { tool, arguments })
+    }
 }
 
 /// A tool as a person or a model reads about it.
@@ -106,18 +116,23 @@ impl Registry {
     pub fn new(tools: impl IntoIterator<Item = Arc<dyn Tool>>, limits: &LimitSettings) -> Result<Self> {
         let mut registered = BTreeMap::new();
         for tool in tools {
-            let name = tool.name().to_owned();
-            // Offline: a schema never makes us fetch anything.
-            let arguments = jsonschema::options()
-                .offline()
-                .build(&tool.arguments())
-                .map_err(|e| Error::internal(format!("the argument schema of tool {name}: {e}")))?;
-            match registered.entry(name) {
-                Entry::Vacant(place) => place.insert(Registered { tool, arguments }),
+            let tool = Registered::new(tool).map_err(Error::internal)?;
+            match registered.entry(tool.tool.name().to_owned()) {
+                Entry::Vacant(place) => place.insert(tool),
                 Entry::Occupied(taken) => return Err(Error::internal(format!("two tools named {}", taken.key()))),
             };
         }
-        Ok(Self { tools: Arc::new(registered), limits: limits.clone() })
+        Ok(Self { tools: Arc::new(registered), own: Arc::default(), limits: limits.clone() })
+    }
+
+    /// These tools beside the server's, whose names they cannot take. One with a schema that does not stand on its own
+    /// is left out: nothing could be checked against it.
+    #[must_use]
+    pub fn with(&self, own: impl IntoIterator<Item = Arc<dyn Tool>>) -> Self {
+        let registered = own.into_iter().filter_map(|tool| Registered::new(tool).ok());
+        let named = registered.map(|it| (it.tool.name().to_owned(), it));
+        let own = named.filter(|(name, _)| !self.tools.contains_key(name)).collect();
+        Self { own: Arc::new(own), ..self.clone() }
     }
 
     /// The tool of that name.
@@ -129,13 +144,20 @@ impl Registry {
     }
 
     fn registered(&self, name: &str) -> Result<&Registered, ToolError> {
-        self.tools.get(name).ok_or_else(|| ToolError::failed("unknown_tool", format!("there is no tool `{name}`")))
+        let found = self.tools.get(name).or_else(|| self.own.get(name));
+        found.ok_or_else(|| ToolError::failed("unknown_tool", format!("there is no tool `{name}`")))
+    }
+
+    /// Whether there is a tool of that name.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.registered(name).is_ok()
     }
 
     /// The compiled schema of a tool's arguments; none if there is no such tool for plans.
     #[must_use]
     pub fn arguments(&self, name: &str) -> Option<&Validator> {
-        self.tools.get(name).filter(|found| !found.tool.internal()).map(|found| &found.arguments)
+        self.registered(name).ok().filter(|found| !found.tool.internal()).map(|found| &found.arguments)
     }
 
     /// How large things may be.
@@ -144,22 +166,27 @@ impl Registry {
         &self.limits
     }
 
-    /// Every name that plans can use, in order.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.tools.iter().filter(|(_, found)| !found.tool.internal()).map(|(name, _)| name.as_str())
+    /// Every tool that plans can use: the server's in order of name, and then the tenant's.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<dyn Tool>> {
+        self.tools.values().chain(self.own.values()).map(|found| &found.tool).filter(|tool| !tool.internal())
     }
 
-    /// Every tool that plans can use, in order of name.
+    /// Every name that plans can use.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.all().map(|tool| tool.name())
+    }
+
+    /// Every tool that plans can use, as one reads about it.
     #[must_use]
     pub fn describe(&self) -> Vec<Described> {
-        let describe = |Registered { tool, .. }: &Registered| Described {
+        let describe = |tool: &Arc<dyn Tool>| Described {
             name: tool.name().to_owned(),
             description: tool.description().to_owned(),
             version: tool.version().to_owned(),
             arguments: tool.arguments(),
             output: tool.output(),
         };
-        self.tools.values().filter(|found| !found.tool.internal()).map(describe).collect()
+        self.all().map(describe).collect()
     }
 
     /// Whether the tool takes these arguments; the engine asks before it journals the intent.
@@ -220,14 +247,6 @@ fn brief(mut error: ToolError) -> ToolError {
         ));
     }
     error
-}
-
-impl Arguments for Registry {
-    fn check(&self, tool: &str, arguments: &Value) -> Result<()> {
-        self.validate(tool, arguments).map_err(|error| match error {
-            ToolError::Failed(failure) | ToolError::Unknown(failure) => Error::invalid("arguments", failure.message),
-        })
-    }
 }
 
 impl fmt::Debug for Registry {

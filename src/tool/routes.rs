@@ -1,7 +1,7 @@
 use axum::extract::{FromRef, State};
 use utoipa_axum::{router::OpenApiRouter, routes as paths};
 
-use super::{Described, Registry};
+use super::{Described, Toolbox};
 use crate::{
     http::{Ctx, Front, Json, Query, permit::WorkflowsRead},
     kernel::{Page, PageQuery, Result},
@@ -10,7 +10,7 @@ use crate::{
 #[derive(Clone)]
 struct Tools {
     front: Front,
-    registry: Registry,
+    tools: Toolbox,
 }
 
 impl FromRef<Tools> for Front {
@@ -21,13 +21,14 @@ impl FromRef<Tools> for Front {
 
 /// `GET /tools`.
 #[must_use]
-pub fn routes(front: Front, registry: Registry) -> OpenApiRouter {
-    OpenApiRouter::new().routes(paths!(list)).with_state(Tools { front, registry })
+pub fn routes(front: Front, tools: Toolbox) -> OpenApiRouter {
+    OpenApiRouter::new().routes(paths!(list)).with_state(Tools { front, tools })
 }
 
 /// What steps can use
 ///
-/// The tools of this server with the JSON Schemas of their arguments and outputs, in order of name.
+/// The tools of this server in order of name, and then the tenant's own, with the JSON Schemas of their arguments and
+/// outputs.
 #[utoipa::path(
     get,
     path = "/tools",
@@ -38,9 +39,9 @@ pub fn routes(front: Front, registry: Registry) -> OpenApiRouter {
     responses((status = 200, description = "A page of tools.", body = Page<Described>)),
 )]
 async fn list(
-    State(tools): State<Tools>,
-    _: Ctx<WorkflowsRead>,
+    State(state): State<Tools>,
+    ctx: Ctx<WorkflowsRead>,
     Query(query): Query<PageQuery>,
 ) -> Result<Json<Page<Described>>> {
-    query.cut(tools.registry.describe()).map(Json)
+    query.cut(state.tools.of(ctx.tenant_id).await?.describe()).map(Json)
 }

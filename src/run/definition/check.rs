@@ -64,6 +64,12 @@ pub fn check_plan(plan: &Value, tools: &Registry) -> Result<Plan> {
     Check { source: &source, tools, mistakes }.run().map(|definition| definition.plan())
 }
 
+/// The tools that an inline plan names, whatever else is in it.
+pub fn uses(plan: &Value) -> impl Iterator<Item = &str> {
+    let steps = plan.get("steps").unwrap_or(plan).as_array();
+    steps.into_iter().flatten().filter_map(|step| step.get("uses")?.as_str())
+}
+
 /// A step as it was written, and as it is understood if it could be.
 struct Draft {
     pointer: String,

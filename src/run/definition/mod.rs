@@ -15,7 +15,7 @@ mod source;
 mod store;
 mod yaml;
 
-pub use check::{check, check_plan};
+pub use check::{check, check_plan, uses};
 pub use input::check_input;
 pub use model::{Definition, Media, Mistake, refuse};
 pub use put::{DefinitionSummary, StoredDefinition};

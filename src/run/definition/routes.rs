@@ -16,13 +16,13 @@ use crate::{
         read_body,
     },
     kernel::{Error, Page, PageQuery, Problem, Result},
-    tool::Registry,
+    tool::Toolbox,
 };
 
 #[derive(Clone)]
 struct Definitions {
     front: Front,
-    registry: Registry,
+    tools: Toolbox,
 }
 
 impl FromRef<Definitions> for Front {
@@ -32,14 +32,14 @@ impl FromRef<Definitions> for Front {
 }
 
 /// Putting and reading definitions, and their JSON Schema.
-pub fn routes(front: Front, registry: Registry) -> OpenApiRouter {
+pub fn routes(front: Front, tools: Toolbox) -> OpenApiRouter {
     OpenApiRouter::new()
         .routes(routes!(put_definition))
         .routes(routes!(get_definition))
         .routes(routes!(list_definitions))
         .routes(routes!(list_versions))
         .routes(routes!(schema))
-        .with_state(Definitions { front, registry })
+        .with_state(Definitions { front, tools })
 }
 
 /// Which version.
@@ -80,7 +80,7 @@ async fn put_definition(
         Error::new(Problem::UnsupportedMediaType, "send `Content-Type: application/yaml` or `application/json`")
     })?;
     let body = read_body(request, state.front.settings()).await?;
-    let definition = check(&body, media, Some(&name), &state.registry)?;
+    let definition = check(&body, media, Some(&name), &state.tools.of(ctx.tenant_id).await?)?;
     let source = String::from_utf8(body.into()).map_err(Error::internal)?;
     let mut tx = ctx.begin().await?;
     let (stored, new) = put::put(&mut tx, &ctx, definition, source, media).await?;

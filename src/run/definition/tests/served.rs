@@ -22,6 +22,7 @@ use crate::{
     http::Front,
     kernel::{Reference, Span, TenantId},
     run::{definition::routes, store::ground},
+    tool::Toolbox,
 };
 
 struct World {
@@ -37,7 +38,7 @@ impl World {
         let (verifier, minter) = (Verifier::new(&auth).unwrap(), Minter::new(&auth).unwrap());
         let (database, clock) = (fixture.database.clone(), fixture.clock.clone());
         let front = Front::new(verifier, database, clock, HttpSettings::default(), CancellationToken::new());
-        let (router, _) = routes(front, tools().clone()).split_for_parts();
+        let (router, _) = routes(front, Toolbox::new(tools().clone(), vec![])).split_for_parts();
         Self { fixture, router, minter }
     }
 

@@ -1,0 +1,84 @@
+//! What a turn hears while it waits: calls that ended, reports of those that go on, children that came to something.
+
+use std::sync::Arc;
+
+use super::{
+    call::{End, Ended},
+    turn::{Told, Turn},
+};
+use crate::{
+    journal::{Command, Wait},
+    kernel::Result,
+};
+
+impl Turn {
+    /// Waits for the next thing that matters, and takes in whatever else is there by then.
+    pub(super) async fn wait(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        // What is due already waits for something else: for a slot, most of the time.
+        let wake_at = self.wake_at().filter(|at| *at > self.passed_at);
+        let stopped = shared.stop.is_cancelled();
+        let mut over = Vec::new();
+        tokio::select! {
+            Some(ended) = self.calls.join_next() => over.push(ended),
+            Some(report) = self.reports.1.recv() => self.hear_report(report),
+            () = self.news.arrived() => {}
+            () = async { shared.clock.sleep_until(wake_at.unwrap_or_default()).await }, if wake_at.is_some() => {}
+            slot = shared.slot(self.state.tenant_id), if self.starved && self.slot.is_none() => self.slot = slot,
+            () = shared.stop.cancelled(), if !stopped => {}
+            () = shared.abandon.cancelled() => self.abandon().await,
+        }
+        over.extend(std::iter::from_fn(|| self.calls.try_join_next()));
+        self.hear_reports();
+        for ended in over {
+            match ended {
+                Ok(ended) => self.hear(ended),
+                // Called off by this turn, which knows.
+                Err(fault) => tracing::debug!(%fault, run = %self.state.run_id, "a call was dropped"),
+            }
+        }
+    }
+
+    /// The grace is over: drops the calls; the next worker finds their intents in the journal.
+    async fn abandon(&mut self) {
+        self.calls.shutdown().await;
+        self.in_flight.clear();
+    }
+
+    /// Whatever a call reported was sent before it ended, and is heard before its end.
+    pub(super) fn hear_reports(&mut self) {
+        while let Ok(report) = self.reports.1.try_recv() {
+            self.hear_report(report);
+        }
+    }
+
+    fn hear_report(&mut self, (step, attempt, report): Told) {
+        self.heard.push(Command::Report { step, attempt, report });
+    }
+
+    pub(super) fn hear(&mut self, ended: Ended) {
+        let Ended { step, attempt, end } = ended;
+        let tool = self.state.step(&step).map(|step| step.uses.clone()).unwrap_or_default();
+        metrics::counter!("fermata_steps_total", "tool" => tool, "outcome" => end.word()).increment(1);
+        self.in_flight.remove(&step);
+        let jitter = rand::random();
+        self.heard.push(match end {
+            End::Done { output, cost } => Command::Complete { step, attempt, output, cost },
+            End::Wait(wait) => {
+                self.look |= matches!(wait, Wait::Child { .. });
+                Command::Wait { step, attempt, wait }
+            }
+            End::Failed(error) => Command::Fail { step, attempt, error, jitter },
+            // Left as it is in the journal: a call without an outcome, which the scheduler knows how to treat.
+            End::Unknown => return,
+        });
+    }
+
+    /// What became of the children that steps wait for: one may have ended before the wait was known here.
+    pub(super) async fn hear_children(&mut self) -> Result<Vec<Command>> {
+        let ended = self.shared.children.ended(&self.state).await?;
+        self.heard.extend(ended.clone());
+        self.look = false;
+        Ok(ended)
+    }
+}
