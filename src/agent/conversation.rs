@@ -64,7 +64,8 @@ pub fn conversation(state: &RunState, head: &RunHead, agent: &AgentPin, n: u32, 
     Conversation { config: agent.config.clone(), prompt, names }
 }
 
-fn asked(head: &RunHead) -> String {
+/// What was asked for, in words.
+pub(super) fn asked(head: &RunHead) -> String {
     let goal = head.goal.clone().unwrap_or_default();
     match head.input.as_object() {
         Some(fields) if fields.is_empty() => goal,

@@ -119,7 +119,7 @@ mod tests {
     use super::*;
     use crate::{
         agent::conversation,
-        journal::{Ask, Command, Event, Hold, Intent, RunHead, decide},
+        journal::{Ask, Command, Draft, Event, Hold, Intent, RunHead, decide},
         kernel::{Actor, ApprovalId, Id, Timestamp},
         llm::Message,
         run::scheduler::{self, Move},
@@ -159,8 +159,8 @@ mod tests {
             };
             let plan = Plan { steps: vec![Arc::new(turn(1, vec![]))], output: None, agent: Some(Arc::new(agent)) };
             let mut life = Self { state, events: vec![], script };
-            life.decide(Command::Open { goal: Some("g".to_owned()), workflow: None, parent: None });
-            life.decide(Command::Plan(Arc::new(plan)));
+            life.decide(Command::Open { goal: Some("g".to_owned()), workflow: None, parent: None, planner: None });
+            life.decide(Command::Draft(Draft::Ready { plan: Arc::new(plan), forecast: vec![] }));
             life.decide(Command::Execute { by: Actor::System });
             life
         }

@@ -6,10 +6,12 @@ mod definition;
 mod grow;
 mod names;
 mod pin;
+mod planner;
 mod routes;
 
 pub use conversation::conversation;
 pub use definition::{AgentDefinition, AgentKind};
 pub use grow::{grow, grows, outcome};
 pub use pin::Agents;
+pub use planner::{guarded, handed_in, question};
 pub use routes::{AgentRoutes, routes};

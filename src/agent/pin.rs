@@ -5,12 +5,12 @@ use serde_json::{Map, Value, json};
 use super::{AgentDefinition, grow::turn};
 use crate::{
     http::{Ctx, Permit},
-    journal::{AgentPin, Plan, TurnRate, fits},
+    journal::{AgentPin, Plan, Planner, TurnRate, fits},
     kernel::{
         Error, Pinned, Problem, Reference, Result,
         template::{self, Context},
     },
-    llm::{Models, shelf},
+    llm::{Document, ModelConfig, Models, shelf},
     tool::{Registry, Toolbox},
 };
 
@@ -41,11 +41,7 @@ impl Agents {
         let reference: Reference = agent.parse().map_err(|_| Error::not_found("agent"))?;
         let document = shelf::get::<AgentDefinition, P>(ctx, vec![], reference.name, reference.version).await?;
         let body = &document.body;
-        let wanted = body.config.as_deref().unwrap_or("default-smart").parse().map_err(|e: &str| Error::internal(e))?;
-        let config = self.models.pin(ctx.tenant_id, &wanted).await.map_err(|error| {
-            let detail = format!("{}: put the configuration, or have the operator set a key", error.message);
-            Error::new(Problem::NoPlanner, detail).with("field", "agent")
-        })?;
+        let config = self.config(ctx, "agent", body.config.as_deref()).await?;
         let pin = AgentPin {
             agent: document.reference(),
             config: Pinned { name: config.name, version: config.version },
@@ -55,13 +51,29 @@ impl Agents {
             max_turns: body.max_turns.unwrap_or(10),
             max_parallel: body.max_parallel.unwrap_or(8),
             output: body.output.clone(),
-            rate: config.body.price.map(|price| TurnRate {
-                input: price.input,
-                answer: f64::from(config.body.max_tokens.unwrap_or(ANSWER)) * price.output / 1_000_000.0,
-            }),
+            rate: rate(&config.body),
         };
         let first = Arc::new(turn(1, vec![]));
         Ok(Plan { steps: vec![first], output: None, agent: Some(Arc::new(pin)) })
+    }
+
+    /// The model that plans where only a goal is given.
+    ///
+    /// # Errors
+    /// No-planner (422) without a model of use.
+    pub async fn planner<P: Permit>(&self, ctx: &Ctx<P>, execute: bool) -> Result<Planner> {
+        let config = self.config(ctx, "goal", None).await?;
+        let rate = rate(&config.body);
+        Ok(Planner { config: Pinned { name: config.name, version: config.version }, rate, execute })
+    }
+
+    /// The configuration that is meant now, which is named in, or missing from, that field.
+    async fn config<P: Permit>(&self, ctx: &Ctx<P>, field: &str, name: Option<&str>) -> Result<Document<ModelConfig>> {
+        let wanted = name.unwrap_or("default-smart").parse().map_err(|e: &str| Error::internal(e))?;
+        self.models.pin(ctx.tenant_id, &wanted).await.map_err(|error| {
+            let detail = format!("{}: put the configuration, or have the operator set a key", error.message);
+            Error::new(Problem::NoPlanner, detail).with("field", field)
+        })
     }
 }
 
@@ -74,6 +86,14 @@ impl std::fmt::Debug for Agents {
 /// The tools that the names and patterns mean.
 fn given(tools: &Registry, patterns: &[String]) -> Vec<String> {
     tools.names().filter(|name| patterns.iter().any(|pattern| fits(pattern, name))).map(str::to_owned).collect()
+}
+
+/// What a question costs at most by the configuration's prices.
+fn rate(config: &ModelConfig) -> Option<TurnRate> {
+    config.price.map(|price| TurnRate {
+        input: price.input,
+        answer: f64::from(config.max_tokens.unwrap_or(ANSWER)) * price.output / 1_000_000.0,
+    })
 }
 
 fn instructions(text: &str, goal: &str, input: &Value) -> Result<String> {

@@ -121,7 +121,7 @@ fn describe_events(schemas: &mut BTreeMap<String, RefOr<Schema>>, events: Events
 }
 
 fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
-    [&mut item.get, &mut item.put, &mut item.post, &mut item.delete].into_iter().flatten()
+    [&mut item.get, &mut item.put, &mut item.post, &mut item.patch, &mut item.delete].into_iter().flatten()
 }
 
 fn finish(operation: &mut Operation, named: bool) -> Result<()> {

@@ -58,6 +58,14 @@ pub struct TurnRate {
     pub answer: f64,
 }
 
+impl TurnRate {
+    /// What a question of so many tokens is expected to cost.
+    #[must_use]
+    pub fn cost(&self, tokens: u32) -> f64 {
+        f64::from(tokens) * self.input / 1_000_000.0 + self.answer
+    }
+}
+
 /// What becomes of an agent's calls of some tools.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -82,7 +90,7 @@ impl AgentPin {
     /// What a turn of so many tokens is expected to cost.
     #[must_use]
     pub fn turn_cost(&self, tokens: u32) -> f64 {
-        self.rate.map_or(0.0, |rate| f64::from(tokens) * rate.input / 1_000_000.0 + rate.answer)
+        self.rate.map_or(0.0, |rate| rate.cost(tokens))
     }
 
     /// What consent to a call needs, where it needs some; `acts` says whether its repetition would do something again.

@@ -6,7 +6,8 @@ use chrono::SubsecRound;
 use serde_json::Value;
 
 use super::{
-    Failure, Intent, Parent, Plan, Question, Report, Ruling, RunState, SkipReason, Stage, Status, Step, StepKey, Wait,
+    Draft, Failure, Intent, Parent, Planner, Question, Report, Ruling, RunState, SkipReason, Stage, Status, Step,
+    StepKey, Wait,
 };
 use crate::kernel::{Actor, ApprovalId, Timestamp};
 
@@ -21,9 +22,11 @@ pub enum Command {
         workflow: Option<String>,
         /// The run and step that start it.
         parent: Option<Parent>,
+        /// The model that makes its plan, where none is brought along.
+        planner: Option<Planner>,
     },
-    /// Give it its steps.
-    Plan(Arc<Plan>),
+    /// Give it its steps, or say what stands in the way of that.
+    Draft(Draft),
     /// Carry the plan out.
     Execute {
         /// Who says so.

@@ -7,9 +7,10 @@ use serde_json::Value;
 
 use super::{
     ApprovalCancelled, Cancelled, Command, Completed, Effect, Event, Executing, Failed, Failure, Idle, Intent, OnError,
-    Parent, Phase, PlanExtended, PlanReady, Planning, Refusal, RunCancelling, RunState, Stage, Step, StepCompleted,
+    Parent, Phase, PlanExtended, Planner, Planning, Refusal, RunCancelling, RunState, Stage, Step, StepCompleted,
     StepExpanded, StepFailed, StepKey, StepRetrying, StepSkipped, StepStarted, StepWaiting, Wait,
     command::{advancing, beginnable, kept, reachable},
+    planning::draft,
     ruling::{expire, hold, rule},
 };
 use crate::kernel::{Actor, Timestamp};
@@ -20,11 +21,8 @@ use crate::kernel::{Actor, Timestamp};
 /// A [`Refusal`] when the state does not allow it.
 pub fn decide(state: &RunState, command: Command, now: Timestamp) -> Result<Vec<Event>, Refusal> {
     match command {
-        Command::Open { goal, workflow, parent } => open(state, goal, workflow, parent),
-        Command::Plan(plan) => match (&state.phase, &state.plan) {
-            (Phase::Planning, None) => Ok(vec![Event::run(PlanReady { plan })]),
-            _ => Err(Refusal::Status(state.status())),
-        },
+        Command::Open { goal, workflow, parent, planner } => open(state, goal, workflow, parent, planner),
+        Command::Draft(one) => draft(state, one),
         Command::Execute { by } => match (&state.phase, &state.plan) {
             (Phase::Planning, Some(_)) => Ok(vec![Event::run(Executing { by, retried: vec![] })]),
             _ => Err(Refusal::Status(state.status())),
@@ -75,12 +73,13 @@ fn open(
     goal: Option<String>,
     workflow: Option<String>,
     parent: Option<Parent>,
+    planner: Option<Planner>,
 ) -> Result<Vec<Event>, Refusal> {
     if state.seq > 0 {
         return Err(Refusal::Status(state.status()));
     }
     let created_by = state.created_by.clone();
-    Ok(vec![Event::run(Idle { goal, workflow, created_by, parent }), Event::run(Planning {})])
+    Ok(vec![Event::run(Idle { goal, workflow, created_by, parent }), Event::run(Planning { planner })])
 }
 
 /// The stage of a step whose call or wait is under way at that attempt.
@@ -260,6 +259,9 @@ fn ending(state: &RunState, last: Event) -> Vec<Event> {
 fn retry(state: &RunState, by: Actor) -> Result<Vec<Event>, Refusal> {
     if !matches!(state.phase, Phase::Failed(_)) {
         return Err(Refusal::Status(state.status()));
+    }
+    if state.plan.is_none() {
+        return Ok(vec![Event::run(Planning { planner: state.planner.clone() })]);
     }
     let failed = |stage: &Stage| matches!(stage, Stage::Failed { continued: false, .. });
     let retried = state.steps.iter().filter(|(_, step)| failed(&step.stage)).map(|(key, _)| key.clone()).collect();

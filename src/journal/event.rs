@@ -6,7 +6,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use super::{message::*, payload::*, plan::StepKey};
+use super::{
+    message::*,
+    payload::*,
+    plan::StepKey,
+    planning::{PlanReady, PlanRefused, Planning},
+};
 use crate::kernel::{Error, Problem, Result, RunId, TenantId, Timestamp, wire_time};
 
 /// How loudly a timeline should show an event.
@@ -76,6 +81,8 @@ events! {
     Idle = "idle", Info;
     /// A plan is being made.
     Planning = "planning", Info;
+    /// What a model drew up will not do, and it is asked again.
+    PlanRefused = "plan.refused", Warn;
     /// The plan stands.
     PlanReady = "plan.ready", Info;
     /// The plan has grown by what an agent answered.

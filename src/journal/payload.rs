@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::plan::{Plan, Step, StepKey};
+use super::plan::{Step, StepKey};
 use crate::kernel::{Actor, ApprovalId, RunId, Timestamp, wire_time};
 
 /// Payload of `idle`.
@@ -35,19 +35,6 @@ pub struct Parent {
     /// Its step.
     #[schema(value_type = String)]
     pub step_id: StepKey,
-}
-
-/// Payload of `planning`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Planning {}
-
-/// Payload of `plan.ready`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct PlanReady {
-    /// The steps to come.
-    #[schema(value_type = Plan)]
-    pub plan: Arc<Plan>,
 }
 
 /// Payload of `plan.extended`.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use super::AgentPin;
+use super::{AgentPin, Effect};
 use crate::kernel::{Error, Span};
 
 /// The steps of a run and the expression of its output.
@@ -109,6 +109,43 @@ impl Step {
     pub fn concurrency_limit(&self) -> u32 {
         self.concurrency.unwrap_or(10).max(1)
     }
+}
+
+/// What would become of a step, as things stand before the run begins.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Forecast {
+    /// The step.
+    pub step_id: String,
+    /// What the gate would say.
+    pub verdict: Outlook,
+    /// Why, where it would not simply let it pass.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// What repeating it would do; absent where that hangs on values that are not known yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effect: Option<Effect>,
+    /// What it is expected to cost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<f64>,
+    /// What it would touch.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scope: Vec<String>,
+    /// Rights it would use.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub requires: Vec<String>,
+}
+
+/// What the gate would say of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Outlook {
+    /// It would pass.
+    Allow,
+    /// Somebody would have to consent.
+    Hold,
+    /// It would not pass.
+    Forbid,
 }
 
 /// Exponential backoff with full jitter between attempts.

@@ -20,6 +20,12 @@ impl RunState {
         }
     }
 
+    /// Whether its plan stands and it has not begun.
+    #[must_use]
+    pub fn is_planned(&self) -> bool {
+        self.phase == Phase::Planning && self.plan.is_some()
+    }
+
     /// The questions that stand, in the order of their steps.
     pub fn open_holds(&self) -> impl Iterator<Item = (ApprovalId, &Hold)> {
         self.frontier.open().iter().filter_map(|key| self.hold_of(key))

@@ -8,8 +8,8 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::{
-    AwaitingApproval, Body, Effect, Event, Failure, OnDenied, Plan, Question, RunCancelling, SkipReason, StepKey, Wait,
-    frontier::Frontier,
+    AwaitingApproval, Body, Effect, Event, Failure, OnDenied, Plan, PlanRefused, Planner, Question, RunCancelling,
+    SkipReason, StepKey, Wait, frontier::Frontier,
 };
 use crate::kernel::{Actor, ApprovalId, RunId, TenantId, Timestamp};
 
@@ -265,6 +265,10 @@ pub struct RunState {
     pub on_denied: OnDenied,
     /// The part of the status that events set directly.
     pub phase: Phase,
+    /// The model that makes its plan, where one does.
+    pub planner: Option<Planner>,
+    /// What that drew up in vain.
+    pub refused: Vec<PlanRefused>,
     /// The steps, once they stand.
     pub plan: Option<Arc<Plan>>,
     /// The steps that have begun.
@@ -291,6 +295,8 @@ impl RunState {
             created_by,
             on_denied,
             phase: Phase::Idle,
+            planner: None,
+            refused: vec![],
             plan: None,
             steps: BTreeMap::new(),
             holds: BTreeMap::new(),
@@ -306,7 +312,14 @@ impl RunState {
         self.seq += 1;
         match &event.body {
             Body::Idle(_) => self.phase = Phase::Idle,
-            Body::Planning(_) => self.phase = Phase::Planning,
+            Body::Planning(planning) => {
+                self.phase = Phase::Planning;
+                self.planner = planning.planner.clone();
+                self.refused.clear();
+            }
+            Body::PlanRefused(refused) => self.refused.push(refused.clone()),
+            // Of a model that makes the plan: a step's counts when that is done.
+            Body::MessageCompleted(message) if event.step.is_none() => self.cost += message.cost,
             Body::PlanReady(ready) => {
                 self.plan = Some(Arc::clone(&ready.plan));
                 self.frontier = Frontier::of(&ready.plan);

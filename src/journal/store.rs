@@ -10,7 +10,10 @@ use sqlx::{
 };
 use uuid::Uuid;
 
-use super::append::{Append, Claim};
+use super::{
+    Status,
+    append::{Append, Claim},
+};
 use crate::{
     db::{Rider, composite},
     kernel::{Error, Result, RunId, TenantId, Timestamp},
@@ -172,6 +175,10 @@ impl<'a> Rows<'a> {
                 self.claims.push(Settle { settle: "end", ..own });
             }
             Claim::Keep => {}
+            // A plan that stands waits for nobody here: the run is not live until it is to begin.
+            Claim::Release { due_at: None, .. } if append.status == Status::Planning => {
+                self.claims.push(Settle { settle: "end", ..own });
+            }
             Claim::Release { worker, due_at } => {
                 let worker_id = Some(worker.uuid());
                 self.claims.push(Settle { settle: "release", worker_id, due_at, ..own });

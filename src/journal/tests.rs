@@ -43,9 +43,13 @@ impl World {
         let mut state = RunState::new(self.tenant, RunId::new(now), by.clone(), OnDenied::Fail);
         let step = |id: &str| json!({ "id": id, "uses": "debug.echo", "with": { "a": 1 } });
         let plan: Plan = serde_json::from_value(json!({ "steps": [step("a"), step("b")] })).unwrap();
-        let open = Command::Open { goal: None, workflow: None, parent: None };
+        let open = Command::Open { goal: None, workflow: None, parent: None, planner: None };
         let mut events = vec![];
-        for command in [open, Command::Plan(Arc::new(plan)), Command::Execute { by: by.clone() }] {
+        for command in [
+            open,
+            Command::Draft(Draft::Ready { plan: Arc::new(plan), forecast: vec![] }),
+            Command::Execute { by: by.clone() },
+        ] {
             events.extend(self.decide(&mut state, command));
         }
         let head = RunHead {

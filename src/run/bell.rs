@@ -30,7 +30,7 @@ struct Waiter<'a> {
 }
 
 impl Bell {
-    /// Returns when the run has ended or waits for a decision, or when `patience` is over.
+    /// Returns when the run has ended, waits for a decision or has its plan and is to be begun, or when `patience` is over.
     ///
     /// # Errors
     /// When the database is away.
@@ -42,9 +42,11 @@ impl Bell {
             let mut rung = std::pin::pin!(waiter.rung.notified());
             rung.as_mut().enable();
             let mut tx = db.tenant(tenant).await?;
-            let status = store::status(&mut tx, tenant, run).await?;
+            let standing = store::standing(&mut tx, tenant, run).await?;
             drop(tx);
-            if status.is_none_or(is_settled) || Instant::now() >= until {
+            let waits =
+                standing.is_none_or(|(status, planned)| is_settled(status) || status == Status::Planning && planned);
+            if waits || Instant::now() >= until {
                 return Ok(());
             }
             tokio::select! {
@@ -81,7 +83,9 @@ impl Drop for Waiter<'_> {
 
 impl Follower for Bell {
     fn committed(&self, commits: &[Commit]) {
-        let settled = commits.iter().filter(|commit| commit.status.is_some_and(is_settled));
+        // One that is being planned may have its plan now: whoever waits looks.
+        let may_be = |status| is_settled(status) || status == Status::Planning;
+        let settled = commits.iter().filter(|commit| commit.status.is_some_and(may_be));
         self.ring(settled.map(|commit| commit.run_id));
     }
 

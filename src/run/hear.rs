@@ -7,7 +7,7 @@ use super::{
     turn::{Told, Turn},
 };
 use crate::{
-    journal::{Command, Wait},
+    journal::{Command, Draft, StepKey, Wait, planning_key},
     kernel::Result,
 };
 
@@ -53,10 +53,23 @@ impl Turn {
     }
 
     fn hear_report(&mut self, (step, attempt, report): Told) {
-        self.heard.push(Command::Report { step, attempt, report });
+        self.heard.push(if self.is_planning(&step) {
+            Command::Draft(Draft::Told(report))
+        } else {
+            Command::Report { step, attempt, report }
+        });
+    }
+
+    /// Whether a call of that key makes the plan; once there is one, it is a step's.
+    fn is_planning(&self, step: &StepKey) -> bool {
+        self.state.plan.is_none() && *step == planning_key()
     }
 
     pub(super) fn hear(&mut self, ended: Ended) {
+        if self.is_planning(&ended.step) {
+            self.in_flight.remove(&ended.step);
+            return self.heard.extend(self.drafted(&ended));
+        }
         let Ended { step, attempt, end } = ended;
         let tool = self.state.step(&step).map(|step| step.uses.clone()).unwrap_or_default();
         metrics::counter!("fermata_steps_total", "tool" => tool, "outcome" => end.word()).increment(1);

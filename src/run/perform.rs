@@ -35,10 +35,20 @@ pub(super) struct Launch {
 impl Turn {
     /// Gets the tenant's own tools, once, where the plan can use any.
     pub(super) async fn stock(&mut self) -> Result<()> {
-        let Some(plan) = self.state.plan.as_ref().filter(|_| !self.stocked) else { return Ok(()) };
-        let given = plan.agent.iter().flat_map(|agent| &agent.tools);
-        let names = plan.steps.iter().map(|step| &step.uses).chain(given).map(String::as_str);
-        self.tools = self.shared.tools.with(self.state.tenant_id, names).await?;
+        if self.stocked {
+            return Ok(());
+        }
+        let tenant = self.state.tenant_id;
+        self.tools = match &self.state.plan {
+            Some(plan) => {
+                let given = plan.agent.iter().flat_map(|agent| &agent.tools);
+                let names = plan.steps.iter().map(|step| &step.uses).chain(given).map(String::as_str);
+                self.shared.tools.with(tenant, names).await?
+            }
+            // A model that plans is told of all there are.
+            None if self.state.planner.is_some() => self.shared.tools.of(tenant).await?,
+            None => return Ok(()),
+        };
         self.stocked = true;
         Ok(())
     }
@@ -68,11 +78,13 @@ impl Turn {
                 }
                 Ok(())
             }
+            Move::Plan => self.plan(now),
             Move::Grow => {
                 let tool = |name: &str| self.tools.tool(name).ok();
                 // What is not known is taken for the worst.
-                let effect =
-                    |name: &str, arguments: &Value| tool(name).map_or(Effect::Once, |tool| tool.effect(arguments));
+                let effect = |name: &str, arguments: &Value| {
+                    tool(name).map_or(Effect::Once, |tool| tool.effect_unvouched(arguments))
+                };
                 let steps = agent::grow(&self.state, effect);
                 self.decide(Command::Extend { steps }, now)
             }

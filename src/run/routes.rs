@@ -25,8 +25,8 @@ use crate::{
         Ctx, Front, Json, Once, Path, Prefer, Query, Reply,
         permit::{RunsRead, RunsWrite},
     },
-    journal::{OnDenied, Plan, Status},
-    kernel::{Error, Page, PageQuery, Problem, Reference, Result, RunId},
+    journal::{Forecast, OnDenied, Plan, Status},
+    kernel::{Error, Page, PageQuery, Reference, Result, RunId},
     llm::Models,
     tool::Toolbox,
 };
@@ -62,7 +62,8 @@ pub fn routes(state: RunRoutes) -> OpenApiRouter {
         .routes(routes!(plan))
         .routes(routes!(execute))
         .routes(routes!(list))
-        .routes(routes!(get))
+        .routes(routes!(get, edit))
+        .routes(routes!(foresee))
         .routes(routes!(steps))
         .routes(routes!(cancel))
         .routes(routes!(retry))
@@ -70,7 +71,7 @@ pub fn routes(state: RunRoutes) -> OpenApiRouter {
         .with_state(state)
 }
 
-/// A run to be: exactly one of `agent`, `workflow` and `plan`.
+/// A run to be: one of `agent`, `workflow` and `plan`, or a `goal` alone, for which a model makes the plan.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PlanBody {
@@ -161,6 +162,7 @@ impl PlanBody {
         if metadata.as_object().is_some_and(|notes| notes.keys().any(|name| name.starts_with("fermata."))) {
             return Err(Error::invalid("metadata", "`metadata` has no names that begin with `fermata.`"));
         }
+        let execute = self.execute.unwrap_or(false);
         let source = match (self.agent, self.workflow, self.plan) {
             (Some(agent), None, None) => {
                 let goal = self.goal.as_deref().unwrap_or_default();
@@ -176,12 +178,9 @@ impl PlanBody {
             }
             (None, Some(_), Some(_)) => return Err(Error::invalid("plan", "give either `workflow` or `plan`")),
             (Some(_), ..) => return Err(Error::invalid("agent", "give an `agent` without `workflow` and `plan`")),
-            (None, None, None) if self.goal.is_some() => {
-                let detail = "nothing plans a goal alone: give an `agent`, a `workflow` or a `plan` with it";
-                return Err(Error::new(Problem::NoPlanner, detail).with("field", "goal"));
-            }
+            (None, None, None) if self.goal.is_some() => Source::Goal(state.agents.planner(ctx, execute).await?),
             (None, None, None) => {
-                return Err(Error::invalid("workflow", "an `agent`, a `workflow` or a `plan` is needed"));
+                return Err(Error::invalid("workflow", "a `goal`, an `agent`, a `workflow` or a `plan` is needed"));
             }
         };
         Ok(Request {
@@ -191,9 +190,20 @@ impl PlanBody {
             budget: self.budget,
             on_denied: self.on_denied,
             metadata,
-            execute: self.execute.unwrap_or(false),
+            // Whoever begins it at once does not look at it before.
+            tools: if execute { None } else { Some(state.tools.of(ctx.tenant_id).await?) },
+            execute,
         })
     }
+}
+
+/// What a run that has not begun is to do instead.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EditBody {
+    /// Steps: `{steps, output?}`, or the list of steps alone.
+    #[schema(value_type = Plan)]
+    pub plan: Value,
 }
 
 /// Why a run is cancelled.
@@ -224,8 +234,9 @@ pub struct RunsQuery {
 
 /// Plan a run
 ///
-/// The run is accepted and its plan stands; it begins with `execute: true`, or later by `POST /agent/execute`.
-/// `Prefer: wait=N` answers once it has ended or needs a decision, or after N seconds.
+/// The run is accepted; with a workflow, a plan or an agent its plan stands, with a goal alone a model makes it, and
+/// `plan.ready` tells it with a forecast. It begins with `execute: true`, or later by `POST /agent/execute`. `Prefer: wait=N`
+/// answers once it has its plan and is to be begun, has ended or needs a decision, or after N seconds.
 #[utoipa::path(post, path = "/agent/plan", operation_id = "planRun", tag = "agent", security(("bearer" = ["runs:write"])),
     request_body(content = PlanBody, example = json!({"workflow": "crm-sync", "input": {"account": "acme"}, "execute": true})),
     params(Once, Prefer),
@@ -285,6 +296,47 @@ async fn list(ctx: Ctx<RunsRead>, Query(query): Query<RunsQuery>) -> Result<Json
 async fn get(State(state): State<RunRoutes>, ctx: Ctx<RunsRead>, Path(id): Path<RunId>) -> Result<Json<Run>> {
     let mut tx = ctx.begin().await?;
     state.runs.get(&mut tx, ctx.tenant_id, id).await.map(Json)
+}
+
+/// Another plan for a run
+///
+/// In the place of the one it has, as long as it has not begun. Calls that act are held only where the new plan says so:
+/// it is the caller's.
+#[utoipa::path(patch, path = "/workflow/runs/{id}", operation_id = "editRun", tag = "runs", security(("bearer" = ["runs:write"])),
+    params(("id" = RunId, Path, description = "The run")),
+    extensions(("x-problems" = json!(["conflict", "invalid-definition", "unreadable-run"]))),
+    request_body(content = EditBody, example = json!({"plan": {"steps": [{"id": "hello", "uses": "data.transform", "with": {"value": 1}}]}})),
+    responses((status = 200, description = "The run", body = Run)))]
+async fn edit(
+    State(state): State<RunRoutes>,
+    ctx: Ctx<RunsWrite>,
+    Path(id): Path<RunId>,
+    Json(body): Json<EditBody>,
+) -> Result<Json<Run>> {
+    let tools = state.tools.of(ctx.tenant_id).await?;
+    let plan = definition::check_plan(&body.plan, &tools)?;
+    let mut tx = ctx.begin().await?;
+    let run = state.runs.edit(&mut tx, &ctx, id, (plan, &tools)).await?;
+    tx.commit().await?;
+    Ok(Json(run))
+}
+
+/// What would become of a run
+///
+/// For each step that has not ended, as things stand now: what the gate would say, what it would touch, what it is
+/// expected to cost.
+#[utoipa::path(get, path = "/workflow/runs/{id}/forecast", operation_id = "forecastRun", tag = "runs", security(("bearer" = ["runs:read"])),
+    params(("id" = RunId, Path, description = "The run")), extensions(("x-problems" = json!(["unreadable-run"]))),
+    responses((status = 200, description = "All of it, on one page", body = Page<Forecast>)))]
+async fn foresee(
+    State(state): State<RunRoutes>,
+    ctx: Ctx<RunsRead>,
+    Path(id): Path<RunId>,
+) -> Result<Json<Page<Forecast>>> {
+    let tools = state.tools.of(ctx.tenant_id).await?;
+    let mut tx = ctx.begin().await?;
+    let items = state.runs.forecast(&mut tx, ctx.tenant_id, id, &tools).await?;
+    Ok(Json(Page { items, next_cursor: None }))
 }
 
 /// The steps of a run

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::{
     agent,
-    journal::{Phase, RunState, SkipReason, Stage, Step, StepKey, Wait},
+    journal::{Phase, RunState, SkipReason, Stage, Step, StepKey, Wait, planning_key},
     kernel::{ApprovalId, RunId, Timestamp},
 };
 
@@ -30,6 +30,8 @@ pub enum Move {
     CancelChild(StepKey, RunId),
     /// Let the plan grow by what an agent answered.
     Grow,
+    /// Have a model make the plan.
+    Plan,
     /// Nothing is left to do.
     Finish,
 }
@@ -37,6 +39,9 @@ pub enum Move {
 /// Everything that can be done at `now`; `in_flight` knows the calls of this very turn.
 #[must_use]
 pub fn moves(state: &RunState, in_flight: impl Fn(&StepKey) -> bool, now: Timestamp) -> Vec<Move> {
+    if state.phase == Phase::Planning && state.planner.is_some() && state.plan.is_none() {
+        return if in_flight(&planning_key()) { vec![] } else { vec![Move::Plan] };
+    }
     if state.phase != Phase::Executing {
         return vec![];
     }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::{
     definition,
+    forecast::forecast,
     steps::{Recount, StepView},
     store::{self, Ground},
     view::Run,
@@ -17,9 +18,11 @@ use crate::{
     db::{Rider, TenantTx},
     http::{Ctx, Permit, RequestId},
     journal::{
-        self, Append, Claim, Command, Event, Journal, Loaded, Lock, OnDenied, Parent, Plan, Refusal, RunHead, RunState,
+        self, Append, Claim, Command, Draft, Event, Forecast, Journal, Loaded, Lock, OnDenied, Parent, Plan, Planner,
+        Refusal, RunHead, RunState, Stage, Step, StepKey,
     },
     kernel::{Actor, Error, Problem, Reference, Result, RunId, TenantId, Timestamp},
+    tool::Registry,
 };
 
 /// The longest goal, in characters.
@@ -42,6 +45,8 @@ pub enum Source {
     Workflow(String),
     /// Steps that were checked, or the beginning of an agent's.
     Plan(Plan),
+    /// The goal, from which a model makes a plan.
+    Goal(Planner),
 }
 
 /// A run to be.
@@ -59,6 +64,8 @@ pub struct Request {
     pub on_denied: Option<OnDenied>,
     /// The caller's own notes.
     pub metadata: Value,
+    /// What its plan is forecast with, where somebody looks at it before it begins.
+    pub tools: Option<Registry>,
     /// Whether it begins at once.
     pub execute: bool,
 }
@@ -107,17 +114,25 @@ impl Runs {
     pub async fn open(&self, tx: &mut TenantTx, opening: Opening, request: Request) -> Result<Run> {
         self.check(&request)?;
         let Opening { tenant_id, run_id, by, parent, request_id, now } = opening;
-        let Resolved { plan, workflow, usual } = self.resolve(tx, tenant_id, request.source, &request.input).await?;
+        let Resolved { plan, planner, workflow, usual } =
+            self.resolve(tx, tenant_id, request.source, &request.input).await?;
         let on_denied = request.on_denied.or(usual).unwrap_or_default();
         let named = workflow.as_ref().map(|(name, version)| format!("{name}@{version}"));
         let mut state = RunState::new(tenant_id, run_id, by.clone(), on_denied);
-        let open = Command::Open { goal: request.goal.clone(), workflow: named.clone(), parent: parent.clone() };
-        let mut commands = vec![open, Command::Plan(plan)];
-        if request.execute {
+        let is_made = planner.is_some();
+        let open =
+            Command::Open { goal: request.goal.clone(), workflow: named.clone(), parent: parent.clone(), planner };
+        let mut commands = vec![open];
+        commands.extend(plan.map(|plan| {
+            let tools = request.tools.as_ref();
+            let forecast = tools.map(|tools| forecast(&plan, tools, request.budget, 0.0)).unwrap_or_default();
+            Command::Draft(Draft::Ready { plan, forecast })
+        }));
+        if request.execute && !is_made {
             commands.push(Command::Execute { by: by.clone() });
         }
         let events = decide_all(&mut state, commands, now)?;
-        let claim = if request.execute { Claim::Due } else { Claim::Keep };
+        let claim = if request.execute || is_made { Claim::Due } else { Claim::Keep };
         let append = Append::new(&state, events, parent.as_ref(), claim, now)?;
         let head = RunHead {
             goal: request.goal,
@@ -155,7 +170,7 @@ impl Runs {
         let reference: Option<Reference> = match &source {
             // What is no name is nobody's name.
             Source::Workflow(name) => Some(name.parse().map_err(|_| not_found())?),
-            Source::Plan(_) => None,
+            Source::Plan(_) | Source::Goal(_) => None,
         };
         let Ground { live_runs, definition } = store::ground(tx, tenant_id, self.live_runs, reference.as_ref()).await?;
         self.room(live_runs)?;
@@ -164,9 +179,12 @@ impl Runs {
                 let (definition, workflow) = definition.ok_or_else(not_found)?;
                 definition::check_input(&definition, input)?;
                 let plan = Arc::new(definition.plan());
-                Ok(Resolved { plan, workflow: Some(workflow), usual: definition.on_denied })
+                Ok(Resolved { plan: Some(plan), workflow: Some(workflow), usual: definition.on_denied, planner: None })
             }
-            Source::Plan(plan) => Ok(Resolved { plan: Arc::new(plan), workflow: None, usual: None }),
+            Source::Plan(plan) => {
+                Ok(Resolved { plan: Some(Arc::new(plan)), workflow: None, usual: None, planner: None })
+            }
+            Source::Goal(planner) => Ok(Resolved { plan: None, workflow: None, usual: None, planner: Some(planner) }),
         }
     }
 
@@ -209,6 +227,44 @@ impl Runs {
     pub async fn execute<P: Permit>(&self, tx: &mut TenantTx, ctx: &Ctx<P>, run_id: RunId) -> Result<Run> {
         self.room(store::ground(tx, ctx.tenant_id, self.live_runs, None).await?.live_runs)?;
         self.command(tx, ctx, run_id, "run.execute", json!({}), Command::Execute { by: ctx.actor() }).await
+    }
+
+    /// Puts another plan in the place of that of a run which has not begun.
+    ///
+    /// # Errors
+    /// 404 for an unknown run, 409 when it has no plan yet, has begun, or is an agent's.
+    pub async fn edit<P: Permit>(
+        &self,
+        tx: &mut TenantTx,
+        ctx: &Ctx<P>,
+        run_id: RunId,
+        (plan, tools): (Plan, &Registry),
+    ) -> Result<Run> {
+        let run = self.get(tx, ctx.tenant_id, run_id).await?;
+        let forecast = forecast(&plan, tools, run.summary.budget, run.summary.cost);
+        let detail = json!({ "steps": plan.steps.len() });
+        let edited = Draft::Edited { plan: Arc::new(plan), forecast, by: ctx.actor() };
+        self.command(tx, ctx, run_id, "run.edit", detail, Command::Draft(edited)).await
+    }
+
+    /// What would become of the steps that have not ended, as things stand now.
+    ///
+    /// # Errors
+    /// 404 for an unknown run.
+    pub async fn forecast(
+        &self,
+        tx: &mut TenantTx,
+        tenant_id: TenantId,
+        run_id: RunId,
+        tools: &Registry,
+    ) -> Result<Vec<Forecast>> {
+        let loaded = journal::load(tx, &[(tenant_id, run_id)], Lock::Free).await?.pop();
+        let Loaded { head, state } = loaded.ok_or_else(|| Error::not_found("run"))?;
+        let Some(plan) = &state.plan else { return Ok(vec![]) };
+        let has_ended = |step: &Step| state.stage(&StepKey::whole(&step.id)).is_some_and(Stage::is_ended);
+        let mut all = forecast(plan, tools, head.budget.map(|budget| budget + state.raised), state.cost);
+        all.retain(|one| plan.step(&one.step_id).is_some_and(|step| !has_ended(step)));
+        Ok(all)
     }
 
     /// Cancels a live run; one that is cancelled already stays so.
@@ -276,7 +332,9 @@ impl Runs {
         let Some(mut run) = loaded.pop() else { return Err(Error::not_found("run")) };
         match decide_all(&mut run.state, vec![command], now) {
             Ok(events) => {
-                let append = Append::new(&run.state, events, run.head.parent.as_ref(), Claim::Due, now)?;
+                // A plan that was edited waits for its word to begin.
+                let claim = if run.state.is_planned() { Claim::Keep } else { Claim::Due };
+                let append = Append::new(&run.state, events, run.head.parent.as_ref(), claim, now)?;
                 let view = Run::of(&run, now)?;
                 self.journal.append_in(tx, run, append, riders).await?;
                 Ok(Some(view))
@@ -308,7 +366,10 @@ impl Runs {
 
 /// What a source came to.
 struct Resolved {
-    plan: Arc<Plan>,
+    /// The steps, where they are known.
+    plan: Option<Arc<Plan>>,
+    /// Else the model that makes them.
+    planner: Option<Planner>,
     /// The definition's name and version.
     workflow: Option<(String, i32)>,
     /// What a denial means by the definition.

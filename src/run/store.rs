@@ -319,13 +319,14 @@ pub(super) async fn depth(tx: &mut TenantTx, tenant: TenantId, run: RunId) -> Re
     Ok(row.try_get(0)?)
 }
 
-/// Where a run stands.
-pub(super) async fn status(tx: &mut TenantTx, tenant: TenantId, run: RunId) -> Result<Option<Status>> {
-    let row = sqlx::query("select status from runs where tenant_id = $1 and run_id = $2")
+/// Where a run stands, and whether it has its plan.
+pub(super) async fn standing(tx: &mut TenantTx, tenant: TenantId, run: RunId) -> Result<Option<(Status, bool)>> {
+    let row = sqlx::query("select status, plan is not null from runs where tenant_id = $1 and run_id = $2")
         .bind(tenant.uuid())
         .bind(run.uuid())
         .fetch_optional(tx.conn())
         .await?;
-    let status = row.map(|row| row.try_get::<String, _>(0)).transpose()?;
-    Ok(status.as_deref().and_then(Status::named))
+    let Some(row) = row else { return Ok(None) };
+    let status: String = row.try_get(0)?;
+    Ok(Status::named(&status).zip(Some(row.try_get(1)?)))
 }

@@ -212,7 +212,9 @@ impl Turn {
             // What was heard is no news any more.
             self.heard.clear();
             if claim == Claim::Keep {
-                return Ok(Next::Wait);
+                // What was not announced can be asked for again: a draft of a plan.
+                self.go(self.launches.len(), now).await;
+                return Ok(if self.heard.is_empty() { Next::Wait } else { Next::Again });
             }
         }
         let events = std::mem::take(&mut self.events);
@@ -230,6 +232,13 @@ impl Turn {
         if over {
             return Ok(Next::Over);
         }
+        self.go(intended, now).await;
+        let more = more || self.deferred || !self.events.is_empty() || !self.heard.is_empty();
+        Ok(if more { Next::Again } else { Next::Wait })
+    }
+
+    /// Makes the first calls of those that are prepared.
+    async fn go(&mut self, intended: usize, now: Timestamp) {
         if intended > 0 {
             // A process that was frozen, or lost its lock, may hold the run no more. Then its life ends here.
             self.life.safe(&self.shared.clock).await;
@@ -237,8 +246,6 @@ impl Turn {
         for launch in self.launches.drain(..intended).collect::<Vec<_>>() {
             self.launch(launch, now);
         }
-        let more = more || self.deferred || !self.events.is_empty() || !self.heard.is_empty();
-        Ok(if more { Next::Again } else { Next::Wait })
     }
 
     /// Lets steps that touch nothing go on, each with what the one before gave: nobody hears of them, and nothing acts

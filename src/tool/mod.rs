@@ -58,6 +58,11 @@ pub trait Tool: Send + Sync + 'static {
     /// What repeating a call with these arguments does to the world.
     fn effect(&self, arguments: &Value) -> Effect;
 
+    /// The same where nobody vouches for what the arguments say of it, since a model wrote them.
+    fn effect_unvouched(&self, arguments: &Value) -> Effect {
+        self.effect(arguments)
+    }
+
     /// Every effect that a call of it can have: one, unless that depends on the arguments.
     fn effects(&self) -> Vec<Effect> {
         vec![self.effect(&Value::Null)]

@@ -19,6 +19,7 @@ mod models;
 mod once;
 mod openapi;
 mod pages;
+mod planning;
 mod readers;
 mod recovery;
 mod retention;

@@ -28,6 +28,7 @@ fn said(body: &Body) -> String {
     let said = match body {
         Body::Idle(idle) => words([idle.workflow.clone(), idle.goal.clone(), Some(format!("by {}", idle.created_by))]),
         Body::Planning(_) => String::new(),
+        Body::PlanRefused(refused) => refused.mistakes.join("; "),
         Body::PlanReady(ready) => format!("{} steps", ready.plan.steps.len()),
         Body::PlanExtended(extended) => {
             let ids: Vec<_> = extended.steps.iter().map(|step| step.id.as_str()).collect();

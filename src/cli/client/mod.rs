@@ -17,6 +17,7 @@ mod frame;
 mod input;
 mod line;
 pub(super) mod output;
+mod plans;
 mod runs;
 pub(super) mod text;
 mod timeline;

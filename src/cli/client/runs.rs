@@ -11,15 +11,19 @@ use super::{
     api::{Api, Reply},
     connection::{Connection, Role},
     failure::{Failure, Result},
-    input, output, text, watch, workflows,
+    input, output, plans, text, watch, workflows,
 };
 use crate::kernel::{Clock, Page, RunId, Timestamp};
 
 /// What can be done with runs.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Start a run of a workflow
+    /// Start a run of a workflow, of an agent, or from a goal alone
     Start(Start),
+    /// Have a model plan a goal, and show what would become of it
+    Plan(plans::Plan),
+    /// Let a planned run begin
+    Execute(plans::Execute),
     /// Show a run with its steps
     Get(Get),
     /// List runs, newest first
@@ -36,7 +40,7 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct Start {
     /// A YAML or JSON file with a definition, which is put first, or the NAME[@VERSION] of one that was put
-    #[arg(value_name = "FILE|NAME", required_unless_present = "agent", conflicts_with = "agent")]
+    #[arg(value_name = "FILE|NAME", required_unless_present_any = ["agent", "goal"], conflicts_with = "agent")]
     workflow: Option<String>,
     /// The agent that is to do it, NAME or NAME@VERSION
     #[arg(long, value_name = "NAME", requires = "goal")]
@@ -201,6 +205,8 @@ impl Command {
     pub(super) async fn run(self) -> Result<()> {
         match self {
             Self::Start(start) => start.run().await,
+            Self::Plan(plan) => plan.run().await,
+            Self::Execute(execute) => execute.run().await,
             Self::Get(get) => get.run().await,
             Self::List(list) => list.run().await,
             Self::Watch(watch) => {
@@ -232,8 +238,13 @@ impl Start {
     }
 }
 
+/// The run of a reply.
+pub(super) fn id_of(reply: &Reply) -> Result<RunId> {
+    reply.json::<Run>().map(|run| run.run_id)
+}
+
 /// Follows the run of a reply, or says what it is and how to follow it.
-async fn begun(api: Api, reply: &Reply, follow: bool, watching: &watch::Watching) -> Result<()> {
+pub(super) async fn begun(api: Api, reply: &Reply, follow: bool, watching: &watch::Watching) -> Result<()> {
     let run: Run = reply.json()?;
     if follow {
         return watch::watch(api, run.run_id, watching, 0).await;

@@ -13,8 +13,8 @@ use super::{
 use crate::{
     approval,
     journal::{
-        self, Ask, Command, Effect, Failure, Intent, OnDenied, Plan, Question, Refusal, Ruling, RunState, SkipReason,
-        Status, StepKey, ToolProgress, Wait,
+        self, Ask, Command, Draft, Effect, Failure, Intent, OnDenied, Plan, Question, Refusal, Ruling, RunState,
+        SkipReason, Status, StepKey, ToolProgress, Wait,
     },
     kernel::{Actor, ApprovalId, Id, RunId, Timestamp},
     run::scheduler,
@@ -53,8 +53,8 @@ impl History {
         let (db, workers) = (Database::new(blank), vec![]);
         let (acts, children) = Default::default();
         let mut this = Self { db, workers, acts, children, now, version: 1, cancelled: false };
-        this.command(Command::Open { goal: None, workflow: None, parent: None }).unwrap();
-        this.command(Command::Plan(Arc::new(plan))).unwrap();
+        this.command(Command::Open { goal: None, workflow: None, parent: None, planner: None }).unwrap();
+        this.command(Command::Draft(Draft::Ready { plan: Arc::new(plan), forecast: vec![] })).unwrap();
         this.command(Command::Execute { by: person(0) }).unwrap();
         this
     }
@@ -299,9 +299,9 @@ impl History {
         };
         let error = Failure::new("nonsense", "nonsense");
         let output = Arc::new(Value::Null);
-        let command = match command % 15 {
-            0 => Command::Open { goal: None, workflow: None, parent: None },
-            1 => Command::Plan(Arc::new(Plan::default())),
+        let command = match command % 17 {
+            0 => Command::Open { goal: None, workflow: None, parent: None, planner: None },
+            1 => Command::Draft(Draft::Ready { plan: Arc::new(Plan::default()), forecast: vec![] }),
             2 => Command::Execute { by: person(3) },
             3 => Command::Expand { step, items: 2 },
             4 => Command::Gather { step },
@@ -313,6 +313,8 @@ impl History {
             9 => Command::Complete { step, attempt, output, cost: None },
             10 => Command::Fail { step, attempt, error, jitter: f64::NAN },
             11 => Command::Skip { step, reason: SkipReason::Condition },
+            15 => Command::Draft(Draft::Failed(error)),
+            16 => Command::Draft(Draft::Edited { plan: Arc::new(Plan::default()), forecast: vec![], by: person(1) }),
             12 => Command::Finish { output: Err(error) },
             _ => Command::Decide {
                 approval_id: ApprovalId::new(now),

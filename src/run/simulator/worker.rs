@@ -186,7 +186,7 @@ impl Worker {
         now: Timestamp,
     ) -> Result<(), Refusal> {
         match one.clone() {
-            Move::Grow => panic!("no agent plans here"),
+            Move::Plan | Move::Grow => panic!("no model plans here"),
             Move::Expire(approval_id) => self.decide(Command::Expire { approval_id }, now),
             Move::Expand(step) => {
                 if self.wanted(&step, now)? {

@@ -102,10 +102,17 @@ fn default_bytes(output_limit: usize) -> usize {
 
 /// What repeating the request does; arguments that say nothing clear are taken for the worst.
 pub(super) fn effect(arguments: &Value) -> Effect {
+    match effect_of_method(arguments) {
+        Effect::Once if arguments.get("repeatable") == Some(&Value::Bool(true)) => Effect::Repeatable,
+        effect => effect,
+    }
+}
+
+/// What repeating the request does, whatever the arguments promise of the receiver.
+pub(super) fn effect_of_method(arguments: &Value) -> Effect {
     match arguments.get("method").map_or(Some("GET"), Value::as_str) {
         Some("GET" | "HEAD" | "OPTIONS") => Effect::Pure,
         Some("PUT" | "DELETE") => Effect::Repeatable,
-        _ if arguments.get("repeatable") == Some(&Value::Bool(true)) => Effect::Repeatable,
         _ => Effect::Once,
     }
 }

@@ -67,6 +67,14 @@ impl Tool for HttpRequest {
         request::effect(arguments)
     }
 
+    fn effects(&self) -> Vec<Effect> {
+        vec![Effect::Pure, Effect::Repeatable, Effect::Once]
+    }
+
+    fn effect_unvouched(&self, arguments: &Value) -> Effect {
+        request::effect_of_method(arguments)
+    }
+
     async fn call(&self, call: Call) -> Result<Outcome, ToolError> {
         let request = Request::of(&call, self.output_limit)?;
         let door = unless_cancelled(&call, self.door(&call)).await??;

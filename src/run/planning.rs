@@ -1,0 +1,96 @@
+//! How a run comes to a plan that a model makes: asked outside of any step, since there are none yet, and in as many drafts
+//! as it takes. Every draft is journaled, so that none is asked for twice.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{
+    call::{End, Ended},
+    definition, forecast,
+    perform::Launch,
+    turn::Turn,
+};
+use crate::{
+    agent,
+    journal::{AGENT_TURN, Command, DRAFTS, Draft, Failure, Plan, PlanRefused, Refusal, planning_key},
+    kernel::{Error, Timestamp},
+    tool::TurnOutput,
+};
+
+impl Turn {
+    /// Has the model asked for the next draft.
+    pub(super) fn plan(&mut self, now: Timestamp) -> Result<(), Refusal> {
+        let Some(planner) = self.state.planner.clone() else { return Err(Refusal::Stale) };
+        let conversation = agent::question(&planner, &self.head, &self.state.refused, &self.tools);
+        let cost = self.state.cost + planner.rate.map_or(0.0, |rate| rate.cost(conversation.prompt.tokens()));
+        if self.head.budget.is_some_and(|budget| cost > budget) {
+            let message = format!("planning alone is expected to cost {cost}, which is past the run's budget");
+            return self.decide(Command::Draft(Draft::Failed(Failure::new("budget_exceeded", message))), now);
+        }
+        let Some(slot) = self.slot.take().or_else(|| self.shared.try_slot(self.state.tenant_id)) else {
+            self.starved = true;
+            return Ok(());
+        };
+        let timeout = self.tools.tool(AGENT_TURN).map(|tool| tool.timeout()).unwrap_or_default();
+        let attempt = u32::try_from(self.state.refused.len()).unwrap_or(u32::MAX).saturating_add(1);
+        self.prepare(Launch {
+            step: planning_key(),
+            attempt,
+            tool: AGENT_TURN.to_owned(),
+            arguments: Arc::new(conversation.digest()),
+            conversation: Some(Arc::new(conversation)),
+            timeout,
+            at_once: false,
+            slot,
+        });
+        Ok(())
+    }
+
+    /// What came of it, as commands; none where it is to be asked again.
+    pub(super) fn drafted(&self, ended: &Ended) -> Vec<Command> {
+        let said = match &ended.end {
+            End::Done { output, .. } => TurnOutput::deserialize(&**output).map_err(|error| error.to_string()),
+            End::Failed(error) => return vec![Command::Draft(Draft::Failed(error.clone()))],
+            End::Wait(_) | End::Unknown => return vec![],
+        };
+        let drafts = match said {
+            Ok(said) => self.judge(agent::handed_in(said), ended.attempt),
+            Err(reason) => vec![Draft::Failed(Failure::new("plan_invalid", reason))],
+        };
+        drafts.into_iter().map(Command::Draft).collect()
+    }
+
+    fn judge(&self, mut handed: PlanRefused, attempt: u32) -> Vec<Draft> {
+        if let (Some(drawn), true) = (&handed.plan, handed.mistakes.is_empty()) {
+            match self.check(drawn) {
+                Ok(plan) => {
+                    let forecast = forecast::forecast(&plan, &self.tools, self.head.budget, self.state.cost);
+                    return vec![Draft::Ready { plan: Arc::new(plan), forecast }];
+                }
+                Err(mistakes) => handed.mistakes = mistakes,
+            }
+        }
+        let drafts = usize::try_from(attempt).unwrap_or(usize::MAX);
+        let message = format!("no plan in {DRAFTS} drafts: {}", handed.mistakes.join("; "));
+        let failed = (drafts >= DRAFTS).then(|| Draft::Failed(Failure::new("plan_invalid", message)));
+        [Draft::Refused(handed)].into_iter().chain(failed).collect()
+    }
+
+    /// The plan, checked as any that a person writes, and held where it acts.
+    fn check(&self, drawn: &Value) -> Result<Plan, Vec<String>> {
+        let plan = definition::check_plan(drawn, &self.tools).map_err(|error| mistakes(&error))?;
+        Ok(agent::guarded(plan, &self.tools))
+    }
+}
+
+/// What is wrong with a plan, a line each.
+fn mistakes(error: &Error) -> Vec<String> {
+    let named = error.members().get("errors").cloned().unwrap_or_default();
+    let named: Vec<definition::Mistake> = serde_json::from_value(named).unwrap_or_default();
+    if named.is_empty() {
+        return vec![error.detail().to_owned()];
+    }
+    named.iter().map(definition::Mistake::sentence).collect()
+}
