@@ -6,7 +6,8 @@ use chrono::SubsecRound;
 use serde_json::Value;
 
 use super::{
-    Failure, Intent, Parent, Plan, Question, Report, Ruling, RunState, SkipReason, Stage, Status, Step, StepKey, Wait,
+    Failure, ForkedFrom, Intent, Parent, Past, Plan, Question, Report, Ruling, RunState, SkipReason, Stage, Status,
+    Step, StepKey, Wait,
 };
 use crate::kernel::{Actor, ApprovalId, Timestamp};
 
@@ -21,6 +22,17 @@ pub enum Command {
         workflow: Option<String>,
         /// The run and step that start it.
         parent: Option<Parent>,
+    },
+    /// Accept it with the past of another run, and go on from there.
+    Fork {
+        /// What is asked for.
+        goal: Option<String>,
+        /// `name@version`.
+        workflow: Option<String>,
+        /// The other run.
+        from: ForkedFrom,
+        /// What is taken over of it.
+        past: Past,
     },
     /// Give it its steps.
     Plan(Arc<Plan>),

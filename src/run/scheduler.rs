@@ -78,7 +78,7 @@ fn is_late(state: &RunState, approval_id: ApprovalId, now: Timestamp) -> bool {
 /// How a step begins whose needs have ended.
 fn first_move(state: &RunState, step: &Step) -> Move {
     let key = StepKey::whole(&step.id);
-    let skipped = |id: &String| matches!(state.stage(&StepKey::whole(id)), Some(Stage::Skipped { reason }) if *reason != SkipReason::TakenAsDone);
+    let skipped = |id: &String| matches!(state.stage(&StepKey::whole(id)), Some(Stage::Skipped { reason, .. }) if *reason != SkipReason::TakenAsDone);
     if step.condition.is_none() && step.needs.iter().any(skipped) {
         Move::SkipWithUpstream(key)
     } else {

@@ -41,7 +41,7 @@ impl Record {
     pub(super) fn parse(raw: String) -> Result<Self, String> {
         let envelope: Envelope = serde_json::from_str(&raw).map_err(|e| format!("no event: {e}"))?;
         let seq = sequence(&envelope.event_id).ok_or_else(|| format!("no event id: {}", envelope.event_id))?;
-        let body = journal::decode(&raw).ok().map(|(_, Event { body, .. })| body);
+        let body = journal::decode(&raw).ok().map(|(_, _, Event { body, .. })| body);
         let Envelope { run_id, ts, step: name, step_id, attempt, .. } = envelope;
         Ok(Self { seq, run_id, at: ts, name, step: step_id, attempt, body, raw })
     }
