@@ -30,6 +30,14 @@ pub struct RunHead {
     pub created_at: Timestamp,
 }
 
+impl RunHead {
+    /// `name@version` of its definition.
+    #[must_use]
+    pub fn workflow_name(&self) -> Option<String> {
+        self.workflow.as_ref().map(|(name, version)| format!("{name}@{version}"))
+    }
+}
+
 /// A run as it stands.
 #[derive(Clone, Debug)]
 pub struct Loaded {

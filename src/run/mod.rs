@@ -6,6 +6,7 @@ mod call;
 mod child;
 pub mod definition;
 mod desk;
+mod fork;
 mod hear;
 mod job;
 mod perform;

@@ -282,7 +282,8 @@ impl Timeline {
             Body::MessageDelta(delta) if !delta.reasoning => step.say(delta),
             Body::StepCompleted(done) => {
                 step.state = State::Completed;
-                step.took = Some(TimeDelta::milliseconds(i64::try_from(done.duration_ms).unwrap_or(i64::MAX / 1000)));
+                let took = TimeDelta::milliseconds(i64::try_from(done.duration_ms).unwrap_or(i64::MAX / 1000));
+                step.took = (!done.carried).then_some(took);
             }
             Body::StepRetrying(retrying) => {
                 step.took = step.started_at.map(|started| at - started);
