@@ -39,7 +39,7 @@ async fn a_fork_has_the_past_and_makes_the_rest_its_own() {
             { "id": "a", "uses": "http.request", "with": post(&upstream, "/a"),
               "approval": { "cost": 2, "selfApproval": true } },
             { "id": "never", "if": "false", "uses": "debug.echo" },
-            { "id": "broken", "uses": "debug.fail", "onError": "continue" },
+            { "id": "broken", "uses": "debug.fail", "with": { "times": 1 }, "onError": "continue" },
         ],
         "output": "{{ steps.a.output.body.n + input.more }}",
     });
@@ -126,7 +126,7 @@ async fn a_list_that_was_not_through_begins_anew_as_a_whole_and_large_outputs_co
     let plan = json!({
         "steps": [
             { "id": "large", "uses": "http.request", "with": get("/large") },
-            { "id": "whole", "uses": "debug.echo", "forEach": [1, 2], "with": { "n": "{{ item }}" } },
+            { "id": "whole", "uses": "debug.echo", "forEach": [1, 2], "with": { "value": "{{ item }}" } },
             { "id": "each", "needs": ["large", "whole"], "uses": "http.request", "forEach": [1, 2],
               "with": { "url": upstream.url("/item/{{ item }}") } },
         ],

@@ -31,7 +31,7 @@ pub enum Command {
     /// Retry a failed run from the steps that failed
     Retry(Retry),
     /// Begin a new run with the past of another, and another future
-    Fork(Fork),
+    Fork(Box<Fork>),
 }
 
 /// `run start`

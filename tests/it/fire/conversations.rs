@@ -264,7 +264,7 @@ async fn a_run_of_ten_turns_killed_at_any_point_comes_to_the_same_end() {
     let deaths = async {
         let points = points(&stage, &mut server).await;
         assert!(points.len() > 100, "{} points: {points:#?}", points.len());
-        let step = scale(1, points.len().div_ceil(12));
+        let step = scale(1, points.len().div_ceil(24));
         // Not always the same ones.
         let chosen: Vec<_> = points.iter().skip(rand::random_range(0..step)).step_by(step).collect();
         let (mut kills, mut missed, mut repeats, mut took) = (0, Vec::new(), 0, Vec::new());
