@@ -7,7 +7,7 @@ use super::{
     names,
 };
 use crate::{
-    journal::{AgentPin, Ruling, RunHead, RunState, SkipReason, Stage, StepKey},
+    journal::{AgentPin, Denial, RunHead, RunState, SkipReason, Stage, StepKey},
     llm::{Message, Prompt, ToolCall, ToolSpec},
     tool::{Conversation, Registry},
 };
@@ -87,8 +87,8 @@ fn given(state: &RunState, key: &StepKey) -> String {
     match state.stage(key) {
         Some(Stage::Completed { output }) => shown(output.as_deref().unwrap_or(&Value::Null)),
         Some(Stage::Failed { error, .. }) => format!("The call failed: {}: {}", error.code, error.message),
-        Some(Stage::Skipped { reason: SkipReason::Denied }) => denied(state, key),
-        Some(Stage::Skipped { reason: SkipReason::TakenAsDone }) => {
+        Some(Stage::Skipped { reason: SkipReason::Denied, .. }) => denied(state, key),
+        Some(Stage::Skipped { reason: SkipReason::TakenAsDone, .. }) => {
             "A person takes the call as made; what it gave is not known.".to_owned()
         }
         Some(Stage::Skipped { .. }) => "The call was not made.".to_owned(),
@@ -97,10 +97,9 @@ fn given(state: &RunState, key: &StepKey) -> String {
 }
 
 fn denied(state: &RunState, key: &StepKey) -> String {
-    let ruling = state.holds.values().filter(|hold| hold.step == *key).find_map(|hold| hold.ruling.as_ref());
-    match ruling {
-        Some(Ruling::Denied { reason: Some(reason), .. }) => format!("A person denied the call: {reason}"),
-        Some(Ruling::Expired) => "Nobody decided on the call in time, which counts as a denial.".to_owned(),
+    match state.denial(key) {
+        Some(Denial { reason: Some(reason), .. }) => format!("A person denied the call: {reason}"),
+        Some(Denial { by: None, .. }) => "Nobody decided on the call in time, which counts as a denial.".to_owned(),
         _ => "A person denied the call.".to_owned(),
     }
 }

@@ -77,6 +77,19 @@ impl Agents {
     }
 }
 
+impl Agents {
+    /// The same agent, told of another goal or input.
+    ///
+    /// # Errors
+    /// Not found (404) for an agent that is gone; invalid (422) when its instructions fail over the goal and input.
+    pub async fn retell<P: Permit>(&self, ctx: &Ctx<P>, pin: &AgentPin, goal: &str, input: &Value) -> Result<AgentPin> {
+        let reference: Reference = pin.agent.parse().map_err(|e: &str| Error::internal(e))?;
+        let document = shelf::get::<AgentDefinition, P>(ctx, vec![], reference.name, reference.version).await?;
+        let instructions = instructions(&document.body.instructions, goal, input)?;
+        Ok(AgentPin { instructions, ..pin.clone() })
+    }
+}
+
 impl std::fmt::Debug for Agents {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Agents").finish_non_exhaustive()

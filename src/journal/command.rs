@@ -6,8 +6,8 @@ use chrono::SubsecRound;
 use serde_json::Value;
 
 use super::{
-    Draft, Failure, Intent, Parent, Planner, Question, Report, Ruling, RunState, SkipReason, Stage, Status, Step,
-    StepKey, Wait,
+    Draft, Failure, ForkedFrom, Intent, Parent, Past, Planner, Question, Report, Ruling, RunState, SkipReason, Stage,
+    Status, Step, StepKey, Wait,
 };
 use crate::kernel::{Actor, ApprovalId, Timestamp};
 
@@ -24,6 +24,17 @@ pub enum Command {
         parent: Option<Parent>,
         /// The model that makes its plan, where none is brought along.
         planner: Option<Planner>,
+    },
+    /// Accept it with the past of another run, and go on from there.
+    Fork {
+        /// What is asked for.
+        goal: Option<String>,
+        /// `name@version`.
+        workflow: Option<String>,
+        /// The other run.
+        from: ForkedFrom,
+        /// What is taken over of it.
+        past: Past,
     },
     /// Give it its steps, or say what stands in the way of that.
     Draft(Draft),

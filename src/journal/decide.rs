@@ -10,6 +10,7 @@ use super::{
     Parent, Phase, PlanExtended, Planner, Planning, Refusal, RunCancelling, RunState, Stage, Step, StepCompleted,
     StepExpanded, StepFailed, StepKey, StepRetrying, StepSkipped, StepStarted, StepWaiting, Wait,
     command::{advancing, beginnable, kept, reachable},
+    fork::fork,
     planning::draft,
     ruling::{expire, hold, rule},
 };
@@ -22,6 +23,7 @@ use crate::kernel::{Actor, Timestamp};
 pub fn decide(state: &RunState, command: Command, now: Timestamp) -> Result<Vec<Event>, Refusal> {
     match command {
         Command::Open { goal, workflow, parent, planner } => open(state, goal, workflow, parent, planner),
+        Command::Fork { goal, workflow, from, past } => fork(state, goal, workflow, from, &past, now),
         Command::Draft(one) => draft(state, one),
         Command::Execute { by } => match (&state.phase, &state.plan) {
             (Phase::Planning, Some(_)) => Ok(vec![Event::run(Executing { by, retried: vec![] })]),
@@ -49,7 +51,7 @@ pub fn decide(state: &RunState, command: Command, now: Timestamp) -> Result<Vec<
             reachable(state, &step)?;
             match state.stage(&step) {
                 None | Some(Stage::Retrying { .. }) => {
-                    Ok(vec![Event::step(&step, state.next_attempt(&step), StepSkipped { reason })])
+                    Ok(vec![Event::step(&step, state.next_attempt(&step), StepSkipped::new(reason))])
                 }
                 Some(_) => Err(Refusal::Stale),
             }
@@ -79,7 +81,8 @@ fn open(
         return Err(Refusal::Status(state.status()));
     }
     let created_by = state.created_by.clone();
-    Ok(vec![Event::run(Idle { goal, workflow, created_by, parent }), Event::run(Planning { planner })])
+    let idle = Idle { goal, workflow, created_by, parent, forked_from: None };
+    Ok(vec![Event::run(idle), Event::run(Planning { planner })])
 }
 
 /// The stage of a step whose call or wait is under way at that attempt.
@@ -134,7 +137,7 @@ fn gather(state: &RunState, key: &StepKey, now: Timestamp) -> Result<Vec<Event>,
     });
     let output = Some(Arc::new(Value::Array(outputs.collect())));
     let duration_ms = u64::try_from((now - *since).num_milliseconds()).unwrap_or_default();
-    let completed = StepCompleted { output, output_bytes: None, duration_ms, cost: None };
+    let completed = StepCompleted { output, output_bytes: None, duration_ms, cost: None, carried: false };
     Ok(vec![Event::step(key, state.next_attempt(key), completed)])
 }
 
@@ -194,7 +197,7 @@ fn complete(
     let duration_ms = u64::try_from((now - since).num_milliseconds()).unwrap_or_default();
     // What does not say its cost cost what was expected.
     let cost = cost.or_else(|| state.terms(key).and_then(|terms| terms.cost));
-    let completed = StepCompleted { output: Some(output), output_bytes: None, duration_ms, cost };
+    let completed = StepCompleted { output: Some(output), output_bytes: None, duration_ms, cost, carried: false };
     Ok(vec![Event::step(key, attempt, completed)])
 }
 
@@ -232,7 +235,7 @@ fn fail(
         }
         None => {
             let continued = step.on_error == OnError::Continue && state.cancelling.is_none();
-            Ok(vec![Event::step(key, attempt, StepFailed { error, continued })])
+            Ok(vec![Event::step(key, attempt, StepFailed { error, continued, carried: false })])
         }
     }
 }

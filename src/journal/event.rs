@@ -189,6 +189,15 @@ pub fn event_id(seq: u64) -> String {
     format!("evt_{seq}")
 }
 
+/// 7 for `evt_7`, and nothing for what is written otherwise.
+#[must_use]
+pub fn event_number(id: &str) -> Option<u64> {
+    let digits = id.strip_prefix("evt_")?;
+    let is_number = digits.bytes().all(|b| b.is_ascii_digit()) && !digits.starts_with('0');
+    // The table counts in signed numbers.
+    is_number.then(|| digits.parse().ok())?.filter(|seq| i64::try_from(*seq).is_ok())
+}
+
 /// Encodes an event once, for the table and for every stream.
 ///
 /// # Errors
@@ -208,18 +217,20 @@ pub fn encode(tenant_id: TenantId, run_id: RunId, seq: u64, ts: Timestamp, event
     serde_json::to_vec(&envelope).map(Bytes::from).map_err(Error::internal)
 }
 
-/// Reads what [`encode`] wrote: the time it happened and the event.
+/// Reads what [`encode`] wrote: the event's number, the time it happened, and what happened.
 ///
 /// # Errors
 /// When the stored event is not of a form this version knows: a newer one may have written it.
-pub fn decode(data: &str) -> Result<(Timestamp, Event)> {
-    let unknown = |error: serde_json::Error| {
+pub fn decode(data: &str) -> Result<(u64, Timestamp, Event)> {
+    let unknown = |error| {
         let detail = "one of its events is of a form this server does not know: is there a newer version at work?";
         Error::new(Problem::UnreadableRun, detail).because(error)
     };
     let envelope: Envelope = serde_json::from_str(data).map_err(unknown)?;
     let body = Body::decode(&envelope.step, &envelope.payload).map_err(unknown)?;
-    Ok((envelope.ts, Event { step: envelope.step_id, attempt: envelope.attempt, body }))
+    let seq = event_number(&envelope.event_id);
+    let seq = seq.ok_or_else(|| unknown(serde::de::Error::custom("an event's id is written `evt_7`")))?;
+    Ok((seq, envelope.ts, Event { step: envelope.step_id, attempt: envelope.attempt, body }))
 }
 
 #[cfg(test)]
@@ -234,11 +245,12 @@ mod tests {
     #[test]
     fn an_output_of_null_is_one_and_not_one_that_is_kept_apart() {
         let now = DateTime::UNIX_EPOCH;
-        let completed = |output, output_bytes| StepCompleted { output, output_bytes, duration_ms: 1, cost: None };
+        let completed =
+            |output, output_bytes| StepCompleted { output, output_bytes, duration_ms: 1, cost: None, carried: false };
         for body in [completed(Some(Arc::default()), None), completed(None, Some(200_000))] {
             let event = Event::step(&StepKey::whole("a"), 1, body);
             let data = encode(Id::new(now), Id::new(now), 1, now, &event).unwrap();
-            assert_eq!(decode(std::str::from_utf8(&data).unwrap()).unwrap(), (now, event));
+            assert_eq!(decode(std::str::from_utf8(&data).unwrap()).unwrap(), (1, now, event));
         }
     }
 }

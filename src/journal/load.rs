@@ -30,6 +30,14 @@ pub struct RunHead {
     pub created_at: Timestamp,
 }
 
+impl RunHead {
+    /// `name@version` of its definition.
+    #[must_use]
+    pub fn workflow_name(&self) -> Option<String> {
+        self.workflow.as_ref().map(|(name, version)| format!("{name}@{version}"))
+    }
+}
+
 /// A run as it stands.
 #[derive(Clone, Debug)]
 pub struct Loaded {
@@ -58,7 +66,7 @@ pub async fn load(tx: &mut TenantTx, runs: &[(TenantId, RunId)], lock: Lock) -> 
     let held = lock == Lock::Held && !tx.only_reads();
     let mut loaded = Vec::with_capacity(runs.len());
     for row in &store::runs(tx.conn(), runs, held).await? {
-        loaded.extend(fold(tx, row, |_, _| ()).await?);
+        loaded.extend(fold(tx, row, |_, _, _| true).await?);
     }
     Ok(loaded)
 }
@@ -71,27 +79,63 @@ pub async fn recount(
     tx: &mut TenantTx,
     tenant: TenantId,
     run: RunId,
-    hear: impl FnMut(Timestamp, &Event),
+    mut hear: impl FnMut(Timestamp, &Event),
+) -> Result<Option<Loaded>> {
+    let hear = |_, ts, event: &Event| {
+        hear(ts, event);
+        true
+    };
+    load_one(tx, tenant, run, hear).await
+}
+
+/// Loads one run as it stood before the first of its events, by number, that is not `past`.
+///
+/// # Errors
+/// As [`load`].
+pub async fn load_past(
+    tx: &mut TenantTx,
+    tenant: TenantId,
+    run: RunId,
+    mut past: impl FnMut(u64, &Event) -> bool,
+) -> Result<Option<Loaded>> {
+    load_one(tx, tenant, run, |seq, _, event| past(seq, event)).await
+}
+
+async fn load_one(
+    tx: &mut TenantTx,
+    tenant: TenantId,
+    run: RunId,
+    past: impl FnMut(u64, Timestamp, &Event) -> bool,
 ) -> Result<Option<Loaded>> {
     match store::runs(tx.conn(), &[(tenant, run)], false).await?.first() {
-        Some(row) => fold(tx, row, hear).await,
+        Some(row) => fold(tx, row, past).await,
         None => Ok(None),
     }
 }
 
-async fn fold(tx: &mut TenantTx, row: &PgRow, mut hear: impl FnMut(Timestamp, &Event)) -> Result<Option<Loaded>> {
+/// Takes in the events until one is not `past`.
+async fn fold(
+    tx: &mut TenantTx,
+    row: &PgRow,
+    mut past: impl FnMut(u64, Timestamp, &Event) -> bool,
+) -> Result<Option<Loaded>> {
     let (mut state, head) = read_head(row)?;
     // Retention drops the first events first.
     let (Some(1), Some(last)) = (row.try_get::<Option<i64>, _>("first")?, row.try_get::<Option<i64>, _>("last")?)
     else {
         return Ok(None);
     };
+    let mut last = u64::try_from(last).map_err(Error::internal)?;
     for text in row.try_get::<Option<Vec<String>>, _>("texts")?.unwrap_or_default() {
-        let (ts, event) = event::decode(&text)?;
+        let (seq, ts, event) = event::decode(&text)?;
+        if !past(seq, ts, &event) {
+            last = seq - 1;
+            break;
+        }
         state.apply(ts, &event);
-        hear(ts, &event);
     }
-    state.seq = u64::try_from(last).map_err(Error::internal)?;
+    // Reports of progress are not among them, and count.
+    state.seq = last;
     fetch_outputs(tx, &mut state).await?;
     Ok(Some(Loaded { head, state }))
 }

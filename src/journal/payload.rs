@@ -6,7 +6,10 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::plan::{Step, StepKey};
+use super::{
+    fork::{Denial, ForkedFrom},
+    plan::{Step, StepKey},
+};
 use crate::kernel::{Actor, ApprovalId, RunId, Timestamp, wire_time};
 
 /// Payload of `idle`.
@@ -24,6 +27,9 @@ pub struct Idle {
     /// The run and step that started it, for a child run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<Parent>,
+    /// The run whose past it has, for a fork.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forked_from: Option<ForkedFrom>,
 }
 
 /// The step that started a child run.
@@ -154,6 +160,9 @@ pub struct StepCompleted {
     /// What it cost, in the tenant's unit: the tool's word, else what the step's approval expected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost: Option<f64>,
+    /// It is taken over from the run that this one was forked from: nothing was called, and it cost nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub carried: bool,
 }
 
 /// Why a step or run failed.
@@ -213,6 +222,9 @@ pub struct StepFailed {
     /// The run goes on all the same (`onError: continue`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub continued: bool,
+    /// It is taken over from the run that this one was forked from.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub carried: bool,
 }
 
 /// Why a step does not run.
@@ -230,10 +242,24 @@ pub enum SkipReason {
 }
 
 /// Payload of `step.skipped`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StepSkipped {
     /// Why.
     pub reason: SkipReason,
+    /// How it was denied, where that is taken over too; else the event before says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub denial: Option<Denial>,
+    /// It is taken over from the run that this one was forked from.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub carried: bool,
+}
+
+impl StepSkipped {
+    /// In this very run.
+    #[must_use]
+    pub const fn new(reason: SkipReason) -> Self {
+        Self { reason, denial: None, carried: false }
+    }
 }
 
 /// What an approver is asked.
@@ -375,7 +401,10 @@ pub struct Cancelled {
     pub reason: Option<String>,
 }
 
-/// What is there is there, `null` too.
-fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+/// Reads a field so that what is there is there, `null` too.
+///
+/// # Errors
+/// Those of the value.
+pub fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
 }

@@ -123,7 +123,7 @@ pub(super) fn expire(state: &RunState, approval_id: ApprovalId, now: Timestamp) 
 /// What becomes of a step that may not act.
 fn refused(state: &RunState, hold: &Hold, code: &str, message: &str) -> Event {
     let on_denied = state.step(&hold.step).and_then(|step| step.on_denied).unwrap_or(state.on_denied);
-    let skip = |reason| Event::step(&hold.step, hold.attempt, StepSkipped { reason });
+    let skip = |reason| Event::step(&hold.step, hold.attempt, StepSkipped::new(reason));
     match (hold.asked.question, on_denied) {
         (Question::Repeat, _) => skip(SkipReason::TakenAsDone),
         (Question::Consent | Question::Budget, OnDenied::Skip) => skip(SkipReason::Denied),
@@ -132,7 +132,7 @@ fn refused(state: &RunState, hold: &Hold, code: &str, message: &str) -> Event {
                 Question::Budget => Failure::new("budget_exceeded", "the run's budget was not raised"),
                 Question::Consent | Question::Repeat => Failure::new(code, message),
             };
-            Event::step(&hold.step, hold.attempt, StepFailed { error, continued: false })
+            Event::step(&hold.step, hold.attempt, StepFailed { error, continued: false, carried: false })
         }
     }
 }

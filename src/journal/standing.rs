@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{ApprovalTerms, Failure, Hold, Phase, RunState, Stage, Status, Step, StepKey, StepState, Wait};
+use super::{ApprovalTerms, Denial, Failure, Hold, Phase, RunState, Stage, Status, Step, StepKey, StepState, Wait};
 use crate::kernel::ApprovalId;
 
 impl RunState {
@@ -18,6 +18,12 @@ impl RunState {
             Phase::Executing if self.open_holds().next().is_some() && !self.can_proceed() => Status::AwaitingApproval,
             Phase::Executing => Status::Executing,
         }
+    }
+
+    /// Whether a model is to make its plan.
+    #[must_use]
+    pub fn is_drafted(&self) -> bool {
+        self.phase == Phase::Planning && self.planner.is_some() && self.plan.is_none()
     }
 
     /// Whether its plan stands and it has not begun.
@@ -137,6 +143,17 @@ impl RunState {
     /// The items of a `forEach` step that have begun, in order.
     pub fn items(&self, id: &str) -> impl Iterator<Item = (&StepKey, &StepState)> {
         self.steps.range(StepKey::item(id, 0)..=StepKey::item(id, u32::MAX))
+    }
+
+    /// How the last call of a step was denied that was.
+    #[must_use]
+    pub fn denial(&self, step: &StepKey) -> Option<Denial> {
+        if let Some(Stage::Skipped { denial: Some(denial), .. }) = self.stage(step) {
+            return Some(denial.clone());
+        }
+        let rulings =
+            self.holds.values().rev().filter(|hold| hold.step == *step).filter_map(|hold| hold.ruling.as_ref());
+        rulings.filter_map(Denial::of).next()
     }
 
     /// The hold of that id, if it asks about this step's present attempt.

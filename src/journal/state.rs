@@ -8,8 +8,8 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::{
-    AwaitingApproval, Body, Effect, Event, Failure, OnDenied, Plan, PlanRefused, Planner, Question, RunCancelling,
-    SkipReason, StepKey, Wait, frontier::Frontier,
+    AwaitingApproval, Body, Denial, Effect, Event, Failure, OnDenied, Plan, PlanRefused, Planner, Question,
+    RunCancelling, SkipReason, StepKey, Wait, frontier::Frontier,
 };
 use crate::kernel::{Actor, ApprovalId, RunId, TenantId, Timestamp};
 
@@ -170,6 +170,8 @@ pub enum Stage {
     Skipped {
         /// Why.
         reason: SkipReason,
+        /// How it was denied, in a run that had it from another.
+        denial: Option<Denial>,
     },
 }
 
@@ -427,7 +429,7 @@ impl RunState {
                 };
                 Stage::Failed { error: step_failed.error.clone(), continued: step_failed.continued, unknown }
             }
-            Body::StepSkipped(skipped) => Stage::Skipped { reason: skipped.reason },
+            Body::StepSkipped(skipped) => Stage::Skipped { reason: skipped.reason, denial: skipped.denial.clone() },
             Body::AwaitingApproval(asked) => {
                 let hold = Hold { step: key.clone(), attempt, asked: asked.clone(), ruling: None };
                 self.holds.insert(asked.approval_id, hold);

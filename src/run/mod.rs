@@ -7,6 +7,7 @@ mod child;
 pub mod definition;
 mod desk;
 mod forecast;
+mod fork;
 mod hear;
 mod job;
 mod perform;

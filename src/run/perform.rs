@@ -46,7 +46,7 @@ impl Turn {
                 self.shared.tools.with(tenant, names).await?
             }
             // A model that plans is told of all there are.
-            None if self.state.planner.is_some() => self.shared.tools.of(tenant).await?,
+            None if self.state.is_drafted() => self.shared.tools.of(tenant).await?,
             None => return Ok(()),
         };
         self.stocked = true;

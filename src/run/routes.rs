@@ -12,7 +12,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     bell::Bell,
-    definition, job,
+    definition, fork, job,
     service::{Opening, Request, Runs, Source},
     steps::StepView,
     store,
@@ -56,7 +56,7 @@ impl FromRef<RunRoutes> for Front {
     }
 }
 
-/// Planning, executing, reading, cancelling and retrying runs.
+/// Planning, executing, reading, cancelling, retrying and forking runs.
 pub fn routes(state: RunRoutes) -> OpenApiRouter {
     OpenApiRouter::new()
         .routes(routes!(plan))
@@ -67,6 +67,7 @@ pub fn routes(state: RunRoutes) -> OpenApiRouter {
         .routes(routes!(steps))
         .routes(routes!(cancel))
         .routes(routes!(retry))
+        .routes(routes!(fork::fork))
         .merge(job::routes())
         .with_state(state)
 }
@@ -407,7 +408,13 @@ impl RunRoutes {
     }
 
     /// The reply as it is, or, for a caller who would rather wait, the run once it has settled.
-    async fn after(&self, ctx: &Ctx<RunsWrite>, prefer: Prefer, run_id: RunId, reply: Response) -> Result<Response> {
+    pub(super) async fn after(
+        &self,
+        ctx: &Ctx<RunsWrite>,
+        prefer: Prefer,
+        run_id: RunId,
+        reply: Response,
+    ) -> Result<Response> {
         let Some(patience) = prefer.wait().filter(|_| reply.status() == StatusCode::ACCEPTED) else { return Ok(reply) };
         // A replayed reply is about the run of the first request, not about the id made for this one.
         if reply.headers().contains_key("idempotency-replayed") {

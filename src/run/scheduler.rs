@@ -39,7 +39,7 @@ pub enum Move {
 /// Everything that can be done at `now`; `in_flight` knows the calls of this very turn.
 #[must_use]
 pub fn moves(state: &RunState, in_flight: impl Fn(&StepKey) -> bool, now: Timestamp) -> Vec<Move> {
-    if state.phase == Phase::Planning && state.planner.is_some() && state.plan.is_none() {
+    if state.is_drafted() {
         return if in_flight(&planning_key()) { vec![] } else { vec![Move::Plan] };
     }
     if state.phase != Phase::Executing {
@@ -83,7 +83,7 @@ fn is_late(state: &RunState, approval_id: ApprovalId, now: Timestamp) -> bool {
 /// How a step begins whose needs have ended.
 fn first_move(state: &RunState, step: &Step) -> Move {
     let key = StepKey::whole(&step.id);
-    let skipped = |id: &String| matches!(state.stage(&StepKey::whole(id)), Some(Stage::Skipped { reason }) if *reason != SkipReason::TakenAsDone);
+    let skipped = |id: &String| matches!(state.stage(&StepKey::whole(id)), Some(Stage::Skipped { reason, .. }) if *reason != SkipReason::TakenAsDone);
     if step.condition.is_none() && step.needs.iter().any(skipped) {
         Move::SkipWithUpstream(key)
     } else {

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::{
     definition,
     forecast::forecast,
+    fork::Fork,
     steps::{Recount, StepView},
     store::{self, Ground},
     view::Run,
@@ -18,8 +19,8 @@ use crate::{
     db::{Rider, TenantTx},
     http::{Ctx, Permit, RequestId},
     journal::{
-        self, Append, Claim, Command, Draft, Event, Forecast, Journal, Loaded, Lock, OnDenied, Parent, Plan, Planner,
-        Refusal, RunHead, RunState, Stage, Step, StepKey,
+        self, Append, Claim, Command, Draft, Event, Forecast, Journal, Loaded, Lock, OnDenied, Parent, Phase, Plan,
+        Planner, Refusal, RunHead, RunState, Stage, Step, StepKey,
     },
     kernel::{Actor, Error, Problem, Reference, Result, RunId, TenantId, Timestamp},
     tool::Registry,
@@ -113,49 +114,74 @@ impl Runs {
     /// has too many live runs.
     pub async fn open(&self, tx: &mut TenantTx, opening: Opening, request: Request) -> Result<Run> {
         self.check(&request)?;
-        let Opening { tenant_id, run_id, by, parent, request_id, now } = opening;
         let Resolved { plan, planner, workflow, usual } =
-            self.resolve(tx, tenant_id, request.source, &request.input).await?;
+            self.resolve(tx, opening.tenant_id, request.source, &request.input).await?;
         let on_denied = request.on_denied.or(usual).unwrap_or_default();
         let named = workflow.as_ref().map(|(name, version)| format!("{name}@{version}"));
-        let mut state = RunState::new(tenant_id, run_id, by.clone(), on_denied);
-        let is_made = planner.is_some();
-        let open =
-            Command::Open { goal: request.goal.clone(), workflow: named.clone(), parent: parent.clone(), planner };
-        let mut commands = vec![open];
+        let (goal, parent) = (request.goal.clone(), opening.parent.clone());
+        let mut commands = vec![Command::Open { goal, workflow: named.clone(), parent, planner }];
+        let has_plan = plan.is_some();
         commands.extend(plan.map(|plan| {
             let tools = request.tools.as_ref();
             let forecast = tools.map(|tools| forecast(&plan, tools, request.budget, 0.0)).unwrap_or_default();
             Command::Draft(Draft::Ready { plan, forecast })
         }));
-        if request.execute && !is_made {
-            commands.push(Command::Execute { by: by.clone() });
+        // One that a model plans begins once it has its plan.
+        if request.execute && has_plan {
+            commands.push(Command::Execute { by: opening.by.clone() });
         }
-        let events = decide_all(&mut state, commands, now)?;
-        let claim = if request.execute || is_made { Claim::Due } else { Claim::Keep };
-        let append = Append::new(&state, events, parent.as_ref(), claim, now)?;
+        let detail = json!({ "workflow": named, "parent": opening.parent, "execute": request.execute });
         let head = RunHead {
             goal: request.goal,
             workflow,
             input: Arc::new(request.input),
             budget: request.budget,
             metadata: Arc::new(request.metadata),
-            created_by: by.clone(),
-            parent: parent.clone(),
-            created_at: now,
+            created_by: opening.by.clone(),
+            parent: opening.parent.clone(),
+            created_at: opening.now,
         };
-        let entry = audit::rider(
-            run_id,
-            &audit::Entry {
-                tenant_id,
-                actor: &by,
-                action: "run.create",
-                target: &run_id.to_string(),
-                detail: json!({ "workflow": named, "parent": parent, "execute": request.execute }),
-                request_id: request_id.as_ref(),
-                at: now,
-            },
-        );
+        self.begin(tx, opening, (head, on_denied), commands, ("run.create", detail)).await
+    }
+
+    /// Opens a run with the past of another, and lets it go on from there.
+    ///
+    /// # Errors
+    /// 422 for an input that the workflow does not take, 429 when the tenant has too many live runs.
+    pub(super) async fn fork(&self, tx: &mut TenantTx, opening: Opening, fork: Fork) -> Result<Run> {
+        let Fork { from, past, head, on_denied } = fork;
+        let reference = head.workflow.clone().map(|(name, version)| Reference { name, version: Some(version) });
+        let ground = store::ground(tx, opening.tenant_id, self.live_runs, reference.as_ref()).await?;
+        self.room(ground.live_runs)?;
+        if let Some((definition, _)) = &ground.definition {
+            definition::check_input(definition, &head.input)?;
+        }
+        let (by, created_at) = (opening.by.clone(), opening.now);
+        let head = RunHead { created_by: by, parent: None, created_at, ..head };
+        let detail = json!(from);
+        let command = Command::Fork { goal: head.goal.clone(), workflow: head.workflow_name(), from, past };
+        self.begin(tx, opening, (head, on_denied), vec![command], ("run.fork", detail)).await
+    }
+
+    /// Opens a run with what follows from the commands, and says so in the audit log. A run of that id that is there
+    /// already is left as it is.
+    async fn begin(
+        &self,
+        tx: &mut TenantTx,
+        opening: Opening,
+        (head, on_denied): (RunHead, OnDenied),
+        commands: Vec<Command>,
+        (action, detail): (&'static str, Value),
+    ) -> Result<Run> {
+        let Opening { tenant_id, run_id, by, parent, request_id, now } = opening;
+        let mut state = RunState::new(tenant_id, run_id, by.clone(), on_denied);
+        let events = decide_all(&mut state, commands, now)?;
+        let claim = if state.phase == Phase::Executing || state.is_drafted() { Claim::Due } else { Claim::Keep };
+        let append = Append::new(&state, events, parent.as_ref(), claim, now)?;
+        let target = run_id.to_string();
+        let request_id = request_id.as_ref();
+        let entry = audit::Entry { tenant_id, actor: &by, action, target: &target, detail, request_id, at: now };
+        let entry = audit::rider(run_id, &entry);
         let run = Loaded { head, state };
         let view = Run::of(&run, now)?;
         if self.journal.open_in(tx, run, append, vec![entry]).await? {
@@ -198,26 +224,20 @@ impl Runs {
     }
 
     fn check(&self, request: &Request) -> Result<()> {
-        if request.goal.as_ref().is_some_and(|goal| goal.is_empty() || goal.chars().count() > GOAL) {
-            return Err(Error::invalid("goal", format!("`goal` has 1 to {GOAL} characters")));
-        }
-        if request.goal.as_ref().is_some_and(|goal| goal.contains('\0')) {
-            return Err(Error::invalid("goal", "`goal` cannot hold the character U+0000"));
-        }
+        request.goal.as_ref().map_or(Ok(()), |goal| check_goal("goal", goal))?;
         if request.budget.is_some_and(|budget| !budget.is_finite() || budget < 0.0) {
             return Err(Error::invalid("budget", "`budget` is a number from 0"));
         }
         if !request.metadata.is_object() {
             return Err(Error::invalid("metadata", "`metadata` is an object"));
         }
-        for (field, value, most) in
-            [("input", &request.input, self.limits.input), ("metadata", &request.metadata, METADATA)]
-        {
-            if value.to_string().len() > most {
-                return Err(Error::invalid(field, format!("`{field}` takes more than {most} bytes of JSON")));
-            }
-        }
-        Ok(())
+        check_size("input", &request.input, self.limits.input)?;
+        check_size("metadata", &request.metadata, METADATA)
+    }
+
+    /// How much a run may carry.
+    pub(super) fn limits(&self) -> &LimitSettings {
+        &self.limits
     }
 
     /// Lets a planned run begin.
@@ -362,6 +382,31 @@ impl Runs {
         let run = journal::recount(tx, tenant_id, run_id, |at, event| recount.hear(at, event)).await?;
         Ok(recount.steps(&run.ok_or_else(|| Error::not_found("run"))?.state))
     }
+}
+
+/// Whether a run may have that goal.
+///
+/// # Errors
+/// 422, naming the field.
+pub(super) fn check_goal(field: &str, goal: &str) -> Result<()> {
+    if goal.is_empty() || goal.chars().count() > GOAL {
+        return Err(Error::invalid(field, format!("`{field}` has 1 to {GOAL} characters")));
+    }
+    if goal.contains('\0') {
+        return Err(Error::invalid(field, format!("`{field}` cannot hold the character U+0000")));
+    }
+    Ok(())
+}
+
+/// Whether a value is small enough.
+///
+/// # Errors
+/// 422, naming the field.
+pub(super) fn check_size(field: &str, value: &Value, most: usize) -> Result<()> {
+    if value.to_string().len() > most {
+        return Err(Error::invalid(field, format!("`{field}` takes more than {most} bytes of JSON")));
+    }
+    Ok(())
 }
 
 /// What a source came to.

@@ -27,6 +27,9 @@ pub struct StepView {
     pub status: &'static str,
     /// The attempt it is at; 0 before the first.
     pub attempt: u32,
+    /// How it came out is taken over from the run that this one was forked from.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub carried: bool,
     /// The exact arguments of the last call.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
@@ -58,6 +61,7 @@ struct Said {
     error: Option<Failure>,
     started_at: Option<Timestamp>,
     last_at: Option<Timestamp>,
+    carried: bool,
 }
 
 impl Recount {
@@ -77,7 +81,12 @@ impl Recount {
             }
             Body::AwaitingApproval(asked) => said.arguments = Some(Arc::clone(&asked.arguments)),
             Body::StepRetrying(retrying) => said.error = Some(retrying.error.clone()),
-            Body::StepFailed(failed) => said.error = Some(failed.error.clone()),
+            Body::StepFailed(failed) => {
+                said.error = Some(failed.error.clone());
+                said.carried = failed.carried;
+            }
+            Body::StepCompleted(completed) => said.carried = completed.carried,
+            Body::StepSkipped(skipped) => said.carried = skipped.carried,
             _ => {}
         }
     }
@@ -102,7 +111,7 @@ impl Recount {
         begun: Option<&StepState>,
         name: Option<String>,
     ) -> StepView {
-        let Said { arguments, error, started_at, last_at } = self.0.get(key).cloned().unwrap_or_default();
+        let Said { arguments, error, started_at, last_at, carried } = self.0.get(key).cloned().unwrap_or_default();
         let stage = begun.map(|step| &step.stage);
         let ended = stage.is_some_and(Stage::is_ended);
         let stands = stage.filter(|_| ended || !state.status().is_terminal());
@@ -112,6 +121,7 @@ impl Recount {
             uses: step.uses.clone(),
             status: stands.map_or("pending", Stage::name),
             attempt: begun.map_or(0, |step| step.attempt),
+            carried,
             arguments,
             output: match stage {
                 Some(Stage::Completed { output }) => output.clone(),

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{
     definition::Definition,
-    view::{Links, Run, RunSummary, last_event_id},
+    view::{Links, Run, RunSummary, forked_from, last_event_id},
 };
 use crate::{
     db::{Database, TenantTx},
@@ -146,12 +146,14 @@ pub(super) async fn get(tx: &mut TenantTx, tenant: TenantId, run: RunId) -> Resu
         format!("select {RUN}, plan, input, output, metadata from runs {LAST} where tenant_id = $1 and run_id = $2");
     let row = sqlx::query(AssertSqlSafe(sql)).bind(tenant.uuid()).bind(run.uuid()).fetch_optional(tx.conn()).await?;
     row.map(|row| {
+        let metadata = row.try_get("metadata")?;
         Ok(Run {
             summary: summary(&row)?,
             plan: row.try_get("plan")?,
             input: row.try_get("input")?,
             output: row.try_get("output")?,
-            metadata: row.try_get("metadata")?,
+            forked_from: forked_from(&metadata),
+            metadata,
         })
     })
     .transpose()

@@ -7,6 +7,9 @@ use crate::{
     kernel::{Actor, ApprovalId, Error, Result, RunId, TenantId, Timestamp, wire_time},
 };
 
+/// Where a run's metadata says whose past it has. Callers cannot set it.
+pub(super) const FORKED_FROM: &str = "fermata.forkedFrom";
+
 /// A run, whole.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -23,6 +26,10 @@ pub struct Run {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Value>)]
     pub output: Option<Value>,
+    /// The run whose past it has, for a fork.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<crate::journal::ForkedFrom>)]
+    pub forked_from: Option<Value>,
     /// The caller's own notes.
     #[schema(value_type = Object)]
     pub metadata: Value,
@@ -41,7 +48,7 @@ impl Run {
             tenant_id: state.tenant_id,
             status: state.status(),
             goal: head.goal.clone(),
-            workflow: head.workflow.as_ref().map(|(name, version)| format!("{name}@{version}")),
+            workflow: head.workflow_name(),
             error,
             pending_approvals: state.open_holds().map(|(id, _)| id).collect(),
             cost: state.cost,
@@ -59,9 +66,15 @@ impl Run {
             plan: state.plan.as_ref().map(|plan| value(serde_json::to_value(plan))).transpose()?,
             input: Value::clone(&head.input),
             output: None,
+            forked_from: forked_from(&head.metadata),
             metadata: Value::clone(&head.metadata),
         })
     }
+}
+
+/// Whose past a run has, by its metadata.
+pub(super) fn forked_from(metadata: &Value) -> Option<Value> {
+    metadata.get(FORKED_FROM).cloned()
 }
 
 /// A run, as lists show it.

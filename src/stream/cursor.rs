@@ -5,19 +5,17 @@ use std::fmt;
 use uuid::Uuid;
 
 use super::filter::Filter;
-use crate::kernel::{Error, Problem, Result, TenantId};
+use crate::{
+    journal::event_number,
+    kernel::{Error, Problem, Result, TenantId},
+};
 
 /// Reads `evt_N`; 7 for `evt_7`.
 ///
 /// # Errors
 /// When it is not an event's id as this server writes it (400).
 pub fn parse_event_id(text: &str) -> Result<u64> {
-    text.strip_prefix("evt_")
-        .filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()) && !digits.starts_with('0'))
-        .and_then(|digits| digits.parse().ok())
-        // The table counts in signed numbers.
-        .filter(|seq| i64::try_from(*seq).is_ok())
-        .ok_or_else(|| malformed("an event's id is written `evt_7`"))
+    event_number(text).ok_or_else(|| malformed("an event's id is written `evt_7`"))
 }
 
 /// A place in the order of commits. Everything at or before it has been seen.

@@ -11,6 +11,7 @@ mod children;
 mod definitions;
 mod fairness;
 mod fire;
+mod fork;
 mod house;
 mod input;
 mod jobs;

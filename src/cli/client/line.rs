@@ -10,6 +10,8 @@ use crate::{
 
 /// Arguments and outputs longer than this are cut; the API has them whole.
 const MOST: usize = 2000;
+/// Of outcomes that a fork has from the run it comes from.
+const CARRIED: &str = "taken over";
 
 /// `2026-11-21T09:00:00.123Z  evt_5  step.started  sync  crm.sync {"contacts":[]}`
 pub(super) fn line(record: &Record) -> String {
@@ -26,7 +28,10 @@ pub(super) fn line(record: &Record) -> String {
 
 fn said(body: &Body) -> String {
     let said = match body {
-        Body::Idle(idle) => words([idle.workflow.clone(), idle.goal.clone(), Some(format!("by {}", idle.created_by))]),
+        Body::Idle(idle) => {
+            let forked = idle.forked_from.as_ref().map(|from| format!("from {} at {}", from.run_id, from.event_id));
+            words([idle.workflow.clone(), idle.goal.clone(), forked, Some(format!("by {}", idle.created_by))])
+        }
         Body::Planning(_) => String::new(),
         Body::PlanRefused(refused) => refused.mistakes.join("; "),
         Body::PlanReady(ready) => format!("{} steps", ready.plan.steps.len()),
@@ -51,6 +56,9 @@ fn said(body: &Body) -> String {
             Some(format!("{} of {}", message.model, message.provider)),
             Some(format!("{} tokens asked, {} said", message.input_tokens, message.output_tokens)),
         ]),
+        Body::StepCompleted(done) if done.carried => {
+            words([Some(CARRIED.to_owned()), output(done.output.as_deref(), done.output_bytes)])
+        }
         Body::StepCompleted(done) => {
             let length =
                 text::duration(chrono::TimeDelta::milliseconds(i64::try_from(done.duration_ms).unwrap_or_default()));
@@ -59,8 +67,10 @@ fn said(body: &Body) -> String {
         Body::StepRetrying(retrying) => {
             format!("{}; again at {}", failure(&retrying.error), wire_time::format(&retrying.retry_at))
         }
+        Body::StepFailed(failed) if failed.carried => format!("{CARRIED} · {}", failure(&failed.error)),
         Body::StepFailed(failed) if failed.continued => format!("{}; the run goes on", failure(&failed.error)),
         Body::StepFailed(failed) => failure(&failed.error),
+        Body::StepSkipped(skipped) if skipped.carried => format!("{CARRIED} · {}", skip(skipped.reason)),
         Body::StepSkipped(skipped) => skip(skipped.reason).to_owned(),
         Body::AwaitingApproval(hold) => asked(hold),
         Body::Approved(yes) => {

@@ -34,6 +34,8 @@ pub enum Command {
     Cancel(Cancel),
     /// Retry a failed run from the steps that failed
     Retry(Retry),
+    /// Begin a new run with the past of another, and another future
+    Fork(Box<Fork>),
 }
 
 /// `run start`
@@ -143,6 +145,44 @@ pub struct Retry {
     connection: Connection,
 }
 
+/// `run fork`
+#[derive(Debug, Args)]
+pub struct Fork {
+    #[arg(value_name = "RUN", value_parser = input::id::<RunId>)]
+    run: RunId,
+    /// The step that is the first to begin anew: the past ends before it began
+    #[arg(long, value_name = "STEP", required_unless_present = "event", conflicts_with = "event")]
+    step: Option<String>,
+    /// The last event of the past
+    #[arg(long, value_name = "EVENT")]
+    event: Option<String>,
+    /// Another goal
+    #[arg(long)]
+    goal: Option<String>,
+    /// A value of another input, JSON where it parses as JSON; may be repeated
+    #[arg(long, short, value_name = "KEY=VALUE", value_parser = input::pair)]
+    input: Vec<(String, Value)>,
+    /// A YAML or JSON file with another input; single values go over it
+    #[arg(long, value_name = "FILE")]
+    input_file: Option<PathBuf>,
+    /// A YAML or JSON file with other steps, in which those of the past are the same
+    #[arg(long, value_name = "FILE")]
+    plan: Option<PathBuf>,
+    /// What the step is taken to have given
+    #[arg(long, value_name = "JSON|@FILE", value_parser = input::json, requires = "step")]
+    output: Option<Value>,
+    /// The same key forks the run only once
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<String>,
+    /// Follow the new run to its end
+    #[arg(long, short)]
+    watch: bool,
+    #[command(flatten)]
+    watching: watch::Watching,
+    #[command(flatten)]
+    connection: Connection,
+}
+
 /// The body of `POST /agent/plan`.
 #[derive(Debug, Serialize)]
 struct Beginning {
@@ -215,6 +255,7 @@ impl Command {
             }
             Self::Cancel(cancel) => cancel.run().await,
             Self::Retry(retry) => retry.run().await,
+            Self::Fork(fork) => fork.run().await,
         }
     }
 }
@@ -349,6 +390,26 @@ impl Retry {
     async fn run(self) -> Result<()> {
         let api = Api::new(self.connection.target(Role::Operator)?)?;
         let reply = api.post(&["workflow", "runs", &self.run.to_string(), "retry"], &json!({}), None).await?;
+        begun(api, &reply, self.watch, &self.watching).await
+    }
+}
+
+impl Fork {
+    async fn run(self) -> Result<()> {
+        let mut edit = Map::new();
+        if self.input_file.is_some() || !self.input.is_empty() {
+            edit.insert("input".to_owned(), input::merged(self.input_file.as_deref(), &self.input)?.into());
+        }
+        let plan = self.plan.as_deref().map(input::document).transpose()?;
+        edit.extend(plan.map(|document| ("plan".to_owned(), document.value)));
+        edit.extend(self.goal.map(|goal| ("goal".to_owned(), goal.into())));
+        edit.extend(self.output.map(|output| ("output".to_owned(), output)));
+        let end = [("stepId", self.step), ("eventId", self.event)];
+        let end = end.into_iter().filter_map(|(name, end)| Some((name.to_owned(), Value::from(end?))));
+        let body: Map<_, _> = end.chain([("edit".to_owned(), edit.into())]).collect();
+        let api = Api::new(self.connection.target(Role::Operator)?)?;
+        let path = ["workflow", "runs", &self.run.to_string(), "fork"];
+        let reply = api.post(&path, &body, self.idempotency_key.as_deref()).await?;
         begun(api, &reply, self.watch, &self.watching).await
     }
 }

@@ -41,7 +41,7 @@ impl Record {
     pub(super) fn parse(raw: String) -> Result<Self, String> {
         let envelope: Envelope = serde_json::from_str(&raw).map_err(|e| format!("no event: {e}"))?;
         let seq = sequence(&envelope.event_id).ok_or_else(|| format!("no event id: {}", envelope.event_id))?;
-        let body = journal::decode(&raw).ok().map(|(_, Event { body, .. })| body);
+        let body = journal::decode(&raw).ok().map(|(_, _, Event { body, .. })| body);
         let Envelope { run_id, ts, step: name, step_id, attempt, .. } = envelope;
         Ok(Self { seq, run_id, at: ts, name, step: step_id, attempt, body, raw })
     }
@@ -282,7 +282,8 @@ impl Timeline {
             Body::MessageDelta(delta) if !delta.reasoning => step.say(delta),
             Body::StepCompleted(done) => {
                 step.state = State::Completed;
-                step.took = Some(TimeDelta::milliseconds(i64::try_from(done.duration_ms).unwrap_or(i64::MAX / 1000)));
+                let took = TimeDelta::milliseconds(i64::try_from(done.duration_ms).unwrap_or(i64::MAX / 1000));
+                step.took = (!done.carried).then_some(took);
             }
             Body::StepRetrying(retrying) => {
                 step.took = step.started_at.map(|started| at - started);

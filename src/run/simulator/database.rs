@@ -9,7 +9,7 @@ use crate::{
 /// What outlives every process.
 #[derive(Debug)]
 pub(super) struct Database {
-    blank: RunState,
+    pub(super) blank: RunState,
     /// The events, read back from their encoding.
     pub(super) events: Vec<(Timestamp, Event)>,
     /// The fold of the events.
@@ -44,8 +44,8 @@ impl Database {
         for frame in &append.frames {
             assert_eq!(frame.seq, self.head.seq + 1, "a gap in the numbers");
             let text = std::str::from_utf8(&frame.data).unwrap();
-            assert!(text.contains(&format!("\"evt_{}\"", frame.seq)), "{text}");
-            let (ts, event) = journal::decode(text).unwrap();
+            let (seq, ts, event) = journal::decode(text).unwrap();
+            assert_eq!(seq, frame.seq, "{text}");
             self.auditor.hear(&self.head, &event);
             self.head.apply(ts, &event);
             self.events.push((ts, event));

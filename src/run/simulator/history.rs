@@ -50,13 +50,17 @@ impl History {
     fn with(plan: Plan, on_denied: OnDenied) -> Self {
         let now = DateTime::from_timestamp(1_800_000_000, 0).unwrap();
         let blank = RunState::new(Id::new(now), Id::new(now), person(0), on_denied);
-        let (db, workers) = (Database::new(blank), vec![]);
-        let (acts, children) = Default::default();
-        let mut this = Self { db, workers, acts, children, now, version: 1, cancelled: false };
+        let mut this = Self::taken_up(Database::new(blank), now);
         this.command(Command::Open { goal: None, workflow: None, parent: None, planner: None }).unwrap();
         this.command(Command::Draft(Draft::Ready { plan: Arc::new(plan), forecast: vec![] })).unwrap();
         this.command(Command::Execute { by: person(0) }).unwrap();
         this
+    }
+
+    /// A run that is there, and that nobody works on.
+    pub(super) fn taken_up(db: Database, now: Timestamp) -> Self {
+        let (acts, children) = Default::default();
+        Self { db, workers: vec![], acts, children, now, version: 1, cancelled: false }
     }
 
     fn command(&mut self, command: Command) -> Result<(), Refusal> {

@@ -7,6 +7,7 @@
 mod auditor;
 mod cases;
 mod database;
+mod forks;
 mod history;
 mod script;
 mod worker;
@@ -35,6 +36,8 @@ proptest! {
         for scene in &script.scenes {
             history.play(scene);
         }
+        history.fork_everywhere(script.on_denied, script.scenes.len() * 7);
         history.play_out();
+        history.fork_everywhere(script.on_denied, script.scenes.len() * 5);
     }
 }

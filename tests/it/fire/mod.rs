@@ -4,6 +4,7 @@
 //! tenth or less of each test runs, as is fit for every change. Every test prints a line with its figures.
 
 mod audit;
+mod conversations;
 mod crash_points;
 mod frozen;
 mod keys;

@@ -90,9 +90,14 @@ impl Asked {
     }
 }
 
+/// What is said to a question, by what is in it.
+type Answering = Arc<dyn Fn(&Value) -> Turn + Send + Sync>;
+
 #[derive(Default)]
 struct Told {
     script: VecDeque<Turn>,
+    /// What is said once the script is at its end.
+    answering: Option<Answering>,
     asked: Vec<Asked>,
     /// Questions in which a call of a tool has no output.
     unpaired: Vec<Value>,
@@ -141,6 +146,11 @@ impl Provider {
         self.told().script.extend(turns);
     }
 
+    /// What it says from now on to a question, by the body of that: the same question has the same answer.
+    pub fn answering(&self, answer: impl Fn(&Value) -> Turn + Send + Sync + 'static) {
+        self.told().answering = Some(Arc::new(answer));
+    }
+
     /// Lets go of words that are held, from now on.
     pub fn release(&self) {
         self.shared.released.send_replace(true);
@@ -180,8 +190,9 @@ async fn answer(State(shared): State<Arc<Shared>>, uri: Uri, headers: HeaderMap,
         let mut told = shared.told.lock().unwrap_or_else(PoisonError::into_inner);
         let unpaired = (!is_paired(api, &body)).then(|| body.clone());
         told.unpaired.extend(unpaired);
+        let scripted = told.script.pop_front().or_else(|| Some(told.answering.as_ref()?(&body)));
         told.asked.push(Asked { path, headers, body });
-        told.script.pop_front().unwrap_or_else(|| Turn::say("Hello there."))
+        scripted.unwrap_or_else(|| Turn::say("Hello there."))
     };
     shared.count.send_modify(|count| *count += 1);
     let whole = |words: &[String], stop| [words_of(api, words), vec![end_of(api, words, stop)]].concat();
