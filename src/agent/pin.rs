@@ -14,9 +14,6 @@ use crate::{
     tool::{Registry, Toolbox},
 };
 
-/// Tokens of the longest answer, where the configuration sets no bound: models rarely say more at once.
-const ANSWER: u32 = 4096;
-
 /// The agents of this installation.
 #[derive(Clone)]
 pub struct Agents {
@@ -55,9 +52,10 @@ impl Agents {
             max_turns: body.max_turns.unwrap_or(10),
             max_parallel: body.max_parallel.unwrap_or(8),
             output: body.output.clone(),
+            longest_answer: config.body.longest_answer(),
             rate: config.body.price.map(|price| TurnRate {
                 input: price.input,
-                answer: f64::from(config.body.max_tokens.unwrap_or(ANSWER)) * price.output / 1_000_000.0,
+                answer: f64::from(config.body.longest_answer()) * price.output / 1_000_000.0,
             }),
         };
         let first = Arc::new(turn(1, vec![]));

@@ -6,7 +6,8 @@ use chrono::SubsecRound;
 use serde_json::Value;
 
 use super::{
-    Failure, Intent, Parent, Plan, Question, Report, Ruling, RunState, SkipReason, Stage, Status, Step, StepKey, Wait,
+    Budget, Failure, Intent, Parent, Plan, Question, Raise, Report, Ruling, RunState, SkipReason, Stage, Status, Step,
+    StepKey, Wait,
 };
 use crate::kernel::{Actor, ApprovalId, Timestamp};
 
@@ -21,6 +22,8 @@ pub enum Command {
         workflow: Option<String>,
         /// The run and step that start it.
         parent: Option<Parent>,
+        /// What it may take.
+        budget: Budget,
     },
     /// Give it its steps.
     Plan(Arc<Plan>),
@@ -52,6 +55,8 @@ pub enum Command {
         step: StepKey,
         /// The exact call.
         intent: Intent,
+        /// Whether its share of the tenant's day is reserved.
+        reserved: bool,
     },
     /// Ask first.
     Hold {
@@ -155,8 +160,8 @@ pub enum Ask {
     Consent,
     /// Whether a call that may have been made is made again.
     Repeat,
-    /// Whether the run's budget is raised by so much, which the call needs.
-    Raise(f64),
+    /// Whether a budget is raised by what the call needs.
+    Raise(Raise),
 }
 
 impl Ask {

@@ -6,9 +6,9 @@ use std::{sync::Arc, time::Duration};
 use serde_json::Value;
 
 use super::{
-    ApprovalCancelled, Cancelled, Command, Completed, Effect, Event, Executing, Failed, Failure, Idle, Intent, OnError,
-    Parent, Phase, PlanExtended, PlanReady, Planning, Refusal, RunCancelling, RunState, Stage, Step, StepCompleted,
-    StepExpanded, StepFailed, StepKey, StepRetrying, StepSkipped, StepStarted, StepWaiting, Wait,
+    ApprovalCancelled, Budget, Cancelled, Command, Completed, Effect, Event, Executing, Failed, Failure, Idle, Intent,
+    OnError, Parent, Phase, PlanExtended, PlanReady, Planning, Refusal, RunCancelling, RunState, Stage, Step,
+    StepCompleted, StepExpanded, StepFailed, StepKey, StepRetrying, StepSkipped, StepStarted, StepWaiting, Wait,
     command::{advancing, beginnable, kept, reachable},
     ruling::{expire, hold, rule},
 };
@@ -20,7 +20,7 @@ use crate::kernel::{Actor, Timestamp};
 /// A [`Refusal`] when the state does not allow it.
 pub fn decide(state: &RunState, command: Command, now: Timestamp) -> Result<Vec<Event>, Refusal> {
     match command {
-        Command::Open { goal, workflow, parent } => open(state, goal, workflow, parent),
+        Command::Open { goal, workflow, parent, budget } => open(state, goal, workflow, parent, budget),
         Command::Plan(plan) => match (&state.phase, &state.plan) {
             (Phase::Planning, None) => Ok(vec![Event::run(PlanReady { plan })]),
             _ => Err(Refusal::Status(state.status())),
@@ -32,7 +32,7 @@ pub fn decide(state: &RunState, command: Command, now: Timestamp) -> Result<Vec<
         Command::Extend { steps } => extend(state, steps),
         Command::Expand { step, items } => expand(state, &step, items),
         Command::Gather { step } => gather(state, &step, now),
-        Command::Start { step, intent } => start(state, &step, intent, now),
+        Command::Start { step, intent, reserved } => start(state, &step, intent, reserved, now),
         Command::Hold { step, intent, approval_id, ask } => hold(state, &step, intent, approval_id, ask, now),
         Command::Wait { step, attempt, wait } => match under_way(state, &step, attempt)? {
             Stage::Running { .. } => {
@@ -75,12 +75,13 @@ fn open(
     goal: Option<String>,
     workflow: Option<String>,
     parent: Option<Parent>,
+    budget: Budget,
 ) -> Result<Vec<Event>, Refusal> {
     if state.seq > 0 {
         return Err(Refusal::Status(state.status()));
     }
     let created_by = state.created_by.clone();
-    Ok(vec![Event::run(Idle { goal, workflow, created_by, parent }), Event::run(Planning {})])
+    Ok(vec![Event::run(Idle { goal, workflow, created_by, parent, budget }), Event::run(Planning {})])
 }
 
 /// The stage of a step whose call or wait is under way at that attempt.
@@ -139,7 +140,13 @@ fn gather(state: &RunState, key: &StepKey, now: Timestamp) -> Result<Vec<Event>,
     Ok(vec![Event::step(key, state.next_attempt(key), completed)])
 }
 
-fn start(state: &RunState, key: &StepKey, intent: Intent, now: Timestamp) -> Result<Vec<Event>, Refusal> {
+fn start(
+    state: &RunState,
+    key: &StepKey,
+    intent: Intent,
+    reserved: bool,
+    now: Timestamp,
+) -> Result<Vec<Event>, Refusal> {
     advancing(state)?;
     beginnable(state, key)?;
     let has_consent = match state.stage(key) {
@@ -175,6 +182,7 @@ fn start(state: &RunState, key: &StepKey, intent: Intent, now: Timestamp) -> Res
         effect: intent.effect,
         arguments: intent.arguments,
         repeated,
+        reserved,
     };
     Ok(vec![Event::step(key, attempt, started)])
 }

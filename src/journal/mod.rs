@@ -3,6 +3,7 @@
 
 mod agent;
 mod append;
+mod budget;
 mod command;
 mod decide;
 mod event;
@@ -13,6 +14,7 @@ mod message;
 mod payload;
 mod plan;
 mod ruling;
+mod spending;
 mod standing;
 mod state;
 mod store;
@@ -20,8 +22,9 @@ mod store;
 mod tests;
 mod write;
 
-pub use agent::{AGENT_TURN, AgentPin, ApprovalRule, TurnRate, fits, turn_of};
+pub use agent::{AGENT_TURN, AgentPin, ApprovalRule, LONGEST_ANSWER, TurnRate, fits, turn_of};
 pub use append::{Append, Claim, Shown};
+pub use budget::{Budget, BudgetBody, Cap, Estimate, Purse, Raise, as_f64};
 pub use command::{Ask, Command, Refusal};
 pub use decide::decide;
 pub use event::*;
@@ -30,5 +33,6 @@ pub use load::{Loaded, Lock, RunHead, is_terminal, load, recount};
 pub use message::*;
 pub use payload::*;
 pub use plan::*;
+pub use spending::{ModelUse, Spending};
 pub use state::{Hold, Intent, Phase, Ruling, RunState, Stage, Status, StepState};
 pub use write::{AppendError, Desk, Journal, Place, Projection};

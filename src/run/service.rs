@@ -17,7 +17,8 @@ use crate::{
     db::{Rider, TenantTx},
     http::{Ctx, Permit, RequestId},
     journal::{
-        self, Append, Claim, Command, Event, Journal, Loaded, Lock, OnDenied, Parent, Plan, Refusal, RunHead, RunState,
+        self, Append, Budget, Claim, Command, Event, Journal, Loaded, Lock, OnDenied, Parent, Plan, Refusal, RunHead,
+        RunState,
     },
     kernel::{Actor, Error, Problem, Reference, Result, RunId, TenantId, Timestamp},
 };
@@ -53,8 +54,8 @@ pub struct Request {
     pub source: Source,
     /// Its input.
     pub input: Value,
-    /// The most it may cost.
-    pub budget: Option<f64>,
+    /// What it may take.
+    pub budget: Option<Budget>,
     /// What a denial means where the step does not say; the definition's word when absent.
     pub on_denied: Option<OnDenied>,
     /// The caller's own notes.
@@ -111,7 +112,8 @@ impl Runs {
         let on_denied = request.on_denied.or(usual).unwrap_or_default();
         let named = workflow.as_ref().map(|(name, version)| format!("{name}@{version}"));
         let mut state = RunState::new(tenant_id, run_id, by.clone(), on_denied);
-        let open = Command::Open { goal: request.goal.clone(), workflow: named.clone(), parent: parent.clone() };
+        let (goal, budget) = (request.goal.clone(), request.budget.unwrap_or_default());
+        let open = Command::Open { goal, workflow: named.clone(), parent: parent.clone(), budget };
         let mut commands = vec![open, Command::Plan(plan)];
         if request.execute {
             commands.push(Command::Execute { by: by.clone() });
@@ -123,7 +125,7 @@ impl Runs {
             goal: request.goal,
             workflow,
             input: Arc::new(request.input),
-            budget: request.budget,
+            budget: budget.cost,
             metadata: Arc::new(request.metadata),
             created_by: by.clone(),
             parent: parent.clone(),
@@ -186,9 +188,7 @@ impl Runs {
         if request.goal.as_ref().is_some_and(|goal| goal.contains('\0')) {
             return Err(Error::invalid("goal", "`goal` cannot hold the character U+0000"));
         }
-        if request.budget.is_some_and(|budget| !budget.is_finite() || budget < 0.0) {
-            return Err(Error::invalid("budget", "`budget` is a number from 0"));
-        }
+        request.budget.unwrap_or_default().check()?;
         if !request.metadata.is_object() {
             return Err(Error::invalid("metadata", "`metadata` is an object"));
         }
