@@ -1,9 +1,12 @@
 //! Whether there is room for a call: in its run's budget, and in that of its tenant's day.
 
+use chrono::TimeDelta;
+
 use super::turn::Turn;
 use crate::{
     journal::{Estimate, Intent, Raise, Stage, Step, StepKey, turn_of},
-    kernel::Timestamp,
+    kernel::{Result, Timestamp},
+    usage::Share,
 };
 
 /// What the budgets say of a call.
@@ -15,24 +18,41 @@ pub(super) enum Room {
     },
     /// There is not, unless one of them is raised.
     Lacks(Raise),
+    /// Nobody knows while the database is away.
+    Unknown,
 }
 
 impl Turn {
-    /// Looks for room.
+    /// Looks for room, and takes it.
     pub(super) async fn room(&mut self, step: &Step, key: &StepKey, intent: &Intent, now: Timestamp) -> Room {
-        if self.state.purse.budget.is_empty() {
-            return Room::There { reserved: false };
+        self.try_room(step, key, intent, now).await.unwrap_or_else(|error| {
+            tracing::warn!(?error, step = %key, run = %self.state.run_id, "a budget could not be asked");
+            self.again_at = now.checked_add_signed(TimeDelta::seconds(1));
+            Room::Unknown
+        })
+    }
+
+    async fn try_room(&mut self, step: &Step, key: &StepKey, intent: &Intent, now: Timestamp) -> Result<Room> {
+        let (tenant, run) = self.run_key();
+        let days = self.shared.days.clone();
+        let no_day = days.budget(tenant, now).await?.is_none();
+        if no_day && self.state.purse.budget.is_empty() {
+            return Ok(Room::There { reserved: false });
         }
         let call = self.expects(step, key, intent).await;
         self.estimates.insert(key.clone(), call);
-        // What was under way when a process died has been paid for.
+        // What was under way when a process died has its room.
         if matches!(self.state.stage(key), Some(Stage::Running { .. })) {
-            return Room::There { reserved: false };
+            return Ok(Room::There { reserved: false });
         }
-        match self.state.lacks(call, self.out(key), now) {
-            Some(raise) => Room::Lacks(raise),
-            None => Room::There { reserved: false },
+        if let Some(raise) = self.state.lacks(call, self.out(key), now) {
+            return Ok(Room::Lacks(raise));
         }
+        let attempt = self.state.next_attempt(key);
+        Ok(match days.reserve((tenant, run), (key, attempt), &call, now).await? {
+            Share::Lacks(raise) => Room::Lacks(raise),
+            share => Room::There { reserved: share == Share::Reserved },
+        })
     }
 
     /// What a call is expected to take: by what the tool can tell and, of money, what whoever approves is told.

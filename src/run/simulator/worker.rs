@@ -280,7 +280,7 @@ impl Worker {
                     return self.hold(key, intent, Ask::Raise(raise), now);
                 }
                 let (tool, arguments) = (intent.tool.clone(), Arc::clone(&intent.arguments));
-                self.decide(Command::Start { step: key.clone(), intent, reserved: false }, now)?;
+                self.decide(Command::Start { step: key.clone(), intent, reserved: true }, now)?;
                 let attempt = self.state.next_attempt(key);
                 self.launches.push((key.clone(), Flight { attempt, tool, arguments, acted: false }));
                 Ok(())
