@@ -23,8 +23,11 @@ const REMEMBERED: usize = 1024;
 #[derive(Clone, Debug)]
 pub struct Days {
     db: Database,
-    known: Arc<Mutex<HashMap<TenantId, (Timestamp, Option<DayBudget>)>>>,
+    known: Arc<Mutex<Known>>,
 }
+
+/// The budgets of tenants, and as of when.
+type Known = HashMap<TenantId, (Timestamp, Option<DayBudget>)>;
 
 /// What came of a reservation.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -92,7 +95,7 @@ impl Days {
         Ok(share)
     }
 
-    fn known(&self) -> MutexGuard<'_, HashMap<TenantId, (Timestamp, Option<DayBudget>)>> {
+    fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

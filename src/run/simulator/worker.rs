@@ -152,7 +152,7 @@ impl Worker {
             let Stage::Waiting { wait: Wait::Child { child_run_id }, .. } = &step.stage else { return None };
             let (step, attempt) = (key.clone(), step.attempt);
             children[child_run_id].map(|completed| match completed {
-                true => Command::Complete { step, attempt, output: Arc::new(json!("child")), cost: None },
+                true => Command::Complete { step, attempt, output: Arc::new(json!("child")), cost: Some(0.0) },
                 false => Command::Fail { step, attempt, error: Failure::new("child", "it failed"), jitter: 0.0 },
             })
         });
