@@ -19,6 +19,7 @@ pub mod identity;
 pub mod llm;
 
 pub mod approval;
+pub mod usage;
 
 pub mod tool;
 

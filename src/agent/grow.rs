@@ -119,7 +119,7 @@ mod tests {
     use super::*;
     use crate::{
         agent::conversation,
-        journal::{Ask, Command, Draft, Event, Hold, Intent, RunHead, decide},
+        journal::{Ask, Budget, Command, Draft, Event, Hold, Intent, RunHead, decide},
         kernel::{Actor, ApprovalId, Id, Timestamp},
         llm::Message,
         run::scheduler::{self, Move},
@@ -155,11 +155,18 @@ mod tests {
                 max_turns,
                 max_parallel,
                 output: None,
+                longest_answer: 100,
                 rate: None,
             };
             let plan = Plan { steps: vec![Arc::new(turn(1, vec![]))], output: None, agent: Some(Arc::new(agent)) };
             let mut life = Self { state, events: vec![], script };
-            life.decide(Command::Open { goal: Some("g".to_owned()), workflow: None, parent: None, planner: None });
+            life.decide(Command::Open {
+                goal: Some("g".to_owned()),
+                workflow: None,
+                parent: None,
+                planner: None,
+                budget: Budget::default(),
+            });
             life.decide(Command::Draft(Draft::Ready { plan: Arc::new(plan), forecast: vec![] }));
             life.decide(Command::Execute { by: Actor::System });
             life
@@ -187,7 +194,7 @@ mod tests {
                     return;
                 }
             }
-            self.decide(Command::Start { step: key.clone(), intent });
+            self.decide(Command::Start { step: key.clone(), intent, reserved: false });
             let (step, attempt) = (key.clone(), 1);
             self.decide(match fate {
                 Fate::Failed => Command::Fail { step, attempt, error: Failure::new("broken", "it broke"), jitter: 0.0 },

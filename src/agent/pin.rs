@@ -14,9 +14,6 @@ use crate::{
     tool::{Registry, Toolbox},
 };
 
-/// Tokens of the longest answer, where the configuration sets no bound: models rarely say more at once.
-const ANSWER: u32 = 4096;
-
 /// The agents of this installation.
 #[derive(Clone)]
 pub struct Agents {
@@ -52,6 +49,7 @@ impl Agents {
             max_parallel: body.max_parallel.unwrap_or(8),
             output: body.output.clone(),
             rate: rate(&config.body),
+            longest_answer: config.body.longest_answer(),
         };
         let first = Arc::new(turn(1, vec![]));
         Ok(Plan { steps: vec![first], output: None, agent: Some(Arc::new(pin)) })
@@ -64,7 +62,8 @@ impl Agents {
     pub async fn planner<P: Permit>(&self, ctx: &Ctx<P>, execute: bool) -> Result<Planner> {
         let config = self.config(ctx, "goal", None).await?;
         let rate = rate(&config.body);
-        Ok(Planner { config: Pinned { name: config.name, version: config.version }, rate, execute })
+        let longest_answer = config.body.longest_answer();
+        Ok(Planner { config: Pinned { name: config.name, version: config.version }, rate, longest_answer, execute })
     }
 
     /// The configuration that is meant now, which is named in, or missing from, that field.
@@ -105,7 +104,7 @@ fn given(tools: &Registry, patterns: &[String]) -> Vec<String> {
 fn rate(config: &ModelConfig) -> Option<TurnRate> {
     config.price.map(|price| TurnRate {
         input: price.input,
-        answer: f64::from(config.max_tokens.unwrap_or(ANSWER)) * price.output / 1_000_000.0,
+        answer: f64::from(config.longest_answer()) * price.output / 1_000_000.0,
     })
 }
 

@@ -11,6 +11,7 @@ use crate::{
     journal,
     kernel::{Error, Result},
     llm, run, stream, tool,
+    usage::{self, UsageRoutes},
 };
 
 /// Every route of the process, bare and under `/v1`, and the document that describes them.
@@ -27,6 +28,7 @@ pub(super) fn router(rooms: &Rooms, role: Role) -> Result<(Router, OpenApi)> {
         .merge(stream::routes(rooms.streams.clone()))
         .merge(agent::routes(AgentRoutes { front: rooms.front.clone() }))
         .merge(llm::routes(rooms.llm.clone()))
+        .merge(usage::routes(UsageRoutes { front: rooms.front.clone(), days: rooms.days.clone() }))
         .merge(tool::routes(rooms.front.clone(), rooms.tools.clone()))
         .merge(vitals)
         .split_for_parts();

@@ -20,13 +20,14 @@ use crate::{
     db::Database,
     http::{self, Front, Outbound},
     identity::Tenants,
-    journal::{Follower, Journal},
+    journal::{Follower, Journal, Projection},
     kernel::{Clock, Error, Result},
     llm::{Keys, LlmRoutes, Models},
     run::{Bell, Children, Desk, RunRoutes, Runs, Waker, Worker, WorkerParts},
     stream::{Hub, Signals, Streams},
     telemetry,
     tool::{Ports, Registry, Toolbox},
+    usage::{Days, Ledger},
 };
 
 /// What a process does.
@@ -152,6 +153,7 @@ struct Rooms {
     jobs: JobSettings,
     runs: Runs,
     children: Children,
+    days: Days,
     approvals: Approvals,
     streams: Streams,
     hub: Arc<Hub>,
@@ -182,7 +184,8 @@ impl Rooms {
         if role != Role::Api {
             followers.push(waker.clone());
         }
-        let journal = Journal::start(db.clone(), followers, vec![Arc::new(Inbox)], desk.clone(), service);
+        let projections: Vec<Arc<dyn Projection>> = vec![Arc::new(Inbox), Arc::new(Ledger)];
+        let journal = Journal::start(db.clone(), followers, projections, desk.clone(), service);
         let runs = Runs::new(journal.clone(), settings.limits.clone(), &settings.worker);
         let children = Children::new(db.clone(), runs.clone(), clock.clone());
         let tenants = Tenants::new(db.clone(), clock.clone());
@@ -208,6 +211,7 @@ impl Rooms {
             tools,
             runs,
             children,
+            days: Days::new(db.clone()),
             hub,
             signals,
             waker,
@@ -245,6 +249,7 @@ impl Rooms {
             journal: self.journal.clone(),
             tools: self.tools.clone(),
             children: self.children.clone(),
+            days: self.days.clone(),
             clock: self.clock.clone(),
             waker: self.waker.clone(),
             desk: self.desk.clone(),

@@ -23,13 +23,14 @@ use crate::kernel::{Error, Problem, Result};
 /// Where an operation names the problems of its own; taken out again.
 const PROBLEMS: &str = "x-problems";
 
-const TAGS: [(&str, &str); 7] = [
+const TAGS: [(&str, &str); 8] = [
     ("agent", "Plan, execute, approve"),
     ("runs", "Runs, their steps and events"),
     ("approvals", "The inbox of holds"),
     ("workflows", "Definitions, their versions, and the tools they use"),
     ("jobs", "Single questions to models, in the background"),
     ("models", "Model configurations, prompt templates and keys"),
+    ("usage", "What runs take, and the budget of a day"),
     ("operations", "Health and measurements"),
 ];
 

@@ -2,11 +2,18 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::{ApprovalTerms, Step};
+use super::{ApprovalTerms, Estimate, Step};
 use crate::kernel::Pinned;
 
 /// The tool of the steps in which an agent's model is asked. Only the engine puts it into plans.
 pub const AGENT_TURN: &str = "agent.turn";
+
+/// Tokens of the longest answer, where a model's configuration sets no bound: models rarely say more at once.
+pub const LONGEST_ANSWER: u32 = 4096;
+
+fn longest_answer() -> u32 {
+    LONGEST_ANSWER
+}
 
 /// Which turn of an agent a step is, if it is one.
 #[must_use]
@@ -43,6 +50,9 @@ pub struct AgentPin {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub output: Option<Value>,
+    /// Tokens of an answer at the longest.
+    #[serde(default = "longest_answer")]
+    pub longest_answer: u32,
     /// What a turn is expected to cost; nothing when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<TurnRate>,
@@ -87,10 +97,10 @@ impl AgentPin {
         self.tools.iter().any(|given| given == tool)
     }
 
-    /// What a turn of so many tokens is expected to cost.
+    /// What a turn that asks so many tokens is expected to take.
     #[must_use]
-    pub fn turn_cost(&self, tokens: u32) -> f64 {
-        self.rate.map_or(0.0, |rate| rate.cost(tokens))
+    pub fn turn(&self, asked: u32) -> Estimate {
+        Estimate::of_question(self.rate, asked, self.longest_answer)
     }
 
     /// What consent to a call needs, where it needs some; `acts` says whether its repetition would do something again.
@@ -161,6 +171,7 @@ mod tests {
             max_turns: 1,
             max_parallel: 1,
             output: None,
+            longest_answer: LONGEST_ANSWER,
             rate: None,
         };
         let reason = |pin: &AgentPin, tool: &str, acts| pin.terms(tool, acts).map(|terms| terms.reason);

@@ -3,7 +3,8 @@
 use serde::Serialize;
 
 use super::{
-    Body, Completed, Event, Frame, Loaded, OnDenied, Parent, Phase, RunState, Status, StepCompleted, event::encode,
+    Body, Completed, Event, Frame, Loaded, OnDenied, Parent, Phase, RunState, Spending, Status, StepCompleted,
+    event::encode,
 };
 use crate::kernel::{ApprovalId, Error, Result, RunId, TenantId, Timestamp, WorkerId};
 
@@ -41,6 +42,8 @@ pub struct Append {
     pub frames: Vec<Frame>,
     /// The events as values, for projections.
     pub events: Vec<Event>,
+    /// What they mean for the books.
+    pub spending: Vec<Spending>,
     /// When.
     pub at: Timestamp,
     pub(super) status: Status,
@@ -161,8 +164,22 @@ impl Append {
         }
         let parent = parent.map(|parent| parent.run_id);
         let (tenant_id, run_id) = (state.tenant_id, state.run_id);
-        let (opening, head) = (None, Some(head));
-        Ok(Self { tenant_id, run_id, expected, frames, events, at, status, opening, head, outputs, claim, parent })
+        let (opening, head, spending) = (None, Some(head), Spending::of(state, &events));
+        Ok(Self {
+            tenant_id,
+            run_id,
+            expected,
+            frames,
+            events,
+            spending,
+            at,
+            status,
+            opening,
+            head,
+            outputs,
+            claim,
+            parent,
+        })
     }
 
     /// Leaves the head where it is if there are events and it shows nothing but what was `shown` before them.

@@ -6,8 +6,8 @@ use chrono::SubsecRound;
 use serde_json::Value;
 
 use super::{
-    Draft, Failure, ForkedFrom, Intent, Parent, Past, Planner, Question, Report, Ruling, RunState, SkipReason, Stage,
-    Status, Step, StepKey, Wait,
+    Budget, Draft, Failure, ForkedFrom, Intent, Parent, Past, Planner, Question, Raise, Report, Ruling, RunState,
+    SkipReason, Stage, Status, Step, StepKey, Wait,
 };
 use crate::kernel::{Actor, ApprovalId, Timestamp};
 
@@ -24,6 +24,8 @@ pub enum Command {
         parent: Option<Parent>,
         /// The model that makes its plan, where none is brought along.
         planner: Option<Planner>,
+        /// What it may take.
+        budget: Budget,
     },
     /// Accept it with the past of another run, and go on from there.
     Fork {
@@ -35,6 +37,8 @@ pub enum Command {
         from: ForkedFrom,
         /// What is taken over of it.
         past: Past,
+        /// What it may take.
+        budget: Budget,
     },
     /// Give it its steps, or say what stands in the way of that.
     Draft(Draft),
@@ -66,6 +70,8 @@ pub enum Command {
         step: StepKey,
         /// The exact call.
         intent: Intent,
+        /// Whether its share of the tenant's day is reserved.
+        reserved: bool,
     },
     /// Ask first.
     Hold {
@@ -169,8 +175,8 @@ pub enum Ask {
     Consent,
     /// Whether a call that may have been made is made again.
     Repeat,
-    /// Whether the run's budget is raised by so much, which the call needs.
-    Raise(f64),
+    /// Whether a budget is raised by what the call needs.
+    Raise(Raise),
 }
 
 impl Ask {

@@ -6,9 +6,9 @@ use std::{sync::Arc, time::Duration};
 use serde_json::Value;
 
 use super::{
-    ApprovalCancelled, Cancelled, Command, Completed, Effect, Event, Executing, Failed, Failure, Idle, Intent, OnError,
-    Parent, Phase, PlanExtended, Planner, Planning, Refusal, RunCancelling, RunState, Stage, Step, StepCompleted,
-    StepExpanded, StepFailed, StepKey, StepRetrying, StepSkipped, StepStarted, StepWaiting, Wait,
+    ApprovalCancelled, Budget, Cancelled, Command, Completed, Effect, Event, Executing, Failed, Failure, Idle, Intent,
+    OnError, Parent, Phase, PlanExtended, Planner, Planning, Refusal, RunCancelling, RunState, Stage, Step,
+    StepCompleted, StepExpanded, StepFailed, StepKey, StepRetrying, StepSkipped, StepStarted, StepWaiting, Wait,
     command::{advancing, beginnable, kept, reachable},
     fork::fork,
     planning::draft,
@@ -22,8 +22,10 @@ use crate::kernel::{Actor, Timestamp};
 /// A [`Refusal`] when the state does not allow it.
 pub fn decide(state: &RunState, command: Command, now: Timestamp) -> Result<Vec<Event>, Refusal> {
     match command {
-        Command::Open { goal, workflow, parent, planner } => open(state, goal, workflow, parent, planner),
-        Command::Fork { goal, workflow, from, past } => fork(state, goal, workflow, from, &past, now),
+        Command::Open { goal, workflow, parent, planner, budget } => {
+            open(state, goal, workflow, parent, planner, budget)
+        }
+        Command::Fork { goal, workflow, from, past, budget } => fork(state, (goal, workflow), from, &past, budget, now),
         Command::Draft(one) => draft(state, one),
         Command::Execute { by } => match (&state.phase, &state.plan) {
             (Phase::Planning, Some(_)) => Ok(vec![Event::run(Executing { by, retried: vec![] })]),
@@ -32,7 +34,7 @@ pub fn decide(state: &RunState, command: Command, now: Timestamp) -> Result<Vec<
         Command::Extend { steps } => extend(state, steps),
         Command::Expand { step, items } => expand(state, &step, items),
         Command::Gather { step } => gather(state, &step, now),
-        Command::Start { step, intent } => start(state, &step, intent, now),
+        Command::Start { step, intent, reserved } => start(state, &step, intent, reserved, now),
         Command::Hold { step, intent, approval_id, ask } => hold(state, &step, intent, approval_id, ask, now),
         Command::Wait { step, attempt, wait } => match under_way(state, &step, attempt)? {
             Stage::Running { .. } => {
@@ -76,12 +78,13 @@ fn open(
     workflow: Option<String>,
     parent: Option<Parent>,
     planner: Option<Planner>,
+    budget: Budget,
 ) -> Result<Vec<Event>, Refusal> {
     if state.seq > 0 {
         return Err(Refusal::Status(state.status()));
     }
     let created_by = state.created_by.clone();
-    let idle = Idle { goal, workflow, created_by, parent, forked_from: None };
+    let idle = Idle { goal, workflow, created_by, parent, forked_from: None, budget };
     Ok(vec![Event::run(idle), Event::run(Planning { planner })])
 }
 
@@ -141,7 +144,13 @@ fn gather(state: &RunState, key: &StepKey, now: Timestamp) -> Result<Vec<Event>,
     Ok(vec![Event::step(key, state.next_attempt(key), completed)])
 }
 
-fn start(state: &RunState, key: &StepKey, intent: Intent, now: Timestamp) -> Result<Vec<Event>, Refusal> {
+fn start(
+    state: &RunState,
+    key: &StepKey,
+    intent: Intent,
+    reserved: bool,
+    now: Timestamp,
+) -> Result<Vec<Event>, Refusal> {
     advancing(state)?;
     beginnable(state, key)?;
     let has_consent = match state.stage(key) {
@@ -177,6 +186,7 @@ fn start(state: &RunState, key: &StepKey, intent: Intent, now: Timestamp) -> Res
         effect: intent.effect,
         arguments: intent.arguments,
         repeated,
+        reserved,
     };
     Ok(vec![Event::step(key, attempt, started)])
 }

@@ -8,8 +8,8 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::{
-    Event, Executing, Idle, Plan, PlanReady, Planning, Refusal, Ruling, RunState, SkipReason, Stage, StepCompleted,
-    StepFailed, StepKey, StepSkipped,
+    Budget, Event, Executing, Idle, Plan, PlanReady, Planning, Refusal, Ruling, RunState, SkipReason, Stage,
+    StepCompleted, StepFailed, StepKey, StepSkipped,
 };
 use crate::kernel::{Actor, RunId, Timestamp};
 
@@ -141,10 +141,10 @@ fn outcome(state: &RunState, id: &str) -> Option<Event> {
 /// A run that begins with the past of another, and goes on.
 pub(super) fn fork(
     state: &RunState,
-    goal: Option<String>,
-    workflow: Option<String>,
+    (goal, workflow): (Option<String>, Option<String>),
     from: ForkedFrom,
     past: &Past,
+    budget: Budget,
     now: Timestamp,
 ) -> Result<Vec<Event>, Refusal> {
     if state.seq > 0 {
@@ -152,7 +152,7 @@ pub(super) fn fork(
     }
     let by = state.created_by.clone();
     let mut events = vec![
-        Event::run(Idle { goal, workflow, created_by: by.clone(), parent: None, forked_from: Some(from) }),
+        Event::run(Idle { goal, workflow, created_by: by.clone(), parent: None, forked_from: Some(from), budget }),
         Event::run(Planning::default()),
         Event::run(PlanReady { plan: Arc::clone(&past.plan), forecast: vec![], edited_by: None }),
         Event::run(Executing { by, retried: vec![] }),

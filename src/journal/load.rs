@@ -18,7 +18,7 @@ pub struct RunHead {
     pub workflow: Option<(String, i32)>,
     /// Its input.
     pub input: Arc<Value>,
-    /// The most it may cost.
+    /// The most it may cost; all that it may take is in its state.
     pub budget: Option<f64>,
     /// The caller's own notes.
     pub metadata: Arc<Value>,
@@ -166,7 +166,9 @@ fn read_head(row: &PgRow) -> Result<(RunState, RunHead)> {
         parent,
         created_at: row.try_get("created_at")?,
     };
-    Ok((RunState::new(tenant_id, run_id, created_by, on_denied), head))
+    let mut state = RunState::new(tenant_id, run_id, created_by, on_denied);
+    state.purse.budget.cost = head.budget;
+    Ok((state, head))
 }
 
 /// Puts outputs that were too large for their events back in place.

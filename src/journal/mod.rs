@@ -3,6 +3,7 @@
 
 mod agent;
 mod append;
+mod budget;
 mod command;
 mod decide;
 mod event;
@@ -15,6 +16,7 @@ mod payload;
 mod plan;
 mod planning;
 mod ruling;
+mod spending;
 mod standing;
 mod state;
 mod store;
@@ -22,8 +24,9 @@ mod store;
 mod tests;
 mod write;
 
-pub use agent::{AGENT_TURN, AgentPin, ApprovalRule, TurnRate, fits, turn_of};
+pub use agent::{AGENT_TURN, AgentPin, ApprovalRule, LONGEST_ANSWER, TurnRate, fits, turn_of};
 pub use append::{Append, Claim, Shown};
+pub use budget::{Budget, BudgetBody, Cap, Estimate, Purse, Raise, as_f64};
 pub use command::{Ask, Command, Refusal};
 pub use decide::decide;
 pub use event::*;
@@ -34,5 +37,6 @@ pub use message::*;
 pub use payload::*;
 pub use plan::*;
 pub use planning::{DRAFTS, Draft, PLANNING, PlanReady, PlanRefused, Planner, Planning, planning_key};
+pub use spending::{ModelUse, Spending};
 pub use state::{Hold, Intent, Phase, Ruling, RunState, Stage, Status, StepState};
 pub use write::{AppendError, Desk, Journal, Place, Projection};

@@ -2,11 +2,13 @@
 
 use std::{num::NonZeroU32, sync::Arc};
 
+use chrono::NaiveDate;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::{
+    budget::{Budget, Cap},
     fork::{Denial, ForkedFrom},
     plan::{Step, StepKey},
 };
@@ -30,6 +32,10 @@ pub struct Idle {
     /// The run whose past it has, for a fork.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub forked_from: Option<ForkedFrom>,
+    /// What it may take, where that is bounded.
+    #[serde(default, skip_serializing_if = "Budget::is_empty")]
+    #[schema(value_type = Option<Budget>)]
+    pub budget: Budget,
 }
 
 /// The step that started a child run.
@@ -99,6 +105,9 @@ pub struct StepStarted {
     /// The same attempt is made again, with the same idempotency key, because its outcome is unknown.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub repeated: bool,
+    /// What it is expected to take is reserved in the budget of its tenant's day.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reserved: bool,
 }
 
 /// What a waiting step waits for.
@@ -129,7 +138,7 @@ pub struct StepWaiting {
 }
 
 /// Payload of `tool.progress`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ToolProgress {
     /// A line for a person.
@@ -270,7 +279,7 @@ pub enum Question {
     Consent,
     /// It may have acted already: act again (`approved`), or take it as done (`denied`)?
     Repeat,
-    /// It would take the run past its budget: raise that?
+    /// It would take the run, or its tenant's day, past the budget: raise that?
     Budget,
 }
 
@@ -297,9 +306,16 @@ pub struct AwaitingApproval {
     /// What it is expected to cost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost_estimate: Option<f64>,
-    /// By how much the run's budget is raised, where that is asked.
+    /// By how much a budget is raised, where that is asked; seconds, of time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub raise: Option<f64>,
+    /// Which of its caps, `cost` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub raises: Option<Cap>,
+    /// The day (UTC) of the tenant whose budget it is; the run's own when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = Date)]
+    pub day: Option<NaiveDate>,
     /// What it would touch.
     pub scope: Vec<String>,
     /// Rights it would use.

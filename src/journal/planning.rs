@@ -37,6 +37,8 @@ pub struct Planner {
     /// What a draft is expected to cost; nothing when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<TurnRate>,
+    /// The most tokens of a draft.
+    pub longest_answer: u32,
     /// Whether the run begins as soon as the plan stands.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub execute: bool,
@@ -152,11 +154,17 @@ mod tests {
     impl Life {
         /// A run for which a model plans, or that brings its plan along.
         fn begin(planner: Option<bool>) -> Self {
-            let planner = planner.map(|execute| Planner { config: "c@1".parse().unwrap(), rate: None, execute });
+            let planner = planner.map(|execute| Planner {
+                config: "c@1".parse().unwrap(),
+                rate: None,
+                longest_answer: 1,
+                execute,
+            });
             let state = RunState::new(Id::new(NOW), Id::new(NOW), Actor::System, OnDenied::Fail);
             let mut life = Self(state);
             let goal = Some("g".to_owned());
-            life.decide(Command::Open { goal, workflow: None, parent: None, planner }).unwrap();
+            life.decide(Command::Open { goal, workflow: None, parent: None, planner, budget: Default::default() })
+                .unwrap();
             life
         }
 

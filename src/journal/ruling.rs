@@ -40,7 +40,7 @@ pub(super) fn hold(
     let question = ask.question();
     let consent = terms.filter(|_| ask == Ask::Consent);
     let raise = match ask {
-        Ask::Raise(by) => Some(by),
+        Ask::Raise(raise) => Some(raise),
         Ask::Consent | Ask::Repeat => None,
     };
     let lifetime = consent.and_then(|terms| terms.expires).and_then(|span| chrono::TimeDelta::from_std(span.0).ok());
@@ -56,9 +56,11 @@ pub(super) fn hold(
             Ask::Repeat => {
                 Some("It may have been done already: approve to do it again, deny to take it as done".into())
             }
-            Ask::Raise(by) => Some(format!("It would take the run past its budget: approve to raise that by {by}")),
+            Ask::Raise(raise) => Some(raise.reason()),
         },
-        raise,
+        raise: raise.map(|raise| raise.by),
+        raises: raise.map(|raise| raise.cap),
+        day: raise.and_then(|raise| raise.day),
         cost_estimate: terms.and_then(|terms| terms.cost),
         scope: terms.map(|terms| terms.scope.clone()).unwrap_or_default(),
         requires: terms.map(|terms| terms.requires.clone()).unwrap_or_default(),
@@ -129,7 +131,10 @@ fn refused(state: &RunState, hold: &Hold, code: &str, message: &str) -> Event {
         (Question::Consent | Question::Budget, OnDenied::Skip) => skip(SkipReason::Denied),
         (question, OnDenied::Fail) => {
             let error = match question {
-                Question::Budget => Failure::new("budget_exceeded", "the run's budget was not raised"),
+                Question::Budget => {
+                    let whose = if hold.asked.day.is_some() { "tenant" } else { "run" };
+                    Failure::new("budget_exceeded", format!("the {whose}'s budget was not raised"))
+                }
                 Question::Consent | Question::Repeat => Failure::new(code, message),
             };
             Event::step(&hold.step, hold.attempt, StepFailed { error, continued: false, carried: false })

@@ -8,8 +8,8 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::{
-    AwaitingApproval, Body, Denial, Effect, Event, Failure, OnDenied, Plan, PlanRefused, Planner, Question,
-    RunCancelling, SkipReason, StepKey, Wait, frontier::Frontier,
+    AwaitingApproval, Body, Denial, Effect, Event, Failure, MessageCompleted, OnDenied, Plan, PlanRefused, Planner,
+    Purse, Question, Raise, RunCancelling, SkipReason, StepKey, Wait, frontier::Frontier,
 };
 use crate::kernel::{Actor, ApprovalId, RunId, TenantId, Timestamp};
 
@@ -214,6 +214,8 @@ pub struct StepState {
     pub failures: u32,
     /// The attempt whose call was journaled last; 0 before the first.
     pub called: u32,
+    /// What of its cost is told apart from its outcome: by the messages of a model, or as that of its child run.
+    pub told: f64,
 }
 
 /// How a hold came out.
@@ -281,8 +283,8 @@ pub struct RunState {
     pub cancelling: Option<RunCancelling>,
     /// What it has cost so far.
     pub cost: f64,
-    /// By how much its budget has been raised.
-    pub raised: f64,
+    /// What it may take, and has.
+    pub purse: Purse,
     pub(super) frontier: Frontier,
 }
 
@@ -304,7 +306,7 @@ impl RunState {
             holds: BTreeMap::new(),
             cancelling: None,
             cost: 0.0,
-            raised: 0.0,
+            purse: Purse::default(),
             frontier: Frontier::default(),
         }
     }
@@ -312,16 +314,27 @@ impl RunState {
     /// Takes in what happened at `ts`. Events come in order and only from the journal, so none is refused.
     pub fn apply(&mut self, ts: Timestamp, event: &Event) {
         self.seq += 1;
+        self.take_in(ts, event);
+        if self.purse.budget.wall_time.is_some() {
+            let carried_out = self.status() == Status::Executing;
+            self.purse.watch(carried_out, ts);
+        }
+    }
+
+    fn take_in(&mut self, ts: Timestamp, event: &Event) {
         match &event.body {
-            Body::Idle(_) => self.phase = Phase::Idle,
+            Body::Idle(idle) => {
+                self.phase = Phase::Idle;
+                // Events of earlier versions do not say; the run's row does.
+                self.purse.budget = if idle.budget.is_empty() { self.purse.budget } else { idle.budget };
+            }
             Body::Planning(planning) => {
                 self.phase = Phase::Planning;
                 self.planner = planning.planner.clone();
                 self.refused.clear();
             }
             Body::PlanRefused(refused) => self.refused.push(refused.clone()),
-            // Of a model that makes the plan: a step's counts when that is done.
-            Body::MessageCompleted(message) if event.step.is_none() => self.cost += message.cost,
+            Body::MessageCompleted(said) => self.hear(event.step.as_ref(), said),
             Body::PlanReady(ready) => {
                 self.plan = Some(Arc::clone(&ready.plan));
                 self.frontier = Frontier::of(&ready.plan);
@@ -342,8 +355,8 @@ impl RunState {
                         }
                         _ => Stage::Retrying { at: ts },
                     };
-                    let (attempt, called) = (step.attempt, step.called);
-                    self.put(key, StepState { stage, attempt, failures: 0, called });
+                    let (attempt, called, told) = (step.attempt, step.called, step.told);
+                    self.put(key, StepState { stage, attempt, failures: 0, called, told });
                 }
             }
             Body::RunCancelling(cancelling) => self.cancelling = Some(cancelling.clone()),
@@ -352,8 +365,8 @@ impl RunState {
             Body::Cancelled(_) => self.end(Phase::Cancelled),
             Body::Approved(approved) => {
                 let (by, digest) = (approved.by.clone(), approved.digest.clone());
-                let raise = self.holds.get(&approved.approval_id).and_then(|hold| hold.asked.raise);
-                self.raised += raise.unwrap_or_default();
+                let raise = self.holds.get(&approved.approval_id).and_then(|hold| Raise::asked(&hold.asked));
+                raise.into_iter().for_each(|raise| self.purse.raise(raise));
                 self.rule(approved.approval_id, Ruling::Approved { by, digest }, |hold| Stage::Cleared {
                     approval_id: approved.approval_id,
                     arguments: approved.arguments.as_ref().unwrap_or(&hold.asked.arguments).clone(),
@@ -379,7 +392,6 @@ impl RunState {
             | Body::StepWaiting(_)
             | Body::ToolProgress(_)
             | Body::MessageDelta(_)
-            | Body::MessageCompleted(_)
             | Body::StepCompleted(_)
             | Body::StepRetrying(_)
             | Body::StepFailed(_)
@@ -392,6 +404,7 @@ impl RunState {
         let (Some(key), Some(attempt)) = (&event.step, event.attempt) else { return };
         let before = self.steps.get(key);
         let (failures, mut called) = before.map_or((0, 0), |step| (step.failures, step.called));
+        let mut told = before.map_or(0.0, |step| step.told);
         let since = match before.map(|step| &step.stage) {
             Some(Stage::Running { since, .. } | Stage::Waiting { since, .. }) => *since,
             _ => ts,
@@ -400,7 +413,8 @@ impl RunState {
         let stage = match &event.body {
             Body::StepExpanded(expanded) => Stage::Expanded { items: expanded.items, since: ts },
             Body::StepStarted(started) => {
-                called = attempt;
+                (called, told) = (attempt, 0.0);
+                self.purse.start(started);
                 Stage::Running {
                     tool_version: started.tool_version.clone(),
                     effect: started.effect,
@@ -410,7 +424,11 @@ impl RunState {
             }
             Body::StepWaiting(waiting) => Stage::Waiting { wait: waiting.wait.clone(), since },
             Body::StepCompleted(completed) => {
-                self.cost += completed.cost.unwrap_or_default();
+                let cost = completed.cost.unwrap_or_default();
+                self.cost += (cost - told).max(0.0);
+                if matches!(before.map(|step| &step.stage), Some(Stage::Waiting { wait: Wait::Child { .. }, .. })) {
+                    told = cost;
+                }
                 Stage::Completed { output: completed.output.clone() }
             }
             Body::StepRetrying(retrying) => {
@@ -437,7 +455,17 @@ impl RunState {
             }
             _ => return,
         };
-        self.put(key, StepState { stage, attempt, failures: failures + failed, called });
+        self.put(key, StepState { stage, attempt, failures: failures + failed, called, told });
+    }
+
+    /// What a model has said is paid for, whatever comes of it.
+    fn hear(&mut self, key: Option<&StepKey>, said: &MessageCompleted) {
+        self.cost += said.cost;
+        self.purse.hear(said);
+        // Of a model that makes the plan, there is no step.
+        if let Some(step) = key.and_then(|key| self.steps.get_mut(key)) {
+            step.told += said.cost;
+        }
     }
 
     fn rule(&mut self, approval_id: ApprovalId, ruling: Ruling, stage: impl FnOnce(&Hold) -> Stage) {

@@ -43,7 +43,7 @@ impl World {
         let mut state = RunState::new(self.tenant, RunId::new(now), by.clone(), OnDenied::Fail);
         let step = |id: &str| json!({ "id": id, "uses": "debug.echo", "with": { "a": 1 } });
         let plan: Plan = serde_json::from_value(json!({ "steps": [step("a"), step("b")] })).unwrap();
-        let open = Command::Open { goal: None, workflow: None, parent: None, planner: None };
+        let open = Command::Open { goal: None, workflow: None, parent: None, planner: None, budget: Budget::default() };
         let mut events = vec![];
         for command in [
             open,
@@ -100,7 +100,7 @@ fn start(step: &str) -> Command {
     let arguments: Arc<Value> = Arc::new(json!({ "a": 1 }));
     let (tool, tool_version, digest) = ("debug.echo".to_owned(), "1".to_owned(), "sha256:00".to_owned());
     let intent = Intent { tool, tool_version, effect: Effect::Repeatable, arguments, digest };
-    Command::Start { step: StepKey::whole(step), intent }
+    Command::Start { step: StepKey::whole(step), intent, reserved: false }
 }
 
 fn complete(step: &str, cost: Option<f64>) -> Command {

@@ -1,8 +1,11 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::document::DocumentKind;
-use crate::kernel::{Error, Result, Span, is_name};
+use super::{Prompt, Usage, document::DocumentKind};
+use crate::{
+    journal::{Estimate, LONGEST_ANSWER},
+    kernel::{Error, Result, Span, is_name},
+};
 
 /// How to ask a model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -65,6 +68,21 @@ impl ModelConfig {
             fallback: None,
             active: None,
         }
+    }
+
+    /// Tokens of an answer at the longest.
+    #[must_use]
+    pub fn longest_answer(&self) -> u32 {
+        self.max_tokens.unwrap_or(LONGEST_ANSWER)
+    }
+
+    /// What asking this is expected to take at most.
+    #[must_use]
+    pub fn estimate(&self, prompt: &Prompt) -> Estimate {
+        let (asked, answer) = (prompt.tokens(), prompt.max_tokens.unwrap_or_else(|| self.longest_answer()));
+        let usage = Usage { input_tokens: asked.into(), cached_tokens: 0, output_tokens: answer.into() };
+        let cost = self.price.as_ref().map_or(0.0, |price| usage.cost(price));
+        Estimate { cost, tokens: usage.input_tokens + usage.output_tokens, ..Estimate::default() }
     }
 
     /// Whether it may be used.

@@ -16,8 +16,8 @@ use super::{
 use crate::{
     http::{Ctx, Json, Once, Path, Prefer, Reply, permit::RunsWrite},
     journal::{
-        self, Edited, Event, ForkedFrom, Loaded, OnDenied, Past, Plan, RunHead, event_id, event_number, present,
-        turn_of,
+        self, Budget, Edited, Event, ForkedFrom, Loaded, OnDenied, Past, Plan, RunHead, event_id, event_number,
+        present, turn_of,
     },
     kernel::{Error, Result, RunId},
     tool::ToolError,
@@ -68,6 +68,8 @@ pub(super) struct Fork {
     /// What was asked for and with what, as it is to be now.
     pub(super) head: RunHead,
     pub(super) on_denied: OnDenied,
+    /// What it may take, which is what the other might.
+    pub(super) budget: Budget,
 }
 
 /// Fork a run
@@ -123,7 +125,8 @@ impl ForkBody {
         }
         let from = ForkedFrom { run_id, event_id, step_id: cut.step().map(str::to_owned), edited };
         head.metadata = Arc::new(notes(&head.metadata, &from));
-        Ok(Fork { from, past, head, on_denied: source.on_denied })
+        let budget = source.purse.budget;
+        Ok(Fork { from, past, head, on_denied: source.on_denied, budget })
     }
 }
 

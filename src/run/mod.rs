@@ -2,6 +2,7 @@
 //! and the worker whose turns carry runs on.
 
 mod bell;
+mod budget;
 mod call;
 mod child;
 pub mod definition;

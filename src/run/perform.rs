@@ -5,13 +5,11 @@ use std::{sync::Arc, time::Duration};
 use chrono::TimeDelta;
 use serde_json::Value;
 
-use super::{scheduler::Move, shared::Slot, turn::Turn};
+use super::{budget::Room, scheduler::Move, shared::Slot, turn::Turn};
 use crate::{
     agent,
     approval::{self, Verdict},
-    journal::{
-        self, ApprovalTerms, Ask, Body, Command, Effect, Failure, Intent, Refusal, SkipReason, Stage, Step, StepKey,
-    },
+    journal::{self, Ask, Body, Command, Effect, Failure, Intent, Refusal, SkipReason, Stage, Step, StepKey},
     kernel::{
         ApprovalId, Result, Timestamp,
         template::{self, Context, RunFacts, Scope, StepFacts},
@@ -57,11 +55,11 @@ impl Turn {
         let done = match one {
             Move::Expire(approval_id) => self.decide(Command::Expire { approval_id: *approval_id }, now),
             Move::Expand(key) => self.expand(key, now),
-            Move::Begin(key) => self.begin(key, now),
+            Move::Begin(key) => self.begin(key, now).await,
             Move::SkipWithUpstream(key) => self.skip(key, SkipReason::Upstream, now),
             Move::Gather(key) => self.gather(key, now),
             Move::EndWait(key, attempt, until) => self.end_wait(key, *attempt, *until, now),
-            Move::Recover(key, attempt) => self.recover(key, *attempt, now),
+            Move::Recover(key, attempt) => self.recover(key, *attempt, now).await,
             // It acts, so it waits for what it follows from to be journaled.
             Move::CancelChild(..) if self.unsure => {
                 self.deferred = true;
@@ -78,7 +76,7 @@ impl Turn {
                 }
                 Ok(())
             }
-            Move::Plan => self.plan(now),
+            Move::Plan => self.plan(now).await,
             Move::Grow => {
                 let tool = |name: &str| self.tools.tool(name).ok();
                 // What is not known is taken for the worst.
@@ -159,7 +157,7 @@ impl Turn {
         }
     }
 
-    fn begin(&mut self, key: &StepKey, now: Timestamp) -> Result<(), Refusal> {
+    async fn begin(&mut self, key: &StepKey, now: Timestamp) -> Result<(), Refusal> {
         let Some(step) = self.state.step(key).cloned() else { return Err(Refusal::Stale) };
         if (self.starved || self.acted) && step.approval.is_none() {
             // It could not act now, whatever came of its templates.
@@ -176,27 +174,27 @@ impl Turn {
         };
         let intent = arguments.and_then(|arguments| self.intent(&step, key, arguments));
         match intent {
-            Ok(intent) => self.through_gate(&step, key, intent, now),
+            Ok(intent) => self.through_gate(&step, key, intent, now).await,
             Err(error) => self.fail_unmade(key, error, now),
         }
     }
 
     /// The one way to a call: the gate says allow, hold or forbid.
-    fn through_gate(&mut self, step: &Step, key: &StepKey, intent: Intent, now: Timestamp) -> Result<(), Refusal> {
+    async fn through_gate(
+        &mut self,
+        step: &Step,
+        key: &StepKey,
+        intent: Intent,
+        now: Timestamp,
+    ) -> Result<(), Refusal> {
         match approval::verdict(&self.state, key, &intent) {
             Verdict::Hold => self.hold(key, intent, Ask::Consent, now),
             Verdict::Forbid(reason) => self.fail_unmade(key, Failure::new("forbidden", reason), now),
-            Verdict::Allow => match self.lacking(step, key) {
-                // What was under way when a process died has been paid for.
-                Some(lack) if !matches!(self.state.stage(key), Some(Stage::Running { .. })) => {
-                    self.hold(key, intent, Ask::Raise(lack), now)
-                }
-                _ => self.start(step, key, intent, now),
-            },
+            Verdict::Allow => self.start(step, key, intent, now).await,
         }
     }
 
-    fn start(&mut self, step: &Step, key: &StepKey, intent: Intent, now: Timestamp) -> Result<(), Refusal> {
+    async fn start(&mut self, step: &Step, key: &StepKey, intent: Intent, now: Timestamp) -> Result<(), Refusal> {
         if self.acted {
             self.deferred = true;
             return Ok(());
@@ -205,12 +203,23 @@ impl Turn {
             self.starved = true;
             return Ok(());
         };
+        let reserved = match self.room(step, key, &intent, now).await {
+            Room::There { reserved } => reserved,
+            lacks => {
+                // Whoever comes next may have it.
+                self.slot = Some(slot);
+                return match lacks {
+                    Room::Lacks(raise) => self.hold(key, intent, Ask::Raise(raise), now),
+                    _ => Ok(()),
+                };
+            }
+        };
         let (tool, arguments) = (intent.tool.clone(), Arc::clone(&intent.arguments));
         let known = self.tools.tool(&tool).ok();
         let usual = known.map_or(Duration::from_secs(60), |tool| tool.timeout());
         let conversation = self.conversation(step).map(Arc::new);
         let (timeout, at_once) = (step.timeout.map_or(usual, |span| span.0), known.is_some_and(|tool| tool.at_once()));
-        self.decide(Command::Start { step: key.clone(), intent }, now)?;
+        self.decide(Command::Start { step: key.clone(), intent, reserved }, now)?;
         let attempt = self.state.next_attempt(key);
         let step = key.clone();
         self.prepare(Launch { step, attempt, tool, arguments, conversation, timeout, at_once, slot });
@@ -223,7 +232,7 @@ impl Turn {
     }
 
     /// A call without an outcome: repeated where that is safe, else a question.
-    fn recover(&mut self, key: &StepKey, attempt: u32, now: Timestamp) -> Result<(), Refusal> {
+    async fn recover(&mut self, key: &StepKey, attempt: u32, now: Timestamp) -> Result<(), Refusal> {
         let Some(Stage::Running { effect, arguments, .. }) = self.state.stage(key) else { return Err(Refusal::Stale) };
         let (effect, arguments) = (*effect, Arc::clone(arguments));
         let Some(step) = self.state.step(key).cloned() else { return Err(Refusal::Stale) };
@@ -234,28 +243,13 @@ impl Turn {
         }
         match self.intent(&step, key, arguments) {
             Ok(intent) if effect == Effect::Once => self.hold(key, intent, Ask::Repeat, now),
-            Ok(intent) => self.through_gate(&step, key, intent, now),
+            Ok(intent) => self.through_gate(&step, key, intent, now).await,
             Err(error) => {
                 let lost = || unknown(&format!("it may have acted, and cannot be repeated: {}", error.message));
                 let error = if effect == Effect::Once { lost() } else { error };
                 self.decide(Command::Fail { step: key.clone(), attempt, error, jitter: 0.0 }, now)
             }
         }
-    }
-
-    /// What the run's budget lacks for the step, if it does.
-    fn lacking(&self, step: &Step, key: &StepKey) -> Option<f64> {
-        let budget = self.head.budget? + self.state.raised;
-        let expected = |terms: Option<&ApprovalTerms>| terms.and_then(|terms| terms.cost).unwrap_or_default();
-        // Calls that are out have not said yet what they cost.
-        let out = self.state.open_steps().filter(|(other, step)| {
-            *other != key && matches!(step.stage, Stage::Running { .. } | Stage::Waiting { .. })
-        });
-        let reserved: f64 = out.map(|(other, _)| expected(self.state.terms(other))).sum();
-        let agent = self.state.plan.as_ref().and_then(|plan| plan.agent.as_ref());
-        let turn = self.conversation(step).zip(agent).map(|(turn, agent)| agent.turn_cost(turn.prompt.tokens()));
-        let needed = self.state.cost + reserved + turn.unwrap_or_default() + expected(step.approval.as_ref());
-        (needed > budget).then_some(needed - budget)
     }
 
     /// The exact call, with the digest that consent is bound to.
@@ -270,7 +264,7 @@ impl Turn {
     }
 
     /// What an agent's model is to be asked, in a turn.
-    fn conversation(&self, step: &Step) -> Option<Conversation> {
+    pub(super) fn conversation(&self, step: &Step) -> Option<Conversation> {
         let agent = self.state.plan.as_ref()?.agent.as_ref()?;
         let turn = journal::turn_of(step)?;
         Some(agent::conversation(&self.state, &self.head, agent, turn, &self.tools))

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
+    budget::Room,
     call::{End, Ended},
     definition, forecast,
     perform::Launch,
@@ -14,27 +15,32 @@ use super::{
 };
 use crate::{
     agent,
-    journal::{AGENT_TURN, Command, DRAFTS, Draft, Failure, Plan, PlanRefused, Refusal, planning_key},
+    journal::{AGENT_TURN, Command, DRAFTS, Draft, Estimate, Failure, Plan, PlanRefused, Refusal, planning_key},
     kernel::{Error, Timestamp},
     tool::TurnOutput,
 };
 
 impl Turn {
     /// Has the model asked for the next draft.
-    pub(super) fn plan(&mut self, now: Timestamp) -> Result<(), Refusal> {
+    pub(super) async fn plan(&mut self, now: Timestamp) -> Result<(), Refusal> {
         let Some(planner) = self.state.planner.clone() else { return Err(Refusal::Stale) };
         let conversation = agent::question(&planner, &self.head, &self.state.refused, &self.tools);
-        let cost = self.state.cost + planner.rate.map_or(0.0, |rate| rate.cost(conversation.prompt.tokens()));
-        if self.head.budget.is_some_and(|budget| cost > budget) {
-            let message = format!("planning alone is expected to cost {cost}, which is past the run's budget");
-            return self.decide(Command::Draft(Draft::Failed(Failure::new("budget_exceeded", message))), now);
-        }
         let Some(slot) = self.slot.take().or_else(|| self.shared.try_slot(self.state.tenant_id)) else {
             self.starved = true;
             return Ok(());
         };
-        let timeout = self.tools.tool(AGENT_TURN).map(|tool| tool.timeout()).unwrap_or_default();
         let attempt = u32::try_from(self.state.refused.len()).unwrap_or(u32::MAX).saturating_add(1);
+        let asked = conversation.prompt.tokens();
+        let call = Estimate::of_question(planner.rate, asked, planner.longest_answer);
+        let failed = match self.room_for((&planning_key(), attempt), call, now).await {
+            Room::There { .. } => None,
+            Room::Lacks(raise) => Some(Failure::new("budget_exceeded", raise.lack())),
+            Room::Unknown => return Ok(()),
+        };
+        if let Some(failure) = failed {
+            return self.decide(Command::Draft(Draft::Failed(failure)), now);
+        }
+        let timeout = self.tools.tool(AGENT_TURN).map(|tool| tool.timeout()).unwrap_or_default();
         self.prepare(Launch {
             step: planning_key(),
             attempt,
@@ -66,7 +72,8 @@ impl Turn {
         if let (Some(drawn), true) = (&handed.plan, handed.mistakes.is_empty()) {
             match self.check(drawn) {
                 Ok(plan) => {
-                    let forecast = forecast::forecast(&plan, &self.tools, self.head.budget, self.state.cost);
+                    let forecast =
+                        forecast::forecast(&plan, &self.tools, self.state.purse.most_cost(), self.state.cost);
                     return vec![Draft::Ready { plan: Arc::new(plan), forecast }];
                 }
                 Err(mistakes) => handed.mistakes = mistakes,

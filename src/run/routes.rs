@@ -25,7 +25,7 @@ use crate::{
         Ctx, Front, Json, Once, Path, Prefer, Query, Reply,
         permit::{RunsRead, RunsWrite},
     },
-    journal::{Forecast, OnDenied, Plan, Status},
+    journal::{Budget, BudgetBody, Forecast, OnDenied, Plan, Status},
     kernel::{Error, Page, PageQuery, Reference, Result, RunId},
     llm::Models,
     tool::Toolbox,
@@ -91,9 +91,8 @@ pub struct PlanBody {
     /// The input; `{}` when absent.
     #[schema(value_type = Option<Value>)]
     pub input: Option<Value>,
-    /// The most it may cost, in the tenant's unit.
-    #[schema(minimum = 0)]
-    pub budget: Option<f64>,
+    /// What it may take: a number is the most it may cost, in the tenant's unit.
+    pub budget: Option<BudgetBody>,
     /// What a denial means where a step does not say.
     pub on_denied: Option<OnDenied>,
     /// The caller's own notes.
@@ -122,9 +121,8 @@ pub struct ExecuteBody {
     /// The input; `{}` when absent.
     #[schema(value_type = Option<Value>)]
     pub input: Option<Value>,
-    /// The most it may cost, in the tenant's unit.
-    #[schema(minimum = 0)]
-    pub budget: Option<f64>,
+    /// What it may take: a number is the most it may cost, in the tenant's unit.
+    pub budget: Option<BudgetBody>,
     /// What a denial means where a step does not say.
     pub on_denied: Option<OnDenied>,
     /// The caller's own notes.
@@ -188,7 +186,7 @@ impl PlanBody {
             goal: self.goal,
             source,
             input,
-            budget: self.budget,
+            budget: self.budget.map(Budget::from),
             on_denied: self.on_denied,
             metadata,
             // Whoever begins it at once does not look at it before.

@@ -19,8 +19,8 @@ use crate::{
     db::{Rider, TenantTx},
     http::{Ctx, Permit, RequestId},
     journal::{
-        self, Append, Claim, Command, Draft, Event, Forecast, Journal, Loaded, Lock, OnDenied, Parent, Phase, Plan,
-        Planner, Refusal, RunHead, RunState, Stage, Step, StepKey,
+        self, Append, Budget, Claim, Command, Draft, Event, Forecast, Journal, Loaded, Lock, OnDenied, Parent, Phase,
+        Plan, Planner, Refusal, RunHead, RunState, Stage, Step, StepKey,
     },
     kernel::{Actor, Error, Problem, Reference, Result, RunId, TenantId, Timestamp},
     tool::Registry,
@@ -59,8 +59,8 @@ pub struct Request {
     pub source: Source,
     /// Its input.
     pub input: Value,
-    /// The most it may cost.
-    pub budget: Option<f64>,
+    /// What it may take.
+    pub budget: Option<Budget>,
     /// What a denial means where the step does not say; the definition's word when absent.
     pub on_denied: Option<OnDenied>,
     /// The caller's own notes.
@@ -118,12 +118,12 @@ impl Runs {
             self.resolve(tx, opening.tenant_id, request.source, &request.input).await?;
         let on_denied = request.on_denied.or(usual).unwrap_or_default();
         let named = workflow.as_ref().map(|(name, version)| format!("{name}@{version}"));
-        let (goal, parent) = (request.goal.clone(), opening.parent.clone());
-        let mut commands = vec![Command::Open { goal, workflow: named.clone(), parent, planner }];
+        let (goal, parent, budget) = (request.goal.clone(), opening.parent.clone(), request.budget.unwrap_or_default());
+        let mut commands = vec![Command::Open { goal, workflow: named.clone(), parent, planner, budget }];
         let has_plan = plan.is_some();
         commands.extend(plan.map(|plan| {
             let tools = request.tools.as_ref();
-            let forecast = tools.map(|tools| forecast(&plan, tools, request.budget, 0.0)).unwrap_or_default();
+            let forecast = tools.map(|tools| forecast(&plan, tools, budget.cost, 0.0)).unwrap_or_default();
             Command::Draft(Draft::Ready { plan, forecast })
         }));
         // One that a model plans begins once it has its plan.
@@ -135,7 +135,7 @@ impl Runs {
             goal: request.goal,
             workflow,
             input: Arc::new(request.input),
-            budget: request.budget,
+            budget: budget.cost,
             metadata: Arc::new(request.metadata),
             created_by: opening.by.clone(),
             parent: opening.parent.clone(),
@@ -149,7 +149,7 @@ impl Runs {
     /// # Errors
     /// 422 for an input that the workflow does not take, 429 when the tenant has too many live runs.
     pub(super) async fn fork(&self, tx: &mut TenantTx, opening: Opening, fork: Fork) -> Result<Run> {
-        let Fork { from, past, head, on_denied } = fork;
+        let Fork { from, past, head, on_denied, budget } = fork;
         let reference = head.workflow.clone().map(|(name, version)| Reference { name, version: Some(version) });
         let ground = store::ground(tx, opening.tenant_id, self.live_runs, reference.as_ref()).await?;
         self.room(ground.live_runs)?;
@@ -159,7 +159,7 @@ impl Runs {
         let (by, created_at) = (opening.by.clone(), opening.now);
         let head = RunHead { created_by: by, parent: None, created_at, ..head };
         let detail = json!(from);
-        let command = Command::Fork { goal: head.goal.clone(), workflow: head.workflow_name(), from, past };
+        let command = Command::Fork { goal: head.goal.clone(), workflow: head.workflow_name(), from, past, budget };
         self.begin(tx, opening, (head, on_denied), vec![command], ("run.fork", detail)).await
     }
 
@@ -225,9 +225,7 @@ impl Runs {
 
     fn check(&self, request: &Request) -> Result<()> {
         request.goal.as_ref().map_or(Ok(()), |goal| check_goal("goal", goal))?;
-        if request.budget.is_some_and(|budget| !budget.is_finite() || budget < 0.0) {
-            return Err(Error::invalid("budget", "`budget` is a number from 0"));
-        }
+        request.budget.unwrap_or_default().check()?;
         if !request.metadata.is_object() {
             return Err(Error::invalid("metadata", "`metadata` is an object"));
         }
@@ -279,10 +277,10 @@ impl Runs {
         tools: &Registry,
     ) -> Result<Vec<Forecast>> {
         let loaded = journal::load(tx, &[(tenant_id, run_id)], Lock::Free).await?.pop();
-        let Loaded { head, state } = loaded.ok_or_else(|| Error::not_found("run"))?;
+        let Loaded { state, .. } = loaded.ok_or_else(|| Error::not_found("run"))?;
         let Some(plan) = &state.plan else { return Ok(vec![]) };
         let has_ended = |step: &Step| state.stage(&StepKey::whole(&step.id)).is_some_and(Stage::is_ended);
-        let mut all = forecast(plan, tools, head.budget.map(|budget| budget + state.raised), state.cost);
+        let mut all = forecast(plan, tools, state.purse.most_cost(), state.cost);
         all.retain(|one| plan.step(&one.step_id).is_some_and(|step| !has_ended(step)));
         Ok(all)
     }

@@ -15,6 +15,7 @@ use crate::{
     journal::Journal,
     kernel::{Clock, TenantId, Timestamp, WorkerId},
     tool::Toolbox,
+    usage::Days,
 };
 
 /// What every turn of a worker shares.
@@ -23,6 +24,7 @@ pub(super) struct Shared {
     pub(super) journal: Journal,
     pub(super) tools: Toolbox,
     pub(super) children: Children,
+    pub(super) days: Days,
     pub(super) clock: Clock,
     pub(super) waker: Arc<Waker>,
     pub(super) desk: Arc<Desk>,

@@ -23,8 +23,8 @@ use super::{
 };
 use crate::{
     journal::{
-        self, Append, AppendError, Body, Claim, Command, Event, Loaded, Lock, Refusal, Report, RunHead, RunState,
-        Shown, StepKey,
+        self, Append, AppendError, Body, Claim, Command, Estimate, Event, Loaded, Lock, Refusal, Report, RunHead,
+        RunState, Shown, StepKey,
     },
     kernel::{Result, RunId, TenantId, Timestamp},
     tool::{self, Call, Registry},
@@ -85,6 +85,8 @@ pub(super) struct Turn {
     pub(super) told_children: HashSet<RunId>,
     /// When something is tried again that no event will announce.
     pub(super) again_at: Option<Timestamp>,
+    /// What the calls that began in this turn were expected to take, where a budget asked.
+    pub(super) estimates: HashMap<StepKey, Estimate>,
     /// The evaluated lists of `forEach` steps.
     pub(super) lists: HashMap<String, Arc<Vec<Value>>>,
 }
@@ -124,6 +126,7 @@ impl Turn {
             deferred: false,
             told_children: HashSet::new(),
             again_at: None,
+            estimates: HashMap::new(),
             lists: HashMap::new(),
         }
     }

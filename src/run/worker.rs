@@ -21,6 +21,7 @@ use crate::{
     journal::{self, Follower, Journal, Lock},
     kernel::{Clock, Error, Problem, Result, RunId, TenantId, Timestamp},
     tool::Toolbox,
+    usage::Days,
 };
 
 /// Everything a worker needs.
@@ -34,6 +35,8 @@ pub struct WorkerParts {
     pub tools: Toolbox,
     /// How child runs are looked after.
     pub children: Children,
+    /// The budgets of tenants' days.
+    pub days: Days,
     /// Time.
     pub clock: Clock,
     /// Who brings the news.
@@ -70,8 +73,10 @@ impl Worker {
     #[must_use]
     pub fn new(parts: WorkerParts, lock: SessionLockOptions) -> Self {
         let slots = Slots::new(&parts.settings);
-        let WorkerParts { db, journal, tools, children, clock, waker, desk, settings, items, stop, abandon } = parts;
-        let shared = Shared { db, journal, tools, children, clock, waker, desk, items, settings, stop, abandon, slots };
+        let WorkerParts { db, journal, tools, children, days, clock, waker, desk, settings, items, stop, abandon } =
+            parts;
+        let shared =
+            Shared { db, journal, tools, children, days, clock, waker, desk, items, settings, stop, abandon, slots };
         Self { shared: Arc::new(shared), lock }
     }
 

@@ -8,7 +8,7 @@ use uuid::Builder;
 
 use super::{Call, Outcome, Tool, ToolError};
 use crate::{
-    journal::{Effect, StepKey, Wait},
+    journal::{Budget, BudgetBody, Effect, StepKey, Wait},
     kernel::{RunId, TenantId},
 };
 
@@ -34,8 +34,8 @@ pub struct ChildRequest {
     pub input: Value,
     /// What it is for.
     pub goal: Option<String>,
-    /// The most it may cost.
-    pub budget: Option<f64>,
+    /// What it may take.
+    pub budget: Option<Budget>,
 }
 
 /// The id of the child that an attempt of a step starts: a UUIDv7 as old as its parent, the same for
@@ -77,7 +77,7 @@ struct Arguments {
     #[serde(default)]
     goal: Option<String>,
     #[serde(default)]
-    budget: Option<f64>,
+    budget: Option<BudgetBody>,
     #[serde(default = "yes")]
     wait: bool,
 }
@@ -113,7 +113,22 @@ impl Tool for RunStart {
                 },
                 "input": { "description": "The child's input; `{}` when absent." },
                 "goal": { "type": "string", "maxLength": 4000, "description": "What the child is for." },
-                "budget": { "type": "number", "minimum": 0, "description": "The most the child may cost; no bound when absent." },
+                "budget": {
+                    "description": "What the child may take: a number is the most it may cost; no bound when absent.",
+                    "oneOf": [
+                        { "type": "number", "minimum": 0 },
+                        {
+                            "type": "object",
+                            "additionalProperties": false,
+                            "properties": {
+                                "cost": { "type": "number", "minimum": 0 },
+                                "tokens": { "type": "integer", "minimum": 0 },
+                                "toolCalls": { "type": "integer", "minimum": 0 },
+                                "wallTime": { "type": "string", "description": "`10m`" }
+                            }
+                        }
+                    ]
+                },
                 "wait": { "type": "boolean", "default": true, "description": "Whether the step lasts until the child ends." }
             }
         })
@@ -137,7 +152,7 @@ impl Tool for RunStart {
             workflow: arguments.workflow,
             input: arguments.input,
             goal: arguments.goal,
-            budget: arguments.budget,
+            budget: arguments.budget.map(Budget::from),
         };
         let child_run_id = self.runs.start(&call, child).await?;
         Ok(match arguments.wait {
@@ -195,7 +210,10 @@ mod tests {
         let started = runs.0.lock().unwrap();
         let child_run_id = started[0].run_id;
         assert_eq!(first, Outcome::Wait(Wait::Child { child_run_id }));
-        assert_eq!((started[0].workflow.as_str(), started[0].budget), ("crm-sync@3", Some(2.5)));
+        assert_eq!(
+            (started[0].workflow.as_str(), started[0].budget),
+            ("crm-sync@3", Some(BudgetBody::Cost(2.5).into()))
+        );
         assert_eq!(started[0], started[1]);
     }
 

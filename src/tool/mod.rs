@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     db,
-    journal::{ApprovalRule, Effect, Failure, Report, StepKey, Wait},
+    journal::{ApprovalRule, Effect, Estimate, Failure, Report, StepKey, Wait},
     kernel::{Actor, Error, Result, RunId, TenantId, Timestamp},
 };
 
@@ -88,6 +88,12 @@ pub trait Tool: Send + Sync + 'static {
     /// Whether only the engine puts it into plans.
     fn internal(&self) -> bool {
         false
+    }
+
+    /// What a call with these arguments is expected to take, where the tool can tell beforehand; asked where a budget
+    /// depends on it.
+    async fn expects(&self, _tenant: TenantId, _arguments: &Value) -> Estimate {
+        Estimate::default()
     }
 
     /// Acts. Called outside any transaction, and, unless it is done [`at_once`](Tool::at_once), after the intent is

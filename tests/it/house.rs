@@ -7,7 +7,7 @@ use std::{
 };
 
 /// From the ground up. A room may use those before it.
-const ROOMS: [&str; 17] = [
+const ROOMS: [&str; 18] = [
     "kernel",
     "config",
     "telemetry",
@@ -20,6 +20,7 @@ const ROOMS: [&str; 17] = [
     "identity",
     "llm",
     "approval",
+    "usage",
     "tool",
     "agent",
     "run",

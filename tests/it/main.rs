@@ -6,6 +6,7 @@ mod adversarial;
 mod agents;
 mod approvals;
 mod bench;
+mod budgets;
 mod calls;
 mod children;
 mod definitions;

@@ -1,8 +1,10 @@
 //! The model of the database: what is committed, encoded as in the table, and the run's claim.
 
+use std::collections::BTreeSet;
+
 use super::auditor::Auditor;
 use crate::{
-    journal::{self, Append, Claim, Command, Event, Refusal, RunState},
+    journal::{self, Append, Body, Claim, Command, Event, Refusal, RunState, Spending, StepKey},
     kernel::Timestamp,
 };
 
@@ -19,12 +21,48 @@ pub(super) struct Database {
     /// When the run wants a worker, if the clock or a command said so.
     pub(super) due: Option<Timestamp>,
     pub(super) auditor: Auditor,
+    books: Books,
+}
+
+/// What the journal's entries say was spent and is reserved.
+#[derive(Debug, Default)]
+struct Books {
+    spent: f64,
+    reserved: BTreeSet<(StepKey, u32)>,
+}
+
+impl Books {
+    fn enter(&mut self, append: &Append) {
+        for event in &append.events {
+            if let (Body::StepStarted(_), Some(step), Some(attempt)) = (&event.body, &event.step, event.attempt) {
+                self.reserved.insert((step.clone(), attempt));
+            }
+        }
+        for entry in &append.spending {
+            match entry {
+                Spending::Spent { cost, .. } => self.spent += cost,
+                Spending::Over { step, attempt, .. } => drop(self.reserved.remove(&(step.clone(), *attempt))),
+                Spending::Ended => self.reserved.clear(),
+                Spending::Raised(raise) => panic!("no day is capped here: {raise:?}"),
+            }
+        }
+    }
+
+    /// After each commit: they agree with the run, whose children cost nothing here.
+    fn weigh(&self, state: &RunState) {
+        assert!((self.spent - state.cost).abs() < 1e-6, "{} was spent, of {}", self.spent, state.cost);
+        for (step, attempt) in &self.reserved {
+            let at = state.steps.get(step).map(|step| (step.attempt, step.stage.is_ended()));
+            assert_eq!(at, Some((*attempt, false)), "{step} has a reservation that nothing gives back");
+        }
+        assert!(self.reserved.is_empty() || !state.status().is_terminal(), "a reservation outlives its run");
+    }
 }
 
 impl Database {
     pub(super) fn new(blank: RunState) -> Self {
         let (head, events, auditor) = (blank.clone(), vec![], Auditor::default());
-        Self { blank, events, head, epoch: 0, due: None, auditor }
+        Self { blank, events, head, epoch: 0, due: None, auditor, books: Books::default() }
     }
 
     /// What a process that knows nothing makes of the table.
@@ -52,6 +90,8 @@ impl Database {
         }
         assert_eq!(&self.head, state, "the events read back give another state than the writer had");
         self.auditor.weigh(&self.head);
+        self.books.enter(&append);
+        self.books.weigh(&self.head);
         true
     }
 

@@ -13,8 +13,8 @@ use super::{
 use crate::{
     approval,
     journal::{
-        self, Ask, Command, Draft, Effect, Failure, Intent, OnDenied, Plan, Question, Refusal, Ruling, RunState,
-        SkipReason, Status, StepKey, ToolProgress, Wait,
+        self, Ask, Budget, Cap, Command, Draft, Effect, Failure, Intent, MessageCompleted, OnDenied, Plan, Question,
+        Raise, Refusal, Ruling, RunState, SkipReason, Status, StepKey, ToolProgress, Wait,
     },
     kernel::{Actor, ApprovalId, Id, RunId, Timestamp},
     run::scheduler,
@@ -38,20 +38,36 @@ pub(super) fn person(number: u8) -> Actor {
     format!("user_{number}").parse().unwrap()
 }
 
+/// What a model says, at a cost.
+fn said() -> MessageCompleted {
+    MessageCompleted {
+        reply: 1,
+        text: None,
+        text_bytes: 3,
+        config: "c@1".to_owned(),
+        provider: "p".to_owned(),
+        model: "m".to_owned(),
+        input_tokens: 7,
+        cached_tokens: 0,
+        output_tokens: 3,
+        cost: 0.05,
+    }
+}
+
 impl History {
     pub(super) fn begin(script: &Script) -> Self {
-        Self::with(script.plan.clone(), script.on_denied)
+        Self::with(script.plan.clone(), script.on_denied, script.budget)
     }
 
     pub(super) fn of(plan: Plan) -> Self {
-        Self::with(plan, OnDenied::Fail)
+        Self::with(plan, OnDenied::Fail, Budget::default())
     }
 
-    fn with(plan: Plan, on_denied: OnDenied) -> Self {
+    fn with(plan: Plan, on_denied: OnDenied, budget: Budget) -> Self {
         let now = DateTime::from_timestamp(1_800_000_000, 0).unwrap();
         let blank = RunState::new(Id::new(now), Id::new(now), person(0), on_denied);
         let mut this = Self::taken_up(Database::new(blank), now);
-        this.command(Command::Open { goal: None, workflow: None, parent: None, planner: None }).unwrap();
+        this.command(Command::Open { goal: None, workflow: None, parent: None, planner: None, budget }).unwrap();
         this.command(Command::Draft(Draft::Ready { plan: Arc::new(plan), forecast: vec![] })).unwrap();
         this.command(Command::Execute { by: person(0) }).unwrap();
         this
@@ -85,8 +101,8 @@ impl History {
             }
             Scene::Report { call } => self.with_call(call, |history, worker, key| {
                 let attempt = history.workers[worker].in_flight[&key].attempt;
-                let progress = ToolProgress { message: None, fraction: Some(0.1), data: None };
-                history.workers[worker].heard.push(Command::Report { step: key, attempt, report: progress.into() });
+                let report = if attempt % 2 == 0 { said().into() } else { ToolProgress::default().into() };
+                history.workers[worker].heard.push(Command::Report { step: key, attempt, report });
             }),
             Scene::Crash => self.crash(),
             Scene::TakeOver if !self.workers.is_empty() && !self.db.head.status().is_terminal() => {
@@ -304,15 +320,20 @@ impl History {
         let error = Failure::new("nonsense", "nonsense");
         let output = Arc::new(Value::Null);
         let command = match command % 17 {
-            0 => Command::Open { goal: None, workflow: None, parent: None, planner: None },
+            0 => Command::Open { goal: None, workflow: None, parent: None, planner: None, budget: Budget::default() },
             1 => Command::Draft(Draft::Ready { plan: Arc::new(Plan::default()), forecast: vec![] }),
             2 => Command::Execute { by: person(3) },
             3 => Command::Expand { step, items: 2 },
             4 => Command::Gather { step },
-            5 => Command::Start { step, intent },
+            5 => Command::Start { step, intent, reserved: false },
             6 => Command::Hold { step, intent, approval_id: ApprovalId::new(now), ask: Ask::Consent },
             7 => Command::Hold { step, intent, approval_id: ApprovalId::new(now), ask: Ask::Repeat },
-            13 => Command::Hold { step, intent, approval_id: ApprovalId::new(now), ask: Ask::Raise(0.5) },
+            13 => Command::Hold {
+                step,
+                intent,
+                approval_id: ApprovalId::new(now),
+                ask: Ask::Raise(Raise { cap: Cap::Cost, by: 0.5, day: None }),
+            },
             8 => Command::Wait { step, attempt, wait: Wait::Until { until: now } },
             9 => Command::Complete { step, attempt, output, cost: None },
             10 => Command::Fail { step, attempt, error, jitter: f64::NAN },

@@ -6,7 +6,7 @@ use proptest::{collection::vec, option, prelude::*, sample::select};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    journal::{ApprovalTerms, OnDenied, OnError, Plan, Retry, Step},
+    journal::{ApprovalTerms, Budget, OnDenied, OnError, Plan, Retry, Step},
     kernel::Span,
 };
 
@@ -15,6 +15,7 @@ use crate::{
 pub(super) struct Script {
     pub(super) plan: Plan,
     pub(super) on_denied: OnDenied,
+    pub(super) budget: Budget,
     pub(super) scenes: Vec<Scene>,
 }
 
@@ -93,7 +94,23 @@ pub(super) fn script() -> impl Strategy<Value = Script> {
         Plan { steps: steps.map(Arc::new).collect(), output: None, agent: None }
     });
     let on_denied = select(vec![OnDenied::Fail, OnDenied::Skip]);
-    (plan, on_denied, vec(scene(), 0..80)).prop_map(|(plan, on_denied, scenes)| Script { plan, on_denied, scenes })
+    (plan, on_denied, budget(), vec(scene(), 0..80)).prop_map(|(plan, on_denied, budget, scenes)| Script {
+        plan,
+        on_denied,
+        budget,
+        scenes,
+    })
+}
+
+fn budget() -> impl Strategy<Value = Budget> {
+    let caps = (option::of(0.0..1.0), option::of(0_u64..40), option::of(0_u64..6), option::of(1_u64..1000));
+    let some = caps.prop_map(|(cost, tokens, tool_calls, seconds)| Budget {
+        cost,
+        tokens,
+        tool_calls,
+        wall_time: seconds.map(Span::seconds),
+    });
+    prop_oneof![2 => Just(Budget::default()), 1 => some]
 }
 
 fn step() -> impl Strategy<Value = (u8, Step)> {

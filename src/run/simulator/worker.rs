@@ -14,7 +14,8 @@ use super::{
 use crate::{
     approval::{self, Verdict},
     journal::{
-        self, Ask, Command, Effect, Event, Failure, Intent, Refusal, RunState, SkipReason, Stage, Step, StepKey, Wait,
+        self, Ask, Command, Effect, Estimate, Event, Failure, Intent, Refusal, RunState, SkipReason, Stage, Step,
+        StepKey, Wait,
     },
     kernel::{
         ApprovalId, RunId, Timestamp,
@@ -151,7 +152,7 @@ impl Worker {
             let Stage::Waiting { wait: Wait::Child { child_run_id }, .. } = &step.stage else { return None };
             let (step, attempt) = (key.clone(), step.attempt);
             children[child_run_id].map(|completed| match completed {
-                true => Command::Complete { step, attempt, output: Arc::new(json!("child")), cost: None },
+                true => Command::Complete { step, attempt, output: Arc::new(json!("child")), cost: Some(0.0) },
                 false => Command::Fail { step, attempt, error: Failure::new("child", "it failed"), jitter: 0.0 },
             })
         });
@@ -273,8 +274,13 @@ impl Worker {
                 self.decide(Command::Fail { step: key.clone(), attempt, error, jitter: 0.0 }, now)
             }
             Verdict::Allow => {
+                let call = Estimate { cost: 0.1, tokens: 10, tool_calls: 1 };
+                let again = matches!(self.state.stage(key), Some(Stage::Running { .. }));
+                if let Some(raise) = self.state.lacks(call, Estimate::default(), now).filter(|_| !again) {
+                    return self.hold(key, intent, Ask::Raise(raise), now);
+                }
                 let (tool, arguments) = (intent.tool.clone(), Arc::clone(&intent.arguments));
-                self.decide(Command::Start { step: key.clone(), intent }, now)?;
+                self.decide(Command::Start { step: key.clone(), intent, reserved: true }, now)?;
                 let attempt = self.state.next_attempt(key);
                 self.launches.push((key.clone(), Flight { attempt, tool, arguments, acted: false }));
                 Ok(())

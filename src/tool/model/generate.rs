@@ -6,8 +6,8 @@ use serde_json::{Map, Value, json};
 
 use super::{ask, failure};
 use crate::{
-    journal::Effect,
-    kernel::Reference,
+    journal::{Effect, Estimate},
+    kernel::{Reference, TenantId},
     llm::{Answer, Image, Message, Models, Prompt},
     tool::{Call, Outcome, Tool, ToolError},
 };
@@ -126,6 +126,14 @@ impl Tool for Generate {
         Duration::from_secs(1800)
     }
 
+    async fn expects(&self, tenant: TenantId, arguments: &Value) -> Estimate {
+        // What cannot be asked takes nothing: the call itself says what is wrong.
+        let Ok(arguments) = serde_json::from_value::<Arguments>(arguments.clone()) else { return Estimate::default() };
+        let config = arguments.config.clone();
+        let Ok((prompt, _)) = self.prompt(tenant, arguments).await else { return Estimate::default() };
+        self.models.pin(tenant, &config).await.map(|config| config.body.estimate(&prompt)).unwrap_or_default()
+    }
+
     async fn call(&self, call: Call) -> Result<Outcome, ToolError> {
         tokio::select! {
             biased;
@@ -139,17 +147,17 @@ impl Generate {
     async fn generate(&self, call: &Call) -> Result<Outcome, ToolError> {
         let arguments: Arguments = call.read()?;
         let (config, reasoning) = (arguments.config.clone(), arguments.reasoning);
-        let (prompt, template) = self.prompt(call, arguments).await?;
+        let (prompt, template) = self.prompt(call.tenant_id, arguments).await?;
         let answer = ask(&self.models, call, &config, &prompt, reasoning).await?;
         Ok(Outcome::Done { cost: Some(answer.cost), output: output(answer, template, reasoning) })
     }
 
-    async fn prompt(&self, call: &Call, arguments: Arguments) -> Result<(Prompt, Option<String>), ToolError> {
+    async fn prompt(&self, tenant: TenantId, arguments: Arguments) -> Result<(Prompt, Option<String>), ToolError> {
         let Arguments { template, mut variables, system, prompt, images, schema, max_tokens, .. } = arguments;
         let (text, template) = match template {
             Some(template) => {
                 variables.extend(prompt.map(|prompt| ("prompt".to_owned(), Value::String(prompt))));
-                let rendered = self.models.render(call.tenant_id, &template, &variables).await;
+                let rendered = self.models.render(tenant, &template, &variables).await;
                 let (text, version) = rendered.map_err(failure)?;
                 (text, Some(version))
             }

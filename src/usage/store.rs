@@ -1,0 +1,278 @@
+//! SQL of usage: the books, reservations, and the budgets of days.
+
+use chrono::NaiveDate;
+use sqlx::{AssertSqlSafe, Row, postgres::PgRow};
+use uuid::Uuid;
+
+use super::{Amounts, DayBudget, DayStanding, GroupBy, Share, Usage, report::Wanted};
+use crate::{
+    db::{Rider, TenantTx, composite},
+    journal::{Append, Cap, Estimate, ModelUse, Raise, Spending, StepKey},
+    kernel::{Actor, Error, Result, RunId, TenantId, Timestamp},
+};
+
+/// An entry of the books as its function takes it.
+#[derive(Clone, Default)]
+pub(super) struct Note {
+    tenant_id: Uuid,
+    run_id: Uuid,
+    step_id: Option<String>,
+    attempt: Option<i32>,
+    kind: &'static str,
+    day: NaiveDate,
+    cap: Option<&'static str>,
+    config: String,
+    provider: String,
+    model: String,
+    calls: i64,
+    input_tokens: i64,
+    cached_tokens: i64,
+    output_tokens: i64,
+    cost: f64,
+}
+
+composite! {
+    Note = "usage_note"
+        (tenant_id, run_id, step_id, attempt, kind, day, cap, config, provider, model, calls, input_tokens,
+         cached_tokens, output_tokens, cost);
+}
+
+impl Note {
+    pub(super) fn of(append: &Append, entry: &Spending) -> Self {
+        let (tenant_id, run_id) = (append.tenant_id.uuid(), append.run_id.uuid());
+        let blank = Self { tenant_id, run_id, day: append.at.date_naive(), ..Self::default() };
+        let of = |step: &StepKey, attempt: &u32| Self {
+            step_id: Some(step.to_string()),
+            attempt: i32::try_from(*attempt).ok(),
+            ..blank.clone()
+        };
+        match entry {
+            Spending::Spent { step, attempt, model, cost } => {
+                let spent = Self { kind: "spent", calls: 1, cost: *cost, ..of(step, attempt) };
+                model.as_ref().map_or_else(|| spent.clone(), |model| spent.clone().on(model))
+            }
+            Spending::Over { step, attempt, called } => {
+                Self { kind: "over", calls: i64::from(*called), ..of(step, attempt) }
+            }
+            Spending::Ended => Self { kind: "ended", ..blank },
+            Spending::Raised(Raise { cap, by, day }) => {
+                let (cap, day) = (Some(cap.name()), day.unwrap_or(blank.day));
+                Self { kind: "raised", cap, cost: *by, day, ..blank }
+            }
+        }
+    }
+
+    fn on(self, it: &ModelUse) -> Self {
+        Self {
+            config: it.config.clone(),
+            provider: it.provider.clone(),
+            model: it.model.clone(),
+            input_tokens: signed(it.input_tokens),
+            cached_tokens: signed(it.cached_tokens),
+            output_tokens: signed(it.output_tokens),
+            ..self
+        }
+    }
+}
+
+/// Enters the notes, where there are any.
+pub(super) fn rider(notes: Vec<Note>) -> Option<Rider> {
+    (!notes.is_empty()).then(|| Rider::new("keep_usage", notes))
+}
+
+/// The budget of the tenant's days.
+pub(super) async fn budget(tx: &mut TenantTx, tenant: TenantId) -> Result<Option<DayBudget>> {
+    let row = sqlx::query("select cost, tokens, tool_calls from usage_budgets where tenant_id = $1")
+        .bind(tenant.uuid())
+        .fetch_optional(tx.conn())
+        .await?;
+    row.as_ref().map(read_budget).transpose()
+}
+
+fn read_budget(row: &PgRow) -> Result<DayBudget> {
+    let count = |column| -> Result<Option<u64>> { Ok(row.try_get::<Option<i64>, _>(column)?.map(unsigned)) };
+    Ok(DayBudget { cost: row.try_get("cost")?, tokens: count("tokens")?, tool_calls: count("tool_calls")? })
+}
+
+/// Puts the budget in place of what was there.
+pub(super) async fn put_budget(
+    tx: &mut TenantTx,
+    tenant: TenantId,
+    budget: &DayBudget,
+    by: &Actor,
+    at: Timestamp,
+) -> Result<()> {
+    let lifted = "delete from usage_budgets where tenant_id = $1";
+    if *budget == DayBudget::default() {
+        sqlx::query(lifted).bind(tenant.uuid()).execute(tx.conn()).await?;
+        return Ok(());
+    }
+    sqlx::query(
+        "insert into usage_budgets (tenant_id, cost, tokens, tool_calls, updated_by, updated_at)
+         values ($1, $2, $3, $4, $5, $6)
+         on conflict (tenant_id) do update
+         set cost = excluded.cost, tokens = excluded.tokens, tool_calls = excluded.tool_calls,
+             updated_by = excluded.updated_by, updated_at = excluded.updated_at",
+    )
+    .bind(tenant.uuid())
+    .bind(budget.cost)
+    .bind(budget.tokens.map(signed))
+    .bind(budget.tool_calls.map(signed))
+    .bind(by.to_string())
+    .bind(at)
+    .execute(tx.conn())
+    .await?;
+    Ok(())
+}
+
+/// The budget, and how a day stands. Where its book is not open yet, what was spent is in those of the runs.
+pub(super) async fn standing(tx: &mut TenantTx, tenant: TenantId, day: NaiveDate) -> Result<DayStanding> {
+    let row = sqlx::query(
+        "select b.cost, b.tokens, b.tool_calls, b.updated_by, b.updated_at,
+                coalesce(d.spent_cost, u.cost) as spent_cost, coalesce(d.spent_tokens, u.tokens) as spent_tokens,
+                coalesce(d.spent_tool_calls, 0) as spent_tool_calls, r.reserved_cost, r.reserved_tokens,
+                r.reserved_tool_calls, coalesce(d.raised_cost, 0) as raised_cost,
+                coalesce(d.raised_tokens, 0) as raised_tokens, coalesce(d.raised_tool_calls, 0) as raised_tool_calls
+         from (select coalesce(sum(cost), 0) as cost, coalesce(sum(input_tokens + output_tokens), 0)::bigint as tokens
+               from run_usage where tenant_id = $1 and day = $2) as u
+         cross join (select coalesce(sum(cost), 0) as reserved_cost, coalesce(sum(tokens), 0)::bigint as reserved_tokens,
+                            coalesce(sum(tool_calls), 0)::bigint as reserved_tool_calls
+                     from usage_reservations where tenant_id = $1 and day = $2) as r
+         left join usage_budgets b on b.tenant_id = $1
+         left join usage_days d on d.tenant_id = $1 and d.day = $2",
+    )
+    .bind(tenant.uuid())
+    .bind(day)
+    .fetch_one(tx.conn())
+    .await?;
+    let amounts = |kind: &str| -> Result<Amounts> {
+        let count = |what: &str| -> Result<u64> { Ok(unsigned(row.try_get(format!("{kind}_{what}").as_str())?)) };
+        let cost = row.try_get(format!("{kind}_cost").as_str())?;
+        Ok(Amounts { cost, tokens: count("tokens")?, tool_calls: count("tool_calls")? })
+    };
+    let by: Option<String> = row.try_get("updated_by")?;
+    Ok(DayStanding {
+        budget: read_budget(&row)?,
+        updated_by: by.map(|by| by.parse()).transpose().map_err(Error::internal)?,
+        updated_at: row.try_get("updated_at")?,
+        day,
+        spent: amounts("spent")?,
+        reserved: amounts("reserved")?,
+        raised: amounts("raised")?,
+    })
+}
+
+/// Reserves, if there is room.
+pub(super) async fn reserve(
+    tx: &mut TenantTx,
+    (tenant, run): (TenantId, RunId),
+    (step, attempt): (&StepKey, u32),
+    call: &Estimate,
+    day: NaiveDate,
+) -> Result<Share> {
+    let row = sqlx::query("select reserved, cap, lacks from reserve_usage($1, $2, $3, $4, $5, $6, $7, $8)")
+        .bind(tenant.uuid())
+        .bind(run.uuid())
+        .bind(step.to_string())
+        .bind(i32::try_from(attempt).unwrap_or(i32::MAX))
+        .bind(day)
+        .bind(call.cost)
+        .bind(signed(call.tokens))
+        .bind(signed(call.tool_calls))
+        .fetch_one(tx.conn())
+        .await?;
+    let cap = row.try_get::<Option<&str>, _>("cap")?.and_then(Cap::named);
+    let by: Option<f64> = row.try_get("lacks")?;
+    Ok(match cap.zip(by) {
+        Some((cap, by)) => Share::Lacks(Raise { cap, by, day: Some(day) }),
+        None if row.try_get("reserved")? => Share::Reserved,
+        None => Share::Unbounded,
+    })
+}
+
+const SUMS: &str = "sum(calls)::bigint as calls, sum(input_tokens)::bigint as input_tokens,
+     sum(cached_tokens)::bigint as cached_tokens, sum(output_tokens)::bigint as output_tokens, sum(cost) as cost";
+
+/// Only what was asked for stands in the statement: its plan is one for any values.
+fn which(wanted: &Wanted) -> String {
+    let asked = [(wanted.from.is_some(), " and day >= $3"), (wanted.run.is_some(), " and run_id = $4")];
+    let asked: String = asked.into_iter().filter_map(|(is_asked, clause)| is_asked.then_some(clause)).collect();
+    format!("from run_usage where tenant_id = $1 and day <= $2{asked}")
+}
+
+/// The sums by run, newest first; one more than `limit` where there are more.
+pub(super) async fn by_run(
+    tx: &mut TenantTx,
+    tenant: TenantId,
+    wanted: Wanted,
+    (limit, after): (usize, Option<Uuid>),
+) -> Result<Vec<Usage>> {
+    let (which, on) = (which(&wanted), after.map_or("", |_| " and run_id < $5"));
+    let sql = format!("select run_id, {SUMS} {which}{on} group by run_id order by run_id desc limit $6");
+    let rows = sqlx::query(AssertSqlSafe(sql))
+        .bind(tenant.uuid())
+        .bind(wanted.to)
+        .bind(wanted.from)
+        .bind(wanted.run.map(|run| run.uuid()))
+        .bind(after)
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX).saturating_add(1))
+        .fetch_all(tx.conn())
+        .await?;
+    let read = |row: &PgRow| Ok(Usage { run_id: Some(RunId::from_uuid(row.try_get("run_id")?)), ..sums(row)? });
+    rows.iter().map(read).collect()
+}
+
+/// The sums by day, by step of one run, or by model.
+pub(super) async fn grouped(tx: &mut TenantTx, tenant: TenantId, wanted: Wanted, by: GroupBy) -> Result<Vec<Usage>> {
+    let (columns, order) = match by {
+        GroupBy::Day => ("day", "day desc"),
+        GroupBy::Run | GroupBy::Step => ("run_id, step_id", "min(day), step_id"),
+        GroupBy::Model => ("config, provider, model", "cost desc, config, provider, model"),
+    };
+    let sql = format!("select {columns}, {SUMS} {} group by {columns} order by {order}", which(&wanted));
+    let rows = sqlx::query(AssertSqlSafe(sql))
+        .bind(tenant.uuid())
+        .bind(wanted.to)
+        .bind(wanted.from)
+        .bind(wanted.run.map(|run| run.uuid()))
+        .fetch_all(tx.conn())
+        .await?;
+    let text = |row: &PgRow, column: &str| -> Result<Option<String>> {
+        Ok(Some(row.try_get::<String, _>(column)?).filter(|text| !text.is_empty()))
+    };
+    let read = |row: &PgRow| {
+        let sums = sums(row)?;
+        Ok(match by {
+            GroupBy::Day => Usage { day: Some(row.try_get("day")?), ..sums },
+            GroupBy::Run | GroupBy::Step => {
+                let run_id = Some(RunId::from_uuid(row.try_get("run_id")?));
+                Usage { run_id, step_id: text(row, "step_id")?, ..sums }
+            }
+            GroupBy::Model => {
+                let (config, provider, model) = (text(row, "config")?, text(row, "provider")?, text(row, "model")?);
+                Usage { config, provider, model, ..sums }
+            }
+        })
+    };
+    rows.iter().map(read).collect()
+}
+
+fn sums(row: &PgRow) -> Result<Usage> {
+    let count = |column: &str| -> Result<u64> { Ok(unsigned(row.try_get(column)?)) };
+    Ok(Usage {
+        calls: count("calls")?,
+        input_tokens: count("input_tokens")?,
+        cached_tokens: count("cached_tokens")?,
+        output_tokens: count("output_tokens")?,
+        cost: row.try_get("cost")?,
+        ..Usage::default()
+    })
+}
+
+fn signed(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+fn unsigned(count: i64) -> u64 {
+    u64::try_from(count).unwrap_or_default()
+}
