@@ -5,12 +5,10 @@ use super::{Body, Event, MessageCompleted, Raise, RunState, StepKey, is_terminal
 /// An entry of the books of a run's tenant.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Spending {
-    /// An attempt of a step took something.
+    /// Something was taken.
     Spent {
-        /// The step.
-        step: StepKey,
-        /// Its attempt.
-        attempt: u32,
+        /// The step and its attempt; none for what was taken before there were any.
+        by: Option<(StepKey, u32)>,
         /// The model it was spent on, where it was one.
         model: Option<ModelUse>,
         /// Money.
@@ -70,10 +68,7 @@ impl Spending {
     fn of_one(state: &RunState, event: &Event) -> [Option<Self>; 2] {
         let reserves = state.purse.reserves;
         let attempt = || event.step.clone().zip(event.attempt);
-        let spent = |model: Option<ModelUse>, cost: f64| {
-            let (step, attempt) = attempt()?;
-            Some(Self::Spent { step, attempt, model, cost })
-        };
+        let spent = |model, cost| Self::Spent { by: attempt(), model, cost };
         let over = |called| {
             let (step, attempt) = attempt().filter(|_| reserves)?;
             Some(Self::Over { step, attempt, called })
@@ -81,12 +76,12 @@ impl Spending {
         match &event.body {
             Body::MessageCompleted(said) => {
                 let took = said.cost > 0.0 || said.input_tokens + said.output_tokens > 0;
-                [took.then(|| spent(Some(said.into()), said.cost)).flatten(), None]
+                [took.then(|| spent(Some(said.into()), said.cost)), None]
             }
             Body::StepCompleted(completed) => {
                 let told = event.step.as_ref().and_then(|key| state.steps.get(key)).map_or(0.0, |step| step.told);
                 let cost = completed.cost.unwrap_or_default() - told;
-                [(cost > 0.0).then(|| spent(None, cost)).flatten(), over(true)]
+                [(cost > 0.0).then(|| spent(None, cost)), over(true)]
             }
             Body::StepFailed(_) | Body::StepRetrying(_) => [None, over(true)],
             Body::StepSkipped(_) => [None, over(false)],

@@ -373,12 +373,12 @@ impl RunState {
                     Question::Repeat => Stage::unknown(&hold.asked.tool_version, &hold.asked.arguments, ts),
                 });
             }
+            Body::MessageCompleted(said) => self.hear(event.step.as_ref(), said),
             Body::StepExpanded(_)
             | Body::StepStarted(_)
             | Body::StepWaiting(_)
             | Body::ToolProgress(_)
             | Body::MessageDelta(_)
-            | Body::MessageCompleted(_)
             | Body::StepCompleted(_)
             | Body::StepRetrying(_)
             | Body::StepFailed(_)
@@ -410,7 +410,6 @@ impl RunState {
                 }
             }
             Body::StepWaiting(waiting) => Stage::Waiting { wait: waiting.wait.clone(), since },
-            Body::MessageCompleted(said) => return self.hear(key, said),
             Body::StepCompleted(completed) => {
                 let cost = completed.cost.unwrap_or_default();
                 self.cost += (cost - told).max(0.0);
@@ -447,10 +446,10 @@ impl RunState {
     }
 
     /// What a model has said is paid for, whatever comes of it.
-    fn hear(&mut self, key: &StepKey, said: &MessageCompleted) {
+    fn hear(&mut self, key: Option<&StepKey>, said: &MessageCompleted) {
         self.cost += said.cost;
         self.purse.hear(said);
-        if let Some(step) = self.steps.get_mut(key) {
+        if let Some(step) = key.and_then(|key| self.steps.get_mut(key)) {
             step.told += said.cost;
         }
     }
