@@ -122,9 +122,10 @@ begin
     where c.want > 0 and c.lacks > 0 order by c.place limit 1;
     exit when cap is null;
     -- A process may have died before it began what it had reserved for, and the run may have ended without it.
-    delete from usage_reservations o using runs r
-    where o.tenant_id = tenant and o.day = today and r.tenant_id = o.tenant_id and r.run_id = o.run_id
-      and r.status in ('completed', 'failed', 'cancelled');
+    delete from usage_reservations o
+    where o.tenant_id = tenant and o.day = today
+      and not exists (select from runs r where r.tenant_id = o.tenant_id and r.run_id = o.run_id
+                      and r.status not in ('completed', 'failed', 'cancelled'));
     get diagnostics forgotten = row_count;
     exit when forgotten = 0;
   end loop;

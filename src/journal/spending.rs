@@ -5,12 +5,10 @@ use super::{Body, Event, MessageCompleted, Raise, RunState, StepKey, is_terminal
 /// An entry of the books of a run's tenant.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Spending {
-    /// An attempt of a step took something.
+    /// Something was taken.
     Spent {
-        /// The step.
-        step: StepKey,
-        /// Its attempt.
-        attempt: u32,
+        /// The step and its attempt; none for what was taken before there were any.
+        by: Option<(StepKey, u32)>,
         /// The model it was spent on, where it was one.
         model: Option<ModelUse>,
         /// Money.
@@ -69,17 +67,15 @@ impl Spending {
 
     fn of_one(state: &RunState, event: &Event) -> [Option<Self>; 2] {
         let reserves = state.purse.reserves || state.planner.is_some();
+        let step = || event.step.clone().zip(event.attempt);
         // A model that makes the plan has no step: its drafts are the attempts.
         let draft = match &event.body {
             Body::PlanRefused(_) => state.refused.len(),
             _ => state.refused.len() + 1,
         };
         let draft = || (planning_key(), u32::try_from(draft).unwrap_or(u32::MAX));
-        let attempt = || event.step.clone().zip(event.attempt).or_else(|| state.planner.is_some().then(draft));
-        let spent = |model: Option<ModelUse>, cost: f64| {
-            let (step, attempt) = attempt()?;
-            Some(Self::Spent { step, attempt, model, cost })
-        };
+        let attempt = || step().or_else(|| state.planner.is_some().then(draft));
+        let spent = |model, cost| Self::Spent { by: step(), model, cost };
         let over = |called| {
             let (step, attempt) = attempt().filter(|_| reserves)?;
             Some(Self::Over { step, attempt, called })
@@ -87,12 +83,12 @@ impl Spending {
         match &event.body {
             Body::MessageCompleted(said) => {
                 let took = said.cost > 0.0 || said.input_tokens + said.output_tokens > 0;
-                [took.then(|| spent(Some(said.into()), said.cost)).flatten(), None]
+                [took.then(|| spent(Some(said.into()), said.cost)), None]
             }
             Body::StepCompleted(completed) => {
                 let told = event.step.as_ref().and_then(|key| state.steps.get(key)).map_or(0.0, |step| step.told);
                 let cost = completed.cost.unwrap_or_default() - told;
-                [(cost > 0.0).then(|| spent(None, cost)).flatten(), over(true)]
+                [(cost > 0.0).then(|| spent(None, cost)), over(true)]
             }
             Body::StepFailed(_) | Body::StepRetrying(_) => [None, over(true)],
             Body::StepSkipped(_) | Body::PlanRefused(_) | Body::PlanReady(_) => [None, over(false)],

@@ -16,7 +16,8 @@ use crate::{
 pub(super) struct Note {
     tenant_id: Uuid,
     run_id: Uuid,
-    step_id: Option<String>,
+    /// Empty for what belongs to none.
+    step_id: String,
     attempt: Option<i32>,
     kind: &'static str,
     day: NaiveDate,
@@ -41,18 +42,19 @@ impl Note {
     pub(super) fn of(append: &Append, entry: &Spending) -> Self {
         let (tenant_id, run_id) = (append.tenant_id.uuid(), append.run_id.uuid());
         let blank = Self { tenant_id, run_id, day: append.at.date_naive(), ..Self::default() };
-        let of = |step: &StepKey, attempt: &u32| Self {
-            step_id: Some(step.to_string()),
-            attempt: i32::try_from(*attempt).ok(),
+        let of = |step: &StepKey, attempt: u32| Self {
+            step_id: step.to_string(),
+            attempt: i32::try_from(attempt).ok(),
             ..blank.clone()
         };
         match entry {
-            Spending::Spent { step, attempt, model, cost } => {
-                let spent = Self { kind: "spent", calls: 1, cost: *cost, ..of(step, attempt) };
-                model.as_ref().map_or_else(|| spent.clone(), |model| spent.clone().on(model))
+            Spending::Spent { by, model, cost } => {
+                let by = by.as_ref().map_or_else(|| blank.clone(), |(step, attempt)| of(step, *attempt));
+                let spent = Self { kind: "spent", calls: 1, cost: *cost, ..by };
+                model.iter().fold(spent, Self::on)
             }
             Spending::Over { step, attempt, called } => {
-                Self { kind: "over", calls: i64::from(*called), ..of(step, attempt) }
+                Self { kind: "over", calls: i64::from(*called), ..of(step, *attempt) }
             }
             Spending::Ended => Self { kind: "ended", ..blank },
             Spending::Raised(Raise { cap, by, day }) => {
