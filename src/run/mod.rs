@@ -15,6 +15,7 @@ mod service;
 mod shared;
 #[cfg(test)]
 mod simulator;
+mod span;
 mod steps;
 mod store;
 mod turn;
