@@ -199,7 +199,7 @@ impl Rooms {
             approvals: Approvals::new(journal.clone(), Arc::new(tools.clone())),
             streams: Streams::new(hub.clone(), front.clone(), &settings.streams, &settings.auth),
             metrics,
-            traces: Traces::new(&settings.telemetry).map_err(unusable)?,
+            traces: Traces::new(&settings.telemetry, clock.clone()).map_err(unusable)?,
             database: db.clone(),
             clock: clock.clone(),
             stop: stop.clone(),

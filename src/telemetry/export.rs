@@ -19,7 +19,10 @@ use opentelemetry_sdk::{
 use tokio::runtime::Handle;
 
 use super::{Span, SpanKind, Trace};
-use crate::{config::TelemetrySettings, kernel::RunId};
+use crate::{
+    config::TelemetrySettings,
+    kernel::{Clock, RunId},
+};
 
 /// The longest one delivery may take, and the last one at the end.
 const DELIVERY: Duration = Duration::from_secs(10);
@@ -38,6 +41,7 @@ pub struct Traces {
 pub(super) struct Exporter {
     pub(super) processor: BatchSpanProcessor,
     pub(super) scope: InstrumentationScope,
+    pub(super) clock: Clock,
     pub(super) record_content: bool,
     ratio: f64,
 }
@@ -47,7 +51,7 @@ impl Traces {
     ///
     /// # Errors
     /// When the address is no URL, or no HTTP client can be made.
-    pub fn new(settings: &TelemetrySettings) -> Result<Self, String> {
+    pub fn new(settings: &TelemetrySettings, clock: Clock) -> Result<Self, String> {
         let Some(endpoint) = &settings.endpoint else { return Ok(Self::default()) };
         let exporter = SpanExporter::builder()
             .with_http()
@@ -65,7 +69,7 @@ impl Traces {
         processor.set_resource(&resource.build());
         let scope = InstrumentationScope::builder("fermata").with_version(env!("CARGO_PKG_VERSION")).build();
         let (record_content, ratio) = (settings.record_content, settings.sample_ratio);
-        Ok(Self { exporter: Some(Arc::new(Exporter { processor, scope, record_content, ratio })) })
+        Ok(Self { exporter: Some(Arc::new(Exporter { processor, scope, clock, record_content, ratio })) })
     }
 
     /// Whether spans go anywhere.

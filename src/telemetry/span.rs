@@ -1,7 +1,4 @@
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::SystemTime,
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use opentelemetry::{
     KeyValue,
@@ -10,6 +7,7 @@ use opentelemetry::{
 use opentelemetry_sdk::trace::{SpanData, SpanProcessor};
 
 use super::{Trace, export::Exporter};
+use crate::kernel::Timestamp;
 
 /// The most of what was said that one attribute carries, in bytes.
 const CONTENT: usize = 128 * 1024;
@@ -27,7 +25,7 @@ struct Live {
     trace: Trace,
     kind: SpanKind,
     name: String,
-    begun: SystemTime,
+    begun: Timestamp,
     noted: Mutex<Noted>,
 }
 
@@ -39,7 +37,7 @@ struct Noted {
 
 impl Span {
     pub(super) fn new(exporter: Arc<Exporter>, trace: Trace, kind: SpanKind, name: String) -> Self {
-        let begun = SystemTime::now();
+        let begun = exporter.clock.now();
         Self(Some(Arc::new(Live { exporter, trace, kind, name, begun, noted: Mutex::default() })))
     }
 
@@ -113,8 +111,8 @@ impl Drop for Live {
             parent_span_is_remote: parent_id.is_some() && self.kind == SpanKind::Server,
             span_kind: self.kind.clone(),
             name: std::mem::take(&mut self.name).into(),
-            start_time: self.begun,
-            end_time: SystemTime::now().max(self.begun),
+            start_time: self.begun.into(),
+            end_time: self.exporter.clock.now().max(self.begun).into(),
             attributes,
             dropped_attributes_count: 0,
             events: Default::default(),
