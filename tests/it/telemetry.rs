@@ -265,8 +265,9 @@ async fn a_collector_that_hangs_or_is_away_holds_nothing_up() {
     let (collector, hung) = observed(|settings| settings.telemetry.record_content = true).await;
     collector.reply(COLLECTOR, Reply::Hang);
     for world in [away, hung] {
+        let nobody = world.nobody();
         for _ in 0..300 {
-            world.nobody().get("/agents").await.problem(401, "unauthenticated");
+            nobody.get("/agents").await.problem(401, "unauthenticated");
         }
         let steps = json!([{ "id": "a", "uses": "debug.echo", "with": { "value": 1 } }]);
         within("a run", world.operator().start(steps).await.completes()).await;
