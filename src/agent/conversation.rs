@@ -61,7 +61,7 @@ pub fn conversation(state: &RunState, head: &RunHead, agent: &AgentPin, n: u32, 
         schema: agent.output.clone().map(Arc::new),
         max_tokens: None,
     };
-    Conversation { config: agent.config.clone(), prompt, names }
+    Conversation { agent: agent.agent.clone(), config: agent.config.clone(), prompt, names }
 }
 
 /// What was asked for, in words.

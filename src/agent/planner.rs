@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::conversation::asked;
 use crate::{
-    journal::{ApprovalTerms, Effect, Plan, PlanRefused, Planner, RunHead, Step, fits},
+    journal::{ApprovalTerms, Effect, PLANNING, Plan, PlanRefused, Planner, RunHead, Step, fits},
     llm::{Message, Prompt, ToolCall, ToolSpec},
     tool::{Conversation, Registry, TurnOutput},
 };
@@ -57,7 +57,7 @@ pub fn question(planner: &Planner, head: &RunHead, refused: &[PlanRefused], tool
     let system = Some(format!("{RULES}\n\nThe tools:\n{}", told(tools)));
     let names = BTreeMap::from([(HAND_IN.to_owned(), HAND_IN.to_owned())]);
     let prompt = Prompt { system, messages, tools: vec![hand_in], schema: None, max_tokens: None };
-    Conversation { config: planner.config.clone(), prompt, names }
+    Conversation { agent: PLANNING.to_owned(), config: planner.config.clone(), prompt, names }
 }
 
 /// The tools there are, one a line.

@@ -25,7 +25,7 @@ use crate::{
     llm::{Keys, LlmRoutes, Models},
     run::{Bell, Children, Desk, RunRoutes, Runs, Waker, Worker, WorkerParts},
     stream::{Hub, Signals, Streams},
-    telemetry,
+    telemetry::{self, Traces},
     tool::{Ports, Registry, Toolbox},
     usage::{Days, Ledger},
 };
@@ -66,6 +66,7 @@ pub struct App {
     finished: CancellationToken,
     work: TaskTracker,
     service: TaskTracker,
+    traces: Traces,
     grace: Duration,
 }
 
@@ -89,11 +90,11 @@ impl App {
             work.spawn(worker.run());
         }
         let (router, _) = api::router(&rooms, role)?;
-        let router = http::dress(router, clock.clone(), &settings.http).map_err(unusable)?;
+        let router = http::dress(router, clock.clone(), rooms.traces.clone(), &settings.http).map_err(unusable)?;
         let (http, until) = (settings.http.clone(), stop.clone());
         work.spawn(async move { http::serve(listener, router, &http, until).await });
-        let grace = settings.http.drain_grace.0;
-        Ok(Self { address, database: db, stop, abandon, finished, work, service, grace })
+        let (traces, grace) = (rooms.traces.clone(), settings.http.drain_grace.0);
+        Ok(Self { address, database: db, stop, abandon, finished, work, service, traces, grace })
     }
 
     /// Where it listens.
@@ -115,7 +116,7 @@ impl App {
     }
 
     /// Stops accepting, ends streams, lets requests and steps in flight finish within the grace time,
-    /// releases what it holds, and closes the database.
+    /// releases what it holds, exports the last spans, and closes the database.
     pub async fn stop(self) {
         self.stop.cancel();
         self.work.close();
@@ -136,6 +137,7 @@ impl App {
         if tokio::time::timeout(Duration::from_secs(5), self.service.wait()).await.is_err() {
             tracing::error!("some tasks did not end in time");
         }
+        self.traces.close().await;
         self.database.close();
     }
 }
@@ -162,6 +164,7 @@ struct Rooms {
     desk: Arc<Desk>,
     bell: Arc<Bell>,
     metrics: telemetry::Metrics,
+    traces: Traces,
     stop: CancellationToken,
 }
 
@@ -199,6 +202,7 @@ impl Rooms {
             approvals: Approvals::new(journal.clone(), Arc::new(tools.clone())),
             streams: Streams::new(hub.clone(), front.clone(), &settings.streams, &settings.auth),
             metrics,
+            traces: Traces::new(&settings.telemetry, clock.clone()).map_err(unusable)?,
             database: db.clone(),
             clock: clock.clone(),
             stop: stop.clone(),
@@ -251,6 +255,7 @@ impl Rooms {
             children: self.children.clone(),
             days: self.days.clone(),
             clock: self.clock.clone(),
+            traces: self.traces.clone(),
             waker: self.waker.clone(),
             desk: self.desk.clone(),
             settings: settings.worker.clone(),

@@ -23,7 +23,7 @@ pub struct SettingError {
 const NOT_SETTINGS: [&str; 3] = ["LOG", "URL", "TOKEN"];
 
 /// Names that count without the prefix, because everybody uses them, and what they set.
-const BARE: [(&str, &str); 16] = [
+const BARE: [(&str, &str); 18] = [
     ("DATABASE_URL", "database.url"),
     ("DATABASE_ADMIN_URL", "database.admin_url"),
     ("DATABASE_DIRECT_URL", "database.direct_url"),
@@ -40,10 +40,12 @@ const BARE: [(&str, &str); 16] = [
     ("JOB_DEFAULT_MAX_RETRIES", "job.default_max_retries"),
     ("JOB_RETRY_DELAY_MIN", "job.retry_delay_min"),
     ("JOB_RETRY_DELAY_MAX", "job.retry_delay_max"),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "telemetry.endpoint"),
+    ("OTEL_SERVICE_NAME", "telemetry.service_name"),
 ];
 
 /// Secrets and addresses are taken as text, whatever they look like: a secret of digits is not a number.
-const TEXT: [&str; 10] = [
+const TEXT: [&str; 12] = [
     "auth.secret",
     "auth.issuer",
     "auth.audience",
@@ -54,6 +56,8 @@ const TEXT: [&str; 10] = [
     "llm.providers.anthropic.key",
     "llm.providers.gemini.key",
     "vault.secret",
+    "telemetry.endpoint",
+    "telemetry.service_name",
 ];
 
 /// Bounds of how long runs are kept: who follows one has to have the time to come back, and the calendar ends.
@@ -139,12 +143,15 @@ fn readable((name, text): (OsString, OsString)) -> Option<(String, String)> {
 
 /// What a type cannot say.
 fn check(settings: &Settings) -> Result<(), SettingError> {
-    let Settings { http, database, auth, worker, streams, retention, llm, circuit_breaker, job, .. } = settings;
+    let Settings { http, database, auth, worker, streams, retention, llm, circuit_breaker, job, telemetry, .. } =
+        settings;
     let is_time = |seconds: f64| (0.0..=86_400.0).contains(&seconds);
     let kept = retention.runs.unwrap_or(MOST_KEPT);
-    let url = http.public_url.as_deref().unwrap_or("http://");
+    let is_url = |url: &Option<String>| {
+        url.as_deref().is_none_or(|url| url.starts_with("http://") || url.starts_with("https://"))
+    };
     let rules = [
-        ("http.public_url", url.starts_with("http://") || url.starts_with("https://"), "write `https://host/prefix`"),
+        ("http.public_url", is_url(&http.public_url), "write `https://host/prefix`"),
         ("http.body_limit", http.body_limit > 0, "it is above 0"),
         ("http.depth_limit", (1..=100).contains(&http.depth_limit), "it is from 1 to 100"),
         ("http.connections", http.connections > 0, "it is above 0"),
@@ -171,6 +178,8 @@ fn check(settings: &Settings) -> Result<(), SettingError> {
         ("circuit_breaker.failure_threshold", circuit_breaker.failure_threshold > 0, "it is above 0"),
         ("circuit_breaker.success_threshold", circuit_breaker.success_threshold > 0, "it is above 0"),
         ("circuit_breaker.timeout_seconds", is_time(circuit_breaker.timeout_seconds), "it is from 0 to 86400"),
+        ("telemetry.endpoint", is_url(&telemetry.endpoint), "write `http://host:4318`"),
+        ("telemetry.sample_ratio", (0.0..=1.0).contains(&telemetry.sample_ratio), "it is from 0 to 1"),
         (
             "retention.runs",
             (LEAST_KEPT..=MOST_KEPT).contains(&kept),
@@ -306,6 +315,10 @@ mod tests {
         for idle in ["worker.runs_per_tenant = 0", "worker.poll = '0s'", "streams.poll = '0s'"] {
             let error = check(&read(idle).expect(idle)).expect_err(idle).to_string();
             assert!(error.contains(idle.split(' ').next().unwrap_or_default()), "{error}");
+        }
+        for wrong in ["telemetry.sample_ratio = 1.1", "telemetry.endpoint = 'collector:4318'"] {
+            let error = check(&read(wrong).expect(wrong)).expect_err(wrong).to_string();
+            assert!(error.contains(wrong.split(' ').next().unwrap_or_default()), "{error}");
         }
         for (kept, usable) in [("90d", true), ("1h", true), ("59m", false), ("0s", false), ("200years", false)] {
             let settings = read(&format!("[retention]\nruns = '{kept}'")).expect(kept);

@@ -10,5 +10,5 @@ pub use llm::{Api, CircuitBreakerSettings, JobSettings, LlmSettings, ProviderSet
 pub use load::load;
 pub use settings::{
     AuthKey, AuthSettings, DatabaseSettings, HttpSettings, KeyMaterial, LimitSettings, RetentionSettings, Settings,
-    StreamSettings, ToolSettings, VaultSettings, WorkerSettings,
+    StreamSettings, TelemetrySettings, ToolSettings, VaultSettings, WorkerSettings,
 };

@@ -34,6 +34,8 @@ pub struct Settings {
     pub job: JobSettings,
     /// `[vault]`: what seals tenants' secrets.
     pub vault: VaultSettings,
+    /// `[telemetry]`: traces.
+    pub telemetry: TelemetrySettings,
 }
 
 /// `[http]`.
@@ -226,6 +228,22 @@ pub struct VaultSettings {
     pub former: Vec<SecretString>,
 }
 
+/// `[telemetry]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TelemetrySettings {
+    /// The collector that traces are exported to by OTLP over HTTP (`http://collector:4318`); `/v1/traces` is appended. Also
+    /// `OTEL_EXPORTER_OTLP_ENDPOINT`. Default: none, which exports nothing.
+    pub endpoint: Option<String>,
+    /// What this service is called in them. Also `OTEL_SERVICE_NAME`. Default `fermata`.
+    pub service_name: String,
+    /// The share of traces that is exported, from 0 to 1; a trace that a caller began is exported if the caller exports it.
+    /// Default 1.0.
+    pub sample_ratio: f64,
+    /// Records on spans what is said: prompts and answers, and what tools are given and give. Default false.
+    pub record_content: bool,
+}
+
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
 
@@ -286,6 +304,12 @@ impl Default for StreamSettings {
             retry: Span::seconds(1),
             poll: Span::seconds(1),
         }
+    }
+}
+
+impl Default for TelemetrySettings {
+    fn default() -> Self {
+        Self { endpoint: None, service_name: "fermata".to_owned(), sample_ratio: 1.0, record_content: false }
     }
 }
 

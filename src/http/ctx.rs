@@ -5,11 +5,12 @@ use axum::{
     http::{header::AUTHORIZATION, request::Parts},
 };
 
-use super::{Arrival, Front, Permit, RequestId, Trace, problem::NO_TOKEN};
+use super::{Arrival, Front, Permit, RequestId, problem::NO_TOKEN};
 use crate::{
     auth::{Claims, Permissions, Role},
     db::{Database, TenantTx},
     kernel::{Actor, Clock, Error, Problem, Result, Subject, TenantId, Timestamp},
+    telemetry::{KeyValue, Span, Trace},
 };
 
 /// Who asks, and that they may: the handler that takes a `Ctx<P>` runs only for a verified token with
@@ -59,6 +60,7 @@ impl<P: Permit> Ctx<P> {
         let (database, clock) = (front.database().clone(), front.clock().clone());
         let Arrival { request_id, trace, .. } = arrival;
         tracing::Span::current().record("tenant", tracing::field::display(tenant_id));
+        Span::current().note(|| [KeyValue::new("fermata.tenant.id", tenant_id.to_string())]);
         Ok(Self {
             tenant_id,
             subject,

@@ -14,6 +14,7 @@ use super::frame::{self, Frame};
 use crate::{
     config::HttpSettings,
     kernel::{Clock, Error},
+    telemetry::Traces,
 };
 
 /// Puts around the whole of the application what every request gets: its id, trace, log line and
@@ -21,8 +22,8 @@ use crate::{
 ///
 /// # Errors
 /// When `http.cors_origins` holds something that is no origin.
-pub fn dress(router: Router, clock: Clock, settings: &HttpSettings) -> Result<Router, String> {
-    let frame = Frame::new(clock, settings.request_timeout.0);
+pub fn dress(router: Router, clock: Clock, traces: Traces, settings: &HttpSettings) -> Result<Router, String> {
+    let frame = Frame::new(clock, traces, settings.request_timeout.0);
     let router = router.layer(CatchPanicLayer::custom(panicked));
     let router = match cors(&settings.cors_origins)? {
         Some(cors) => router.layer(cors),

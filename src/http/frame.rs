@@ -8,14 +8,17 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use metrics::{gauge, histogram};
-use tracing::{Instrument, Span, field};
+use tracing::{Instrument, field};
 
 use super::{
     Arrival, RequestId,
     once::unversioned,
     problem::{Occurrence, of_status, render},
 };
-use crate::kernel::{Clock, Error, Problem};
+use crate::{
+    kernel::{Clock, Error, Problem},
+    telemetry::{self, KeyValue, SpanKind, Traces},
+};
 
 const LATENCY: &str = "fermata_http_request_duration_seconds";
 const IN_FLIGHT: &str = "fermata_http_requests_in_flight";
@@ -24,20 +27,21 @@ const IN_FLIGHT: &str = "fermata_http_requests_in_flight";
 #[derive(Clone, Debug)]
 pub(super) struct Frame {
     clock: Clock,
+    traces: Traces,
     limit: Duration,
 }
 
 impl Frame {
-    pub(super) fn new(clock: Clock, limit: Duration) -> Self {
-        Self { clock, limit }
+    pub(super) fn new(clock: Clock, traces: Traces, limit: Duration) -> Self {
+        Self { clock, traces, limit }
     }
 }
 
 /// Notes the arrival, lets the request be answered in time, and sees the answer out.
 pub(super) async fn attend(State(frame): State<Frame>, mut request: Request, next: Next) -> Response {
-    let arrival = Arrival::read(request.headers(), &frame.clock);
+    let arrival = Arrival::read(request.headers(), &frame.clock, &frame.traces);
     request.extensions_mut().insert(arrival.clone());
-    let visit = Visit::start(&request, &arrival);
+    let visit = Visit::start(&request, &arrival, &frame.traces);
     let answer = async {
         let response = match refusal(request.uri()) {
             Some(error) => error.into_response(),
@@ -50,8 +54,8 @@ pub(super) async fn attend(State(frame): State<Frame>, mut request: Request, nex
         visit.end(&response);
         response
     };
-    let span = visit.span.clone();
-    answer.instrument(span).await
+    let (log, span) = (visit.log.clone(), visit.span.clone());
+    span.around(answer.instrument(log)).await
 }
 
 /// No path or parameter may hold what the database's text cannot.
@@ -101,15 +105,16 @@ struct Visit {
     method: &'static str,
     route: String,
     started: Instant,
-    span: Span,
+    log: tracing::Span,
+    span: telemetry::Span,
 }
 
 impl Visit {
-    fn start(request: &Request, arrival: &Arrival) -> Self {
+    fn start(request: &Request, arrival: &Arrival, traces: &Traces) -> Self {
         let method = known(request.method());
         let route = request.extensions().get::<MatchedPath>();
         let route = route.map_or("unmatched", |path| unversioned(path.as_str())).to_owned();
-        let span = tracing::info_span!(
+        let log = tracing::info_span!(
             "request",
             request_id = %arrival.request_id,
             trace_id = %format_args!("{:032x}", arrival.trace.trace_id()),
@@ -117,8 +122,9 @@ impl Visit {
             path = request.uri().path(),
             tenant = field::Empty,
         );
+        let span = span(request, &route, arrival, traces);
         gauge!(IN_FLIGHT).increment(1);
-        Self { method, route, started: Instant::now(), span }
+        Self { method, route, started: Instant::now(), log, span }
     }
 
     fn end(&self, response: &Response) {
@@ -131,11 +137,38 @@ impl Visit {
             4 => "4xx",
             _ => "5xx",
         };
+        self.span.note(|| [KeyValue::new("http.response.status_code", i64::from(status))]);
+        if status >= 500 {
+            self.span.fail(status.to_string());
+        }
         histogram!(LATENCY, "route" => self.route.clone(), "method" => self.method, "status" => class)
             .record(took.as_secs_f64());
         let milliseconds = took.as_secs_f64() * 1000.0;
         tracing::info!(route = self.route, status, took_ms = format_args!("{milliseconds:.1}"), "answered");
     }
+}
+
+/// The request's span, by the conventions for HTTP servers. Its query is not told, which may hold a ticket; and nobody
+/// wants to see all the looks at our health.
+fn span(request: &Request, route: &str, arrival: &Arrival, traces: &Traces) -> telemetry::Span {
+    if route.starts_with("/health") || route == "/metrics" {
+        return telemetry::Span::default();
+    }
+    let method = known(request.method());
+    let span = traces.begin(arrival.trace, SpanKind::Server, || match method {
+        "OTHER" => format!("HTTP {route}"),
+        method => format!("{method} {route}"),
+    });
+    span.note(|| {
+        [
+            KeyValue::new("http.request.method", if method == "OTHER" { "_OTHER" } else { method }),
+            KeyValue::new("http.route", route.to_owned()),
+            KeyValue::new("url.path", request.uri().path().to_owned()),
+            KeyValue::new("url.scheme", "http"),
+            KeyValue::new("fermata.request.id", arrival.request_id.to_string()),
+        ]
+    });
+    span
 }
 
 impl Drop for Visit {

@@ -24,7 +24,7 @@ mod store;
 mod strict;
 
 pub use crate::kernel::Result;
-pub use arrival::{Arrival, RequestId, Trace};
+pub use arrival::{Arrival, RequestId};
 pub use body::{media_type, read_body};
 pub use ctx::Ctx;
 pub use docs::docs;

@@ -387,7 +387,6 @@ impl RunState {
                     Question::Repeat => Stage::unknown(&hold.asked.tool_version, &hold.asked.arguments, ts),
                 });
             }
-            Body::MessageCompleted(said) => self.hear(event.step.as_ref(), said),
             Body::StepExpanded(_)
             | Body::StepStarted(_)
             | Body::StepWaiting(_)

@@ -14,7 +14,7 @@ use super::{
     examine::Examiner,
     provider::{Providers, Target},
     quota::Quotas,
-    store, usual,
+    span, store, usual,
     wire::{self, Fault, FaultKind, Heard, Said},
 };
 use crate::{
@@ -293,7 +293,7 @@ impl Models {
         let passage =
             self.breakers.admit(&line, self.clock.now()).map_err(|until| left_alone(target, until, &self.clock))?;
         asking.reply += 1;
-        let begun = self.clock.now();
+        let (begun, span) = (self.clock.now(), span::begin(target, prompt));
         let (reply, teller) = (asking.reply, asking.teller);
         let calling = wire::call(target, prompt, begun, |heard| {
             let news = match heard {
@@ -313,6 +313,7 @@ impl Models {
         };
         let now = self.clock.now();
         passage.settle(trust(&result), now);
+        span::note(&span, &result);
         measure(target, &result, now - begun);
         result
     }

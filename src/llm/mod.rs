@@ -13,6 +13,7 @@ mod provider;
 mod quota;
 mod routes;
 pub mod shelf;
+mod span;
 mod store;
 mod template;
 mod usual;

@@ -5,12 +5,14 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 use futures_util::FutureExt;
 use serde_json::Value;
 
+use super::span;
 use crate::{
     journal::{Effect, Failure, StepKey, Wait},
     kernel::{
         Clock,
         crash::{self, Side},
     },
+    telemetry::KeyValue,
     tool::{Call, Outcome, Registry, ToolError},
 };
 
@@ -42,7 +44,7 @@ pub(super) enum End {
 }
 
 impl End {
-    /// For the metrics.
+    /// For metrics and spans.
     pub(super) const fn word(&self) -> &'static str {
         match self {
             Self::Done { .. } => "completed",
@@ -59,7 +61,8 @@ pub(super) async fn make(registry: Registry, clock: Clock, tool: String, timeout
     let effect = registry.tool(&tool).map_or(Effect::Once, |tool| tool.effect(&call.arguments));
     let cancel = call.cancel.clone();
     let deadline = call.now + chrono::TimeDelta::from_std(timeout).unwrap_or(chrono::TimeDelta::MAX);
-    let mut acting = std::pin::pin!(act(&registry, &tool, call));
+    let span = span::begin(&tool, &call);
+    let mut acting = std::pin::pin!(span.around(act(&registry, &tool, call)));
     let result = tokio::select! {
         // A call that has nothing to wait for sets no clock.
         biased;
@@ -77,6 +80,7 @@ pub(super) async fn make(registry: Registry, clock: Clock, tool: String, timeout
             Err(ToolError::unknown("cancelled", "the tool did not stop when it was told to"))
         }
     };
+    span::note(&span, &result);
     let end = match result {
         Ok(Outcome::Done { output, cost }) => End::Done { output: Arc::new(output), cost },
         Ok(Outcome::Wait(wait)) => End::Wait(wait),
@@ -86,6 +90,7 @@ pub(super) async fn make(registry: Registry, clock: Clock, tool: String, timeout
         }
         Err(ToolError::Failed(failure) | ToolError::Unknown(failure)) => End::Failed(failure),
     };
+    span.note(|| [KeyValue::new("fermata.step.outcome", end.word())]);
     Ended { step, attempt, end }
 }
 

@@ -19,6 +19,7 @@ mod service;
 mod shared;
 #[cfg(test)]
 mod simulator;
+mod span;
 mod steps;
 mod store;
 mod turn;

@@ -14,6 +14,7 @@ use crate::{
     db::Database,
     journal::Journal,
     kernel::{Clock, TenantId, Timestamp, WorkerId},
+    telemetry::Traces,
     tool::Toolbox,
     usage::Days,
 };
@@ -26,6 +27,7 @@ pub(super) struct Shared {
     pub(super) children: Children,
     pub(super) days: Days,
     pub(super) clock: Clock,
+    pub(super) traces: Traces,
     pub(super) waker: Arc<Waker>,
     pub(super) desk: Arc<Desk>,
     pub(super) items: usize,

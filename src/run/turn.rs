@@ -393,6 +393,7 @@ impl Turn {
             now,
             progress: crate::tool::Progress::new(self.reports.0.clone(), launch.step, launch.attempt),
             cancel: cancel.clone(),
+            traces: self.shared.traces.clone(),
         };
         let (registry, clock, slot) = (self.tools.clone(), self.shared.clock.clone(), launch.slot);
         let (tool, timeout) = (launch.tool, launch.timeout);

@@ -20,6 +20,7 @@ use crate::{
     db::{Database, SessionLock},
     journal::{self, Follower, Journal, Lock},
     kernel::{Clock, Error, Problem, Result, RunId, TenantId, Timestamp},
+    telemetry::Traces,
     tool::Toolbox,
     usage::Days,
 };
@@ -39,6 +40,8 @@ pub struct WorkerParts {
     pub days: Days,
     /// Time.
     pub clock: Clock,
+    /// Where spans go.
+    pub traces: Traces,
     /// Who brings the news.
     pub waker: Arc<Waker>,
     /// Where commands hand it their runs.
@@ -73,10 +76,37 @@ impl Worker {
     #[must_use]
     pub fn new(parts: WorkerParts, lock: SessionLockOptions) -> Self {
         let slots = Slots::new(&parts.settings);
-        let WorkerParts { db, journal, tools, children, days, clock, waker, desk, settings, items, stop, abandon } =
-            parts;
-        let shared =
-            Shared { db, journal, tools, children, days, clock, waker, desk, items, settings, stop, abandon, slots };
+        let WorkerParts {
+            db,
+            journal,
+            tools,
+            children,
+            days,
+            clock,
+            traces,
+            waker,
+            desk,
+            settings,
+            items,
+            stop,
+            abandon,
+        } = parts;
+        let shared = Shared {
+            db,
+            journal,
+            tools,
+            children,
+            days,
+            clock,
+            traces,
+            waker,
+            desk,
+            items,
+            settings,
+            stop,
+            abandon,
+            slots,
+        };
         Self { shared: Arc::new(shared), lock }
     }
 

@@ -12,6 +12,7 @@ use crate::{
     db,
     journal::{ApprovalRule, Effect, Estimate, Failure, Report, StepKey, Wait},
     kernel::{Actor, Error, Result, RunId, TenantId, Timestamp},
+    telemetry::{Trace, Traces},
 };
 
 mod child;
@@ -129,9 +130,17 @@ pub struct Call {
     pub progress: Progress,
     /// Fires when the run is cancelled or the process stops; the outcome is recorded all the same.
     pub cancel: CancellationToken,
+    /// Where its span goes.
+    pub traces: Traces,
 }
 
 impl Call {
+    /// Where it stands in its run's trace.
+    #[must_use]
+    pub fn trace(&self) -> Trace {
+        self.traces.attempt(self.run_id, &self.step, self.attempt)
+    }
+
     /// The arguments as the tool's own type.
     ///
     /// # Errors
@@ -262,6 +271,7 @@ mod tests {
             now: DateTime::UNIX_EPOCH,
             progress: Progress::new(sender, step, 1),
             cancel: CancellationToken::new(),
+            traces: Traces::default(),
         }
     }
 }

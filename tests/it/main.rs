@@ -28,6 +28,7 @@ mod retention;
 mod runs;
 mod smoke;
 mod streams;
+mod telemetry;
 mod tokens;
 mod vitals;
 mod walk;

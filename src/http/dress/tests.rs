@@ -19,7 +19,7 @@ fn app(settings: &HttpSettings) -> Router {
         .route("/panic", get(async || panic!("the secret reason") as &'static str))
         .route("/fault", get(async || Error::internal("private")))
         .route("/hang", get(std::future::pending::<&'static str>));
-    dress(router, Clock::system(), settings).expect("router")
+    dress(router, Clock::system(), Traces::default(), settings).expect("router")
 }
 
 async fn ask(request: axum::http::request::Builder) -> (axum::http::response::Parts, Vec<u8>) {

@@ -69,7 +69,7 @@ async fn context(cluster: &Cluster, clock: &Clock) -> Ctx<RunsWrite> {
         issued_at: clock.now(),
         expires_at: clock.now() + TimeDelta::days(7),
     };
-    let arrival = Arrival::read(&axum::http::HeaderMap::new(), clock);
+    let arrival = Arrival::read(&axum::http::HeaderMap::new(), clock, &crate::telemetry::Traces::default());
     Ctx::from_claims(&front, claims, arrival).expect("context")
 }
 

@@ -86,7 +86,13 @@ async fn requests_that_never_end_are_dropped_after_the_grace_time() {
 #[tokio::test]
 async fn both_versions_of_the_protocol_are_spoken() {
     let router = Router::new().route("/", get(async |request: Request| format!("{:?}", request.version())));
-    let router = crate::http::dress(router, crate::kernel::Clock::system(), &HttpSettings::default()).expect("dressed");
+    let router = crate::http::dress(
+        router,
+        crate::kernel::Clock::system(),
+        crate::telemetry::Traces::default(),
+        &HttpSettings::default(),
+    )
+    .expect("dressed");
     let (address, stopping, served) = start(HttpSettings::default(), router).await;
     let connect = async || TokioIo::new(TcpStream::connect(&address).await.expect("connection"));
     let request = || Request::get(format!("http://{address}/")).body(axum::body::Body::empty()).expect("request");

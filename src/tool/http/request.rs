@@ -7,7 +7,6 @@ use reqwest::{
 };
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use crate::{
     journal::Effect,
@@ -163,15 +162,6 @@ pub(super) struct Request {
     expect: Option<Vec<u16>>,
 }
 
-/// Where the call stands in its run's trace (W3C Trace Context): the run's id is the trace's, and each attempt
-/// of a step is a span, the same for every repetition.
-fn trace(call: &Call) -> Result<HeaderValue, ToolError> {
-    let digest = Sha256::digest(format!("{}/{}", call.step, call.attempt));
-    let span = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect::<String>();
-    let text = format!("00-{}-{span}-01", call.run_id.uuid().simple());
-    HeaderValue::from_str(&text).map_err(|_| ToolError::failed("internal", "the trace cannot be sent in a header"))
-}
-
 fn invalid(message: String) -> ToolError {
     ToolError::failed("invalid_arguments", message)
 }
@@ -189,7 +179,8 @@ impl Request {
             .map_err(|_| ToolError::failed("internal", "the idempotency key cannot be sent in a header"))?;
         headers.insert("idempotency-key", key);
         if let Entry::Vacant(place) = headers.entry("traceparent") {
-            place.insert(trace(call)?);
+            let trace = HeaderValue::from_str(&call.trace().to_string());
+            place.insert(trace.map_err(|_| ToolError::failed("internal", "the trace cannot be sent in a header"))?);
         }
         let redirects = arguments.max_redirects.unwrap_or(match method {
             Method::GET | Method::HEAD => 5,

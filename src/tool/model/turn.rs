@@ -16,6 +16,8 @@ use crate::{
 /// What an agent's model is to be asked: too much for arguments, and all of it in the journal already.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Conversation {
+    /// The agent, as `name@version`; `planning` where a plan is drawn up.
+    pub agent: String,
     /// The configuration.
     pub config: Pinned,
     /// What was said so far.
