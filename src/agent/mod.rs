@@ -7,9 +7,12 @@ mod grow;
 mod names;
 mod pin;
 mod routes;
+mod tool;
+mod usual;
 
 pub use conversation::conversation;
 pub use definition::{AgentDefinition, AgentKind};
 pub use grow::{grow, grows, outcome};
 pub use pin::Agents;
 pub use routes::{AgentRoutes, routes};
+pub use tool::AgentTools;

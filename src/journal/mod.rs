@@ -4,6 +4,7 @@
 mod agent;
 mod append;
 mod command;
+mod cost;
 mod decide;
 mod event;
 mod follow;
@@ -20,9 +21,12 @@ mod store;
 mod tests;
 mod write;
 
-pub use agent::{AGENT_TURN, AgentPin, ApprovalRule, TurnRate, fits, turn_of};
+pub use agent::{
+    AGENT_HANDOFF, AGENT_TURN, AgentPin, ApprovalRule, TurnRate, Wanted, call_id, call_of, fits, turn_id, turn_of,
+};
 pub use append::{Append, Claim, Shown};
 pub use command::{Ask, Command, Refusal};
+pub use cost::CostBound;
 pub use decide::decide;
 pub use event::*;
 pub use follow::{Commit, Follower, Frame};

@@ -36,7 +36,7 @@ impl Turn {
     /// Gets the tenant's own tools, once, where the plan can use any.
     pub(super) async fn stock(&mut self) -> Result<()> {
         let Some(plan) = self.state.plan.as_ref().filter(|_| !self.stocked) else { return Ok(()) };
-        let given = plan.agent.iter().flat_map(|agent| &agent.tools);
+        let given = plan.agent.iter().chain(&plan.agents).flat_map(|agent| &agent.tools);
         let names = plan.steps.iter().map(|step| &step.uses).chain(given).map(String::as_str);
         self.tools = self.shared.tools.with(self.state.tenant_id, names).await?;
         self.stocked = true;
@@ -71,9 +71,11 @@ impl Turn {
             Move::Grow => {
                 let tool = |name: &str| self.tools.tool(name).ok();
                 // What is not known is taken for the worst.
-                let effect =
-                    |name: &str, arguments: &Value| tool(name).map_or(Effect::Once, |tool| tool.effect(arguments));
-                let steps = agent::grow(&self.state, effect);
+                let known = |name: &str, arguments: &Value| match tool(name) {
+                    Some(tool) => (tool.effect(arguments), tool.rule().and_then(|rule| rule.terms.as_ref()?.cost)),
+                    None => (Effect::Once, None),
+                };
+                let steps = agent::grow(&self.state, known);
                 self.decide(Command::Extend { steps }, now)
             }
             Move::Finish => {
@@ -240,7 +242,7 @@ impl Turn {
             *other != key && matches!(step.stage, Stage::Running { .. } | Stage::Waiting { .. })
         });
         let reserved: f64 = out.map(|(other, _)| expected(self.state.terms(other))).sum();
-        let agent = self.state.plan.as_ref().and_then(|plan| plan.agent.as_ref());
+        let agent = self.state.agent_of(step);
         let turn = self.conversation(step).zip(agent).map(|(turn, agent)| agent.turn_cost(turn.prompt.tokens()));
         let needed = self.state.cost + reserved + turn.unwrap_or_default() + expected(step.approval.as_ref());
         (needed > budget).then_some(needed - budget)
@@ -259,8 +261,8 @@ impl Turn {
 
     /// What an agent's model is to be asked, in a turn.
     fn conversation(&self, step: &Step) -> Option<Conversation> {
-        let agent = self.state.plan.as_ref()?.agent.as_ref()?;
         let turn = journal::turn_of(step)?;
+        let agent = self.state.agent_of(step)?;
         Some(agent::conversation(&self.state, &self.head, agent, turn, &self.tools))
     }
 
@@ -303,10 +305,8 @@ impl Turn {
     }
 
     fn output(&self) -> Result<Option<Arc<Value>>, Failure> {
-        if let Some(agent) = self.state.plan.as_ref().and_then(|plan| plan.agent.as_ref())
-            && self.state.is_advancing()
-        {
-            return agent::outcome(&self.state, agent).map(Some);
+        if self.state.plan.as_ref().is_some_and(|plan| plan.agent.is_some()) && self.state.is_advancing() {
+            return agent::outcome(&self.state).map(Some);
         }
         let Some(output) = self.state.plan.as_ref().and_then(|plan| plan.output.as_ref()) else { return Ok(None) };
         if !self.state.is_advancing() {

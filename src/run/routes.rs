@@ -167,7 +167,9 @@ impl PlanBody {
                 if goal.is_empty() {
                     return Err(Error::invalid("goal", "an `agent` needs a `goal`"));
                 }
-                Source::Plan(state.agents.plan(ctx, &agent, goal, &input).await?)
+                // What is no name is nobody's name.
+                let agent: Reference = agent.parse().map_err(|_| Error::not_found("agent"))?;
+                Source::Plan(state.agents.plan(ctx.tenant_id, &agent, goal, &input).await?)
             }
             (None, Some(name), None) => Source::Workflow(name),
             (None, None, Some(plan)) => {

@@ -204,6 +204,7 @@ fn what_is_minted_verifies() {
         tenant_id: TenantId::new(now()),
         subject: "user_2".parse().expect("subject"),
         roles: vec![Role::Service],
+        groups: vec!["finance".to_owned()],
         scope: Some("runs:write".to_owned()),
         ttl: crate::kernel::Span::seconds(60),
     };

@@ -50,8 +50,14 @@ impl World {
         body: &str,
     ) -> (u16, Value) {
         let ttl = Span(Duration::from_secs(600));
-        let grant =
-            Grant { tenant_id: tenant, subject: "user_1".parse().unwrap(), roles: vec![role], scope: None, ttl };
+        let grant = Grant {
+            tenant_id: tenant,
+            subject: "user_1".parse().unwrap(),
+            roles: vec![role],
+            groups: vec![],
+            scope: None,
+            ttl,
+        };
         let (token, _) = self.minter.mint(&grant, self.fixture.clock.now()).unwrap();
         let request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.expose_secret()));
         let response = self.router.clone().oneshot(request.body(Body::from(body.to_owned())).unwrap()).await.unwrap();
