@@ -5,7 +5,7 @@ use sqlx::{AssertSqlSafe, Row, postgres::PgRow, types::Json};
 use uuid::Uuid;
 
 use super::{
-    definition::Definition,
+    definition::{self, Definition},
     view::{Links, Run, RunSummary, last_event_id},
 };
 use crate::{
@@ -274,7 +274,10 @@ pub(super) async fn ground(
     let live_runs = u64::try_from(row.try_get::<i64, _>("runs")?).map_err(Error::internal)?;
     let definition: Option<Json<Definition>> = row.try_get("definition")?;
     let name: Option<(String, i32)> = row.try_get::<Option<_>, _>("name")?.zip(row.try_get("version")?);
-    Ok(Ground { live_runs, definition: definition.map(|Json(definition)| definition).zip(name) })
+    let own = definition.map(|Json(definition)| definition).zip(name);
+    let usual = |reference: &Reference| definition::usual(reference).transpose();
+    let definition = own.map(Ok).or_else(|| reference.and_then(usual)).transpose()?;
+    Ok(Ground { live_runs, definition })
 }
 
 /// A run that has ended.

@@ -2,7 +2,7 @@ use serde::Serialize;
 use serde_json::json;
 use utoipa::ToSchema;
 
-use super::{Definition, Media, store};
+use super::{Definition, Media, store, usual};
 use crate::{
     audit,
     db::TenantTx,
@@ -17,8 +17,8 @@ pub struct StoredDefinition {
     /// Its name.
     #[schema(example = "crm-sync")]
     pub name: String,
-    /// Its version, from 1.
-    #[schema(minimum = 1, example = 3)]
+    /// Its version, from 1; 0 is what the server brings along.
+    #[schema(minimum = 0, example = 3)]
     pub version: i32,
     /// The id of this version.
     pub workflow_id: WorkflowId,
@@ -37,6 +37,15 @@ pub struct StoredDefinition {
     pub created_at: Timestamp,
 }
 
+impl StoredDefinition {
+    /// The same as a list shows it.
+    pub(super) fn summary(self) -> DefinitionSummary {
+        let Self { name, version, workflow_id, definition, media_type, created_by, created_at, .. } = self;
+        let description = definition.description;
+        DefinitionSummary { name, version, workflow_id, description, media_type, created_by, created_at }
+    }
+}
+
 /// A version of a definition in a list.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -44,8 +53,8 @@ pub struct DefinitionSummary {
     /// Its name.
     #[schema(example = "crm-sync")]
     pub name: String,
-    /// Its version, from 1.
-    #[schema(minimum = 1, example = 3)]
+    /// Its version, from 1; 0 is what the server brings along.
+    #[schema(minimum = 0, example = 3)]
     pub version: i32,
     /// The id of this version.
     pub workflow_id: WorkflowId,
@@ -73,7 +82,7 @@ pub(super) async fn put(
     media: Media,
 ) -> Result<(StoredDefinition, bool)> {
     store::lock(tx, ctx.tenant_id, &definition.name).await?;
-    let newest = store::get(tx, &definition.name, None).await?;
+    let newest = usual::get(tx, &definition.name, None).await?;
     let next = newest.as_ref().map_or(1, |newest| newest.version + 1);
     if let Some(same) = newest.filter(|newest| newest.source == source && newest.media_type == media.as_str()) {
         return Ok((same, false));
