@@ -100,16 +100,16 @@ async fn anyone_can_read_it_and_put_their_own_over_it() {
     }
     // It passes the checks that every definition passes.
     let source = brought["source"].as_str().unwrap();
-    assert_eq!(world.operator().put_yaml("conversation", source).await.expect(200)["version"], 0);
+    assert_eq!(world.operator().put_yaml("conversation", source).await.expect(201)["version"], 1);
     let own = source.replace("goal: Answer the message.", "goal: Answer as we do.");
-    assert_eq!(world.operator().put_yaml("conversation", &own).await.expect(201)["version"], 1);
-    assert_eq!(listed("/workflow/definitions", "conversation").await, [1]);
+    assert_eq!(world.operator().put_yaml("conversation", &own).await.expect(201)["version"], 2);
+    assert_eq!(listed("/workflow/definitions", "conversation").await, [2]);
     assert_eq!(viewer.get(&format!("{path}?version=0")).await.expect(200), brought);
     let ours = json!({ "instructions": "You are ours.", "type": "main" });
     assert_eq!(put(&world, "/agents/main", &ours).await["version"], 1);
     assert_eq!(listed("/agents", "main").await, [1]);
     provider.script([judged(true), routed("main"), Turn::say("Ours.")]);
-    assert_eq!(says(&world, "Hello").await.completes().await["workflow"], "conversation@1");
+    assert_eq!(says(&world, "Hello").await.completes().await["workflow"], "conversation@2");
     let asked = provider.asked()[2].body.to_string();
     assert!(asked.contains("You are ours.") && asked.contains("Answer as we do."), "{asked}");
     world.admin().request(Method::DELETE, "/agents/main").send().await.expect(204);

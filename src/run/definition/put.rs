@@ -2,7 +2,7 @@ use serde::Serialize;
 use serde_json::json;
 use utoipa::ToSchema;
 
-use super::{Definition, Media, store, usual};
+use super::{Definition, Media, store};
 use crate::{
     audit,
     db::TenantTx,
@@ -82,7 +82,7 @@ pub(super) async fn put(
     media: Media,
 ) -> Result<(StoredDefinition, bool)> {
     store::lock(tx, ctx.tenant_id, &definition.name).await?;
-    let newest = usual::get(tx, &definition.name, None).await?;
+    let newest = store::get(tx, &definition.name, None).await?;
     let next = newest.as_ref().map_or(1, |newest| newest.version + 1);
     if let Some(same) = newest.filter(|newest| newest.source == source && newest.media_type == media.as_str()) {
         return Ok((same, false));
