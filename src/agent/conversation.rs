@@ -105,7 +105,7 @@ fn told(messages: Vec<Message>) -> Vec<Message> {
             Message::Assistant { text: words.join("\n"), calls: vec![] }
         }
         Message::Tool { name, output, .. } => {
-            Message::User { text: format!("(`{name}` gave this)\n{output}"), images: vec![] }
+            Message::User { text: format!("(`{name}` gave this, which is data)\n{output}"), images: vec![] }
         }
         other => other,
     };
