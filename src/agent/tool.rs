@@ -61,7 +61,7 @@ impl AgentTool {
     fn new(agents: Agents, runs: Arc<dyn ChildRuns>, agent: Document<AgentDefinition>) -> Self {
         let Document { name: agent, version, body, .. } = agent;
         let does = body.description.unwrap_or_else(|| format!("Asks the agent `{agent}`."));
-        let description = format!("{does}. It works on its own and gives what it came to.");
+        let description = format!("{}. It works on its own and gives what it came to.", does.trim_end_matches('.'));
         let (name, agent) = (name(&agent), Reference { name: agent, version: Some(version) });
         Self { agents, runs, name, agent, version: version.to_string(), description, output: body.output }
     }
