@@ -253,7 +253,8 @@ impl<'s> Check<'s> {
         let reason = terms.reason.iter().map(|text| ("reason".to_owned(), text));
         let scope = terms.scope.iter().enumerate().map(|(index, text)| (format!("scope/{index}"), text));
         let requires = terms.requires.iter().enumerate().map(|(index, text)| (format!("requires/{index}"), text));
-        for (field, text) in reason.chain(scope).chain(requires) {
+        let approvers = terms.approvers.iter().enumerate().map(|(index, text)| (format!("approvers/{index}"), text));
+        for (field, text) in reason.chain(scope).chain(requires).chain(approvers) {
             if text.contains("{{") || text.contains("{%") {
                 let message =
                     "is shown as it stands: templates are not rendered here, the exact arguments are shown too";
