@@ -48,6 +48,9 @@ pub struct Model {
     /// Rights it would use.
     #[sea_orm(column_type = "JsonBinary")]
     pub requires: Json,
+    /// Who may decide; anybody with the permission when empty.
+    #[sea_orm(column_type = "JsonBinary")]
+    pub approvers: Json,
     /// Whether the run's creator may decide.
     pub self_approval: bool,
     /// The run's creator.

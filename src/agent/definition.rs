@@ -1,3 +1,5 @@
+use std::{collections::HashSet, time::Duration};
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -30,16 +32,20 @@ pub struct AgentDefinition {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = "default-smart")]
     pub config: Option<String>,
-    /// The tools it is given, by name or pattern (`http.*`); none when absent.
+    /// The tools it is given, by name or pattern (`http.*`, `agent:billing` for another agent); none when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(max_items = 128)]
     pub tools: Option<Vec<String>>,
+    /// The agents that it may hand the conversation over to, `billing` or `billing@2`; none when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(max_items = 16, example = json!(["billing"]))]
+    pub handoffs: Option<Vec<String>>,
     /// When its calls are held; the first rule that fits a call counts. A call that none fits is held where its
     /// repetition would do something again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(max_items = 64)]
     pub approval: Option<Vec<ApprovalRule>>,
-    /// As often may the model be asked (10 when absent).
+    /// As often may the model be asked as this agent (10 when absent).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 100)]
     pub max_turns: Option<u32>,
@@ -65,12 +71,18 @@ pub enum AgentKind {
     Followup,
     /// It judges what others say.
     Moderation,
+    /// It says which of the others answers.
+    Router,
 }
 
 /// What instructions can name.
 pub(super) const NAMES: [&str; 2] = ["goal", "input"];
 
 const LONGEST: usize = 65_536;
+/// As many agents may the others be that a conversation can be handed to.
+pub(super) const MOST_HANDOFFS: usize = 16;
+/// Ten years.
+const LONGEST_WAIT: Duration = Duration::from_secs(10 * 366 * 86_400);
 
 impl DocumentKind for AgentDefinition {
     const KIND: &'static str = "agent";
@@ -78,19 +90,20 @@ impl DocumentKind for AgentDefinition {
     const PUT: &'static str = "agent.put";
     const DELETE: &'static str = "agent.delete";
 
-    fn check(&self, _: &str) -> Result<()> {
+    fn check(&self, name: &str) -> Result<()> {
         let instructions = &self.instructions;
         let names = template::check(instructions).map_err(|error| {
             Error::invalid("instructions", format!("byte {}: {error}", error.offset())).with("offset", error.offset())
         })?;
         let stranger = names.roots.iter().map(String::as_str).find(|name| !NAMES.contains(name));
         let stranger = stranger.or_else(|| (names.any_step || !names.steps.is_empty()).then_some("steps"));
-        if let Some(name) = stranger {
-            let detail = format!("`instructions` name `{name}`; there are `goal` and `input`");
+        if let Some(stranger) = stranger {
+            let detail = format!("`instructions` name `{stranger}`; there are `goal` and `input`");
             return Err(Error::invalid("instructions", detail));
         }
         let tools = self.tools.as_deref().unwrap_or_default();
         let rules = self.approval.as_deref().unwrap_or_default();
+        let handoffs = self.handoffs.as_deref().unwrap_or_default();
         let is_pattern = |text: &String| (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
         let schema = self
             .output
@@ -110,10 +123,20 @@ impl DocumentKind for AgentDefinition {
             ),
             ("tools", tools.len() <= 128 && tools.iter().all(is_pattern), "`tools` are 128 names or patterns at most"),
             (
+                "handoffs",
+                are_others(handoffs, name),
+                "`handoffs` are 16 other agents at most, `billing` or `billing@2`, each once",
+            ),
+            (
                 "approval",
                 rules.len() <= 64
                     && rules.iter().all(|rule| !rule.tools.is_empty() && rule.tools.iter().all(is_pattern)),
                 "`approval` has 64 rules at most, each for `tools` by name or pattern",
+            ),
+            (
+                "approval",
+                rules.iter().all(is_fair),
+                "in `approval`, `approvers` are 50 names of 200 characters at most, and `expires` is between nothing and ten years",
             ),
             ("maxTurns", self.max_turns.is_none_or(|most| (1..=100).contains(&most)), "`maxTurns` is from 1 to 100"),
             (
@@ -128,4 +151,21 @@ impl DocumentKind for AgentDefinition {
             Some((field, _, rule)) => Err(Error::invalid(field, rule)),
         }
     }
+}
+
+/// Whether these are agents, each once, and none of them this one.
+fn are_others(handoffs: &[String], name: &str) -> bool {
+    let names: Vec<_> = handoffs.iter().filter_map(|to| Some(to.parse::<Reference>().ok()?.name)).collect();
+    let distinct: HashSet<_> = names.iter().map(String::as_str).filter(|other| *other != name).collect();
+    handoffs.len() <= MOST_HANDOFFS && distinct.len() == handoffs.len()
+}
+
+/// Whether a rule asks somebody, and in a time that comes.
+fn is_fair(rule: &ApprovalRule) -> bool {
+    let terms = rule.terms.as_ref();
+    let approvers = rule.approvers.iter().chain(terms.iter().flat_map(|terms| &terms.approvers));
+    let mut expires = rule.expires.iter().chain(terms.and_then(|terms| terms.expires.as_ref()));
+    let few = rule.approvers.len() <= 50 && terms.is_none_or(|terms| terms.approvers.len() <= 50);
+    few && approvers.into_iter().all(|name| (1..=200).contains(&name.chars().count()))
+        && expires.all(|span| !span.0.is_zero() && span.0 <= LONGEST_WAIT)
 }

@@ -5,29 +5,22 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::names;
 use crate::{
     journal::{
-        AGENT_TURN, AgentPin, Effect, Failure, OnDenied, OnError, Plan, Retry, RunState, Stage, Step, StepKey, turn_of,
+        AGENT_HANDOFF, AGENT_TURN, AgentPin, Effect, Failure, OnDenied, OnError, Plan, Retry, RunState, Stage, Step,
+        StepKey, Wanted, call_id, turn_id, turn_of,
     },
-    tool::TurnOutput,
+    tool::{TurnCall, TurnOutput},
 };
 
 /// Attempts at a turn for which no model answers, before the run fails.
 const ATTEMPTS: u32 = 3;
 
-/// The id of the n-th turn.
-pub(super) fn turn_id(n: u32) -> String {
-    format!("turn-{n}")
-}
-
-/// The id of a call that the n-th turn wants, from 1.
-pub(super) fn call_id(n: u32, call: usize) -> String {
-    format!("call-{n}-{call}")
-}
-
-/// The n-th turn, after those steps.
-pub(super) fn turn(n: u32, needs: Vec<String>) -> Step {
+/// The n-th turn, which is that agent's, after those steps.
+pub(super) fn turn(n: u32, agent: &AgentPin, needs: Vec<String>) -> Step {
     Step {
+        with: Map::from_iter([("agent".to_owned(), Value::from(agent.agent.as_str()))]),
         retry: Some(Retry { attempts: ATTEMPTS, backoff: None, max_backoff: None }),
         ..step(&turn_id(n), needs, AGENT_TURN)
     }
@@ -51,62 +44,98 @@ pub(super) fn last_turn(plan: &Plan) -> u32 {
     plan.steps.iter().rev().find_map(|step| turn_of(step)).unwrap_or_default()
 }
 
+/// What the last answer asks for.
+struct Growth<'s> {
+    last: u32,
+    /// The agent whose answer it was.
+    speaker: &'s AgentPin,
+    /// The agent whose turn is next: the first that the answer hands over to, or the same.
+    next: &'s AgentPin,
+    calls: Vec<TurnCall>,
+}
+
+impl<'s> Growth<'s> {
+    /// None when nothing is asked for.
+    fn of(state: &'s RunState) -> Option<Self> {
+        let plan = state.plan.as_deref()?;
+        let last = last_turn(plan);
+        let speaker = plan.speaker(plan.step(&turn_id(last))?)?;
+        let calls = said(state, last)?.calls;
+        let handed = calls.iter().find_map(|call| handoff(speaker, &call.tool)).and_then(|to| plan.pin(to));
+        let next = handed.unwrap_or(speaker);
+        (!calls.is_empty()).then_some(Self { last, speaker, next, calls })
+    }
+
+    /// Whether the next agent may be asked once more. Each counts its own turns, so that a run has at most those of all
+    /// its agents together, however often they hand over.
+    fn has_turns(&self, plan: &Plan) -> bool {
+        let is_its = |step: &&Arc<Step>| {
+            turn_of(step).is_some() && plan.speaker(step).is_some_and(|pin| pin.agent == self.next.agent)
+        };
+        plan.steps.iter().filter(is_its).count() < usize::try_from(self.next.max_turns).unwrap_or(usize::MAX)
+    }
+}
+
+/// The agent, as `name@version`, that a call hands over to, where the speaker may.
+fn handoff<'p>(speaker: &'p AgentPin, tool: &str) -> Option<&'p str> {
+    speaker.handoffs.iter().map(String::as_str).find(|to| names::handoff(to) == tool)
+}
+
 /// Whether the plan of a run that has ended its steps is to grow.
 #[must_use]
 pub fn grows(state: &RunState) -> bool {
-    let Some(plan) = &state.plan else { return false };
-    let Some(agent) = &plan.agent else { return false };
-    let last = last_turn(plan);
-    last < agent.max_turns && said(state, last).is_some_and(|said| !said.calls.is_empty())
+    state.plan.as_ref().is_some_and(|plan| Growth::of(state).is_some_and(|growth| growth.has_turns(plan)))
 }
 
-/// What the plan grows by, if it does; `effect` says what repeating a call would do.
+/// What the plan grows by, if it does; `known` says what repeating a call would do, and what it is expected to cost.
 #[must_use]
-pub fn grow(state: &RunState, effect: impl Fn(&str, &Value) -> Effect) -> Vec<Arc<Step>> {
-    let Some(plan) = state.plan.as_ref().filter(|_| grows(state)) else { return vec![] };
-    let Some(agent) = &plan.agent else { return vec![] };
-    let last = last_turn(plan);
-    let calls = said(state, last).map(|said| said.calls).unwrap_or_default();
+pub fn grow(state: &RunState, known: impl Fn(&str, &Value) -> (Effect, Option<f64>)) -> Vec<Arc<Step>> {
+    let Some(plan) = &state.plan else { return vec![] };
+    let Some(growth) = Growth::of(state).filter(|growth| growth.has_turns(plan)) else { return vec![] };
+    let Growth { last, speaker: agent, next, calls } = growth;
     let mut steps = Vec::with_capacity(calls.len() + 1);
     let most = usize::try_from(agent.max_parallel.max(1)).unwrap_or(usize::MAX);
     for (place, call) in calls.into_iter().enumerate() {
         // So many at once: the others come after those before them.
         let after = place.checked_sub(most).map(|before| call_id(last, before + 1));
         let needs = after.or_else(|| Some(turn_id(last))).into_iter().collect();
-        let acts = effect(&call.tool, &call.arguments) == Effect::Once;
-        let approval = agent.terms(&call.tool, acts);
+        if let Some(to) = handoff(agent, &call.tool) {
+            // It touches nothing: what the other agent wants is looked at by its own rules.
+            let with = Map::from_iter([("agent".to_owned(), Value::from(to))]);
+            steps.push(Arc::new(wanted(&call_id(last, place + 1), needs, AGENT_HANDOFF, with)));
+            continue;
+        }
+        let (effect, cost) = known(&call.tool, &call.arguments);
+        let approval = agent.terms(&Wanted { tool: &call.tool, effect, cost });
         let with = match call.arguments {
             Value::Object(fields) => fields,
             other => Map::from_iter([("arguments".to_owned(), other)]),
         };
-        let step = Step {
-            with,
-            approval,
-            // The model hears of it, and may think of something else.
-            on_denied: Some(OnDenied::Skip),
-            on_error: OnError::Continue,
-            ..step(&call_id(last, place + 1), needs, &call.tool)
-        };
-        steps.push(Arc::new(step));
+        steps.push(Arc::new(Step { approval, ..wanted(&call_id(last, place + 1), needs, &call.tool, with) }));
     }
     let needs = steps.iter().map(|step| step.id.clone()).collect();
-    steps.push(Arc::new(turn(last + 1, needs)));
+    steps.push(Arc::new(turn(last + 1, next, needs)));
     steps
+}
+
+/// A call that a model wants: it hears what becomes of it, and may think of something else.
+fn wanted(id: &str, needs: Vec<String>, uses: &str, with: Map<String, Value>) -> Step {
+    Step { with, on_denied: Some(OnDenied::Skip), on_error: OnError::Continue, ..step(id, needs, uses) }
 }
 
 /// What the run comes to, once nothing more grows.
 ///
 /// # Errors
 /// Why it comes to nothing.
-pub fn outcome(state: &RunState, agent: &AgentPin) -> Result<Arc<Value>, Failure> {
+pub fn outcome(state: &RunState) -> Result<Arc<Value>, Failure> {
+    if let Some(Growth { next, .. }) = Growth::of(state) {
+        let message = format!("more was wanted after all {} turns of the agent `{}`", next.max_turns, next.agent);
+        return Err(Failure::new("max_turns", message));
+    }
     let last = state.plan.as_deref().map(last_turn).unwrap_or_default();
     let Some(said) = said(state, last) else {
         return Err(Failure::new("no_answer", "the agent's last turn gave no answer"));
     };
-    if !said.calls.is_empty() {
-        let message = format!("the agent still wanted to act after {} turns", agent.max_turns);
-        return Err(Failure::new("max_turns", message));
-    }
     Ok(Arc::new(said.json.unwrap_or(Value::String(said.text))))
 }
 
@@ -119,6 +148,7 @@ mod tests {
     use super::*;
     use crate::{
         agent::conversation,
+        approval::{self, Verdict},
         journal::{Ask, Budget, Command, Draft, Event, Hold, Intent, RunHead, decide},
         kernel::{Actor, ApprovalId, Id, Timestamp},
         llm::Message,
@@ -132,6 +162,10 @@ mod tests {
         Given,
         Failed,
         Denied,
+        /// It is of a tool that only the other agent was given.
+        Beyond,
+        /// It hands the conversation over to the other agent.
+        Handed,
     }
 
     const NOW: Timestamp = DateTime::UNIX_EPOCH;
@@ -146,11 +180,13 @@ mod tests {
     impl Life {
         fn begin(script: Vec<Vec<Fate>>, max_turns: u32, max_parallel: u32) -> Self {
             let state = RunState::new(Id::new(NOW), Id::new(NOW), Actor::System, OnDenied::Fail);
-            let agent = AgentPin {
-                agent: "a@1".to_owned(),
+            let agent = |name: &str, other: &str| AgentPin {
+                agent: format!("{name}@1"),
+                description: Some("Acts.".to_owned()),
                 config: "c@1".parse().unwrap(),
-                instructions: "Be.".to_owned(),
-                tools: vec!["act".to_owned()],
+                instructions: format!("Be {name}."),
+                tools: vec![format!("{name}.act")],
+                handoffs: vec![format!("{other}@1")],
                 approval: vec![],
                 max_turns,
                 max_parallel,
@@ -158,7 +194,9 @@ mod tests {
                 longest_answer: 100,
                 rate: None,
             };
-            let plan = Plan { steps: vec![Arc::new(turn(1, vec![]))], output: None, agent: Some(Arc::new(agent)) };
+            let [first, second] = [agent("a", "b"), agent("b", "a")].map(Arc::new);
+            let steps = vec![Arc::new(turn(1, &first, vec![]))];
+            let plan = Plan { steps, agent: Some(first), agents: vec![second], ..Plan::default() };
             let mut life = Self { state, events: vec![], script };
             life.decide(Command::Open {
                 goal: Some("g".to_owned()),
@@ -184,12 +222,16 @@ mod tests {
             let arguments = Arc::new(Value::Object(step.with.clone()));
             let (tool, tool_version, digest) = (step.uses.clone(), "1".to_owned(), "d".to_owned());
             let intent = Intent { tool, tool_version, effect, arguments, digest };
+            if let Verdict::Forbid(reason) = approval::verdict(&self.state, key, &intent) {
+                let (step, error) = (key.clone(), Failure::new("forbidden", reason));
+                return self.decide(Command::Fail { step, attempt: 1, error, jitter: 0.0 });
+            }
             if step.approval.is_some() {
                 let (step, approval_id) = (key.clone(), ApprovalId::new(NOW));
                 self.decide(Command::Hold { step, intent: intent.clone(), approval_id, ask: Ask::Consent });
                 let (by, reason) = (Actor::User("user_1".parse().unwrap()), Some("no".to_owned()));
                 let approve = !matches!(fate, Fate::Denied);
-                self.decide(Command::Decide { approval_id, approve, by, reason, instead: None });
+                self.decide(Command::Decide { approval_id, approve, by, known_as: vec![], reason, instead: None });
                 if !approve {
                     return;
                 }
@@ -208,12 +250,11 @@ mod tests {
                 let Some(one) = moves.into_iter().next() else { panic!("stuck: {:?}", self.state) };
                 match one {
                     Move::Grow => {
-                        let steps = grow(&self.state, |_, _| Effect::Once);
+                        let steps = grow(&self.state, |_, _| (Effect::Once, None));
                         self.decide(Command::Extend { steps });
                     }
                     Move::Finish => {
-                        let agent = self.state.plan.as_ref().unwrap().agent.clone().unwrap();
-                        let output = outcome(&self.state, &agent).map(Some);
+                        let output = outcome(&self.state).map(Some);
                         return self.decide(Command::Finish { output });
                     }
                     Move::Begin(key) => self.begin_step(&key),
@@ -223,23 +264,60 @@ mod tests {
         }
 
         fn begin_step(&mut self, key: &StepKey) {
-            if let Some(n) = turn_of(self.state.step(key).unwrap()) {
-                let wanted = self.script.get(n as usize - 1).map_or(0, Vec::len);
-                let calls: Vec<_> = (0..wanted).map(|i| json!({ "tool": "act", "arguments": { "i": i } })).collect();
+            let step = self.state.step(key).unwrap();
+            let speaker = self.state.agent_of(step).unwrap().agent.split_once('@').unwrap().0.to_owned();
+            if let Some(n) = turn_of(step) {
+                let other = if speaker == "a" { "b" } else { "a" };
+                let wanted = self.script.get(n as usize - 1).into_iter().flatten().enumerate();
+                let call = |(i, fate): (usize, &Fate)| {
+                    let tool = match fate {
+                        Fate::Handed => format!("handoff:{other}"),
+                        Fate::Beyond => format!("{other}.act"),
+                        _ => format!("{speaker}.act"),
+                    };
+                    json!({ "tool": tool, "arguments": { "i": i } })
+                };
+                let calls: Vec<_> = wanted.map(call).collect();
                 let said = json!({ "text": format!("turn {n}"), "calls": calls, "stop": "done", "config": "c@1",
                     "usage": { "inputTokens": 1, "cachedTokens": 0, "outputTokens": 1 }, "provider": "p", "model": "m" });
                 return self.make(key, Effect::Repeatable, Fate::Given, said);
             }
-            let (turn, call) = key.id.strip_prefix("call-").unwrap().split_once('-').unwrap();
-            let place = |text: &str| text.parse::<usize>().unwrap() - 1;
-            let fate = self.script[place(turn)][place(call)];
-            self.make(key, Effect::Once, fate, json!({ "given": key.id }));
+            let fate = fate(&self.script, key);
+            let effect = if matches!(fate, Fate::Handed) { Effect::Pure } else { Effect::Once };
+            self.make(key, effect, fate, json!({ "given": key.id }));
         }
     }
 
+    /// What becomes of the call.
+    fn fate(script: &[Vec<Fate>], key: &StepKey) -> Fate {
+        let (turn, call) = key.id.strip_prefix("call-").unwrap().split_once('-').unwrap();
+        let place = |text: &str| text.parse::<usize>().unwrap() - 1;
+        script[place(turn)][place(call)]
+    }
+
+    /// Whose turns there are, and whether the last of them ends the run.
+    fn speakers(script: &[Vec<Fate>], max_turns: u32) -> (Vec<&'static str>, bool) {
+        let mut turns = vec!["a@1"];
+        for wanted in script {
+            let (speaker, hands) = (*turns.last().unwrap(), wanted.iter().any(|fate| matches!(fate, Fate::Handed)));
+            let next = if hands { ["b@1", "a@1"][usize::from(speaker == "b@1")] } else { speaker };
+            if turns.iter().filter(|agent| **agent == next).count() == max_turns as usize {
+                return (turns, false);
+            }
+            turns.push(next);
+        }
+        (turns, true)
+    }
+
     fn fates() -> impl Strategy<Value = Vec<Vec<Fate>>> {
-        let fate = prop_oneof![Just(Fate::Given), Just(Fate::Failed), Just(Fate::Denied)];
-        proptest::collection::vec(proptest::collection::vec(fate, 1..5), 0..5)
+        let fate = prop_oneof![
+            Just(Fate::Given),
+            Just(Fate::Failed),
+            Just(Fate::Denied),
+            Just(Fate::Beyond),
+            Just(Fate::Handed)
+        ];
+        proptest::collection::vec(proptest::collection::vec(fate, 1..5), 0..7)
     }
 
     fn head() -> RunHead {
@@ -261,17 +339,35 @@ mod tests {
             let mut life = Life::begin(script.clone(), max_turns, max_parallel);
             life.live();
             let state = &life.state;
-            let asked = u32::try_from(script.len()).unwrap() + 1;
-            prop_assert_eq!(state.status().name(), if asked <= max_turns { "completed" } else { "failed" });
-            prop_assert_eq!(last_turn(state.plan.as_ref().unwrap()), asked.min(max_turns));
+            let plan = state.plan.as_ref().unwrap();
+            let (speakers, ends) = speakers(&script, max_turns);
+            prop_assert_eq!(state.status().name(), if ends { "completed" } else { "failed" });
+            let turns: Vec<_> = plan.steps.iter().filter(|step| turn_of(step).is_some()).collect();
+            prop_assert_eq!(turns.iter().map(|turn| &*plan.speaker(turn).unwrap().agent).collect::<Vec<_>>(), speakers.clone());
+            prop_assert!(speakers.len() <= 2 * max_turns as usize);
+            // Nobody does what only the other was given.
+            for (turn, wanted) in script.iter().enumerate().take(turns.len() - 1) {
+                for (place, fate) in wanted.iter().enumerate() {
+                    let key = StepKey::whole(&call_id(u32::try_from(turn).unwrap() + 1, place + 1));
+                    let forbidden = matches!(state.stage(&key),
+                        Some(Stage::Failed { error, .. }) if error.code == "forbidden");
+                    prop_assert_eq!(forbidden, matches!(fate, Fate::Beyond), "{}", key);
+                }
+            }
             // What was lived is what its events give.
             let mut again = RunState::new(state.tenant_id, state.run_id, Actor::System, OnDenied::Fail);
             life.events.iter().for_each(|event| again.apply(NOW, event));
             prop_assert_eq!(&again, state);
             // Whatever became of a call, the model hears of it, and of each once.
-            let agent = state.plan.as_ref().unwrap().agent.clone().unwrap();
+            let last = u32::try_from(turns.len()).unwrap();
+            let agent = plan.speaker(turns[turns.len() - 1]).unwrap();
             let registry = Registry::new(Vec::<Arc<dyn Tool>>::new(), &Default::default()).unwrap();
-            let said = conversation(state, &head(), &agent, asked.min(max_turns), &registry).prompt.messages;
+            let said = conversation(state, &head(), agent, last, &registry);
+            let system = said.prompt.system.unwrap();
+            let told = if agent.agent == "a@1" { "Be a." } else { "Be b." };
+            prop_assert!(system.starts_with(told), "{}", system);
+            prop_assert_eq!(said.prompt.tools[0].name.as_str(), if agent.agent == "a@1" { "handoff_b" } else { "handoff_a" });
+            let said = said.prompt.messages;
             let calls = |message: &Message| match message {
                 Message::Assistant { calls, .. } => calls.iter().map(|call| call.id.clone()).collect(),
                 _ => vec![],
@@ -282,7 +378,7 @@ mod tests {
                 _ => None,
             }).collect();
             prop_assert_eq!(&wanted, &heard);
-            let done = script.iter().take(asked.min(max_turns) as usize - 1).map(Vec::len).sum::<usize>();
+            let done = script.iter().take(turns.len() - 1).map(Vec::len).sum::<usize>();
             prop_assert_eq!(heard.len(), done);
             // Each call that acts was held by itself.
             prop_assert_eq!(state.holds.values().map(|Hold { step, .. }| step).collect::<std::collections::HashSet<_>>().len(),

@@ -8,6 +8,8 @@ mod names;
 mod pin;
 mod planner;
 mod routes;
+mod tool;
+mod usual;
 
 pub use conversation::conversation;
 pub use definition::{AgentDefinition, AgentKind};
@@ -15,3 +17,4 @@ pub use grow::{grow, grows, outcome};
 pub use pin::Agents;
 pub use planner::{guarded, handed_in, question};
 pub use routes::{AgentRoutes, routes};
+pub use tool::AgentTools;

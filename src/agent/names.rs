@@ -1,5 +1,10 @@
 use std::collections::BTreeMap;
 
+/// What a hand-off to an agent, given as `name@version`, is called among the tools.
+pub(super) fn handoff(to: &str) -> String {
+    format!("handoff:{}", to.split_once('@').map_or(to, |(name, _)| name))
+}
+
 /// The tools by names that every provider takes (`[a-zA-Z0-9_-]{1,64}`): the same for the same tools.
 pub(super) fn names<'a>(tools: impl IntoIterator<Item = &'a str>) -> BTreeMap<String, String> {
     let mut names = BTreeMap::new();

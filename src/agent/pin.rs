@@ -2,88 +2,158 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use super::{AgentDefinition, grow::turn};
+use super::{AgentDefinition, definition::MOST_HANDOFFS, grow::turn, tool, usual};
 use crate::{
+    db::Database,
     http::{Ctx, Permit},
     journal::{AgentPin, Plan, Planner, TurnRate, fits},
     kernel::{
-        Error, Pinned, Problem, Reference, Result,
+        Error, Pinned, Problem, Reference, Result, TenantId,
         template::{self, Context},
     },
     llm::{Document, ModelConfig, Models, shelf},
-    tool::{Registry, Toolbox},
+    tool::Toolbox,
 };
+
+/// What an event says besides the plan, in bytes.
+const ENVELOPE: usize = 1024;
 
 /// The agents of this installation.
 #[derive(Clone)]
 pub struct Agents {
+    db: Database,
     tools: Toolbox,
     models: Models,
 }
 
+/// An agent and the others that it may hand over to, each as `name@version`.
+struct Reached {
+    agent: Document<AgentDefinition>,
+    handoffs: Vec<String>,
+}
+
 impl Agents {
-    /// With the tools and models there are.
+    /// Those put in `db`, with the tools that there are besides agents, and the models.
     #[must_use]
-    pub fn new(tools: Toolbox, models: Models) -> Self {
-        Self { tools, models }
+    pub fn new(db: Database, tools: Toolbox, models: Models) -> Self {
+        Self { db, tools, models }
     }
 
-    /// The plan that a run of an agent begins with: everything in it as it is now, and the first turn.
+    /// The plan that a run of an agent begins with: everything in it as it is now, the agents that the conversation can
+    /// be handed to as well, and the first turn.
     ///
     /// # Errors
-    /// Not found (404) for an unknown agent; no-planner (422) without a model of use; invalid (422), when its instructions
-    /// fail over the goal and input.
-    pub async fn plan<P: Permit>(&self, ctx: &Ctx<P>, agent: &str, goal: &str, input: &Value) -> Result<Plan> {
-        // What is no name is nobody's name.
-        let reference: Reference = agent.parse().map_err(|_| Error::not_found("agent"))?;
-        let document = shelf::get::<AgentDefinition, P>(ctx, vec![], reference.name, reference.version).await?;
-        let body = &document.body;
-        let config = self.config(ctx, "agent", body.config.as_deref()).await?;
-        let pin = AgentPin {
-            agent: document.reference(),
+    /// Not found (404) for an unknown agent; no-planner (422) without a model of use; invalid (422), when instructions
+    /// fail over the goal and input, or hand-offs lead nowhere or to too many.
+    pub async fn plan(&self, tenant: TenantId, agent: &Reference, goal: &str, input: &Value) -> Result<Plan> {
+        let reached = self.reached(tenant, agent).await?;
+        let tools = self.tools.of(tenant).await?;
+        let agents = self.all(tenant).await?;
+        let names: Vec<_> =
+            tools.names().map(str::to_owned).chain(agents.iter().map(|it| tool::name(&it.name))).collect();
+        let mut pins = Vec::with_capacity(reached.len());
+        for one in reached {
+            pins.push(Arc::new(self.pin(tenant, one, &names, goal, input).await?));
+        }
+        let first = pins.first().ok_or_else(|| Error::not_found("agent"))?;
+        let steps = vec![Arc::new(turn(1, first, vec![]))];
+        let plan = Plan { steps, agent: Some(pins.remove(0)), agents: pins, ..Plan::default() };
+        let most = tools.limits().event.saturating_sub(ENVELOPE);
+        if serde_json::to_vec(&plan).map_err(Error::internal)?.len() > most {
+            let detail = format!("the agent and those it leads to take more than {most} bytes of JSON together");
+            return Err(Error::invalid("agent", detail));
+        }
+        Ok(plan)
+    }
+
+    /// The newest version of each of a tenant's agents, and what the server brings along.
+    pub(super) async fn all(&self, tenant: TenantId) -> Result<Vec<Document<AgentDefinition>>> {
+        let mut tx = self.db.tenant(tenant).await?;
+        shelf::all(&mut tx, usual::agents()).await
+    }
+
+    /// The agent, and after it those that hand-offs lead to.
+    async fn reached(&self, tenant: TenantId, agent: &Reference) -> Result<Vec<Reached>> {
+        let brought = usual::agents();
+        let mut tx = self.db.tenant(tenant).await?;
+        let first = shelf::find(&mut tx, &brought, std::slice::from_ref(agent)).await?.pop().flatten();
+        let mut reached = vec![];
+        let mut known = vec![first.ok_or_else(|| Error::not_found("agent"))?];
+        while let Some(agent) = known.get(reached.len()).cloned() {
+            let wanted = references(agent.body.handoffs.as_deref().unwrap_or_default())?;
+            let mut handoffs = vec![];
+            for (found, wanted) in shelf::find(&mut tx, &brought, &wanted).await?.into_iter().zip(&wanted) {
+                let found = found.ok_or_else(|| {
+                    Error::invalid("agent", format!("`{}` hands over to `{wanted}`, which is no agent", agent.name))
+                })?;
+                handoffs.push(found.reference());
+                if !known.iter().any(|it| it.reference() == found.reference()) {
+                    known.push(found);
+                }
+            }
+            if known.len() > MOST_HANDOFFS + 1 {
+                let detail = format!("hand-offs lead to more than {MOST_HANDOFFS} agents");
+                return Err(Error::invalid("agent", detail));
+            }
+            reached.push(Reached { agent, handoffs });
+        }
+        Ok(reached)
+    }
+
+    async fn pin(
+        &self,
+        tenant: TenantId,
+        Reached { agent, handoffs }: Reached,
+        tools: &[String],
+        goal: &str,
+        input: &Value,
+    ) -> Result<AgentPin> {
+        let body = &agent.body;
+        let config = self.config(tenant, "agent", body.config.as_deref()).await?;
+        Ok(AgentPin {
+            agent: agent.reference(),
+            description: body.description.clone(),
             config: Pinned { name: config.name, version: config.version },
             instructions: instructions(&body.instructions, goal, input)?,
-            tools: given(&self.tools.of(ctx.tenant_id).await?, body.tools.as_deref().unwrap_or_default()),
+            tools: given(&agent.name, tools, body.tools.as_deref().unwrap_or_default()),
+            handoffs,
             approval: body.approval.clone().unwrap_or_default(),
             max_turns: body.max_turns.unwrap_or(10),
             max_parallel: body.max_parallel.unwrap_or(8),
             output: body.output.clone(),
             rate: rate(&config.body),
             longest_answer: config.body.longest_answer(),
-        };
-        let first = Arc::new(turn(1, vec![]));
-        Ok(Plan { steps: vec![first], output: None, agent: Some(Arc::new(pin)) })
+        })
     }
 
     /// The model that plans where only a goal is given.
     ///
     /// # Errors
     /// No-planner (422) without a model of use.
-    pub async fn planner<P: Permit>(&self, ctx: &Ctx<P>, execute: bool) -> Result<Planner> {
-        let config = self.config(ctx, "goal", None).await?;
+    pub async fn planner(&self, tenant: TenantId, execute: bool) -> Result<Planner> {
+        let config = self.config(tenant, "goal", None).await?;
         let rate = rate(&config.body);
         let longest_answer = config.body.longest_answer();
         Ok(Planner { config: Pinned { name: config.name, version: config.version }, rate, longest_answer, execute })
     }
 
     /// The configuration that is meant now, which is named in, or missing from, that field.
-    async fn config<P: Permit>(&self, ctx: &Ctx<P>, field: &str, name: Option<&str>) -> Result<Document<ModelConfig>> {
+    async fn config(&self, tenant: TenantId, field: &str, name: Option<&str>) -> Result<Document<ModelConfig>> {
         let wanted = name.unwrap_or("default-smart").parse().map_err(|e: &str| Error::internal(e))?;
-        self.models.pin(ctx.tenant_id, &wanted).await.map_err(|error| {
+        self.models.pin(tenant, &wanted).await.map_err(|error| {
             let detail = format!("{}: put the configuration, or have the operator set a key", error.message);
             Error::new(Problem::NoPlanner, detail).with("field", field)
         })
     }
-}
 
-impl Agents {
     /// The same agent, told of another goal or input.
     ///
     /// # Errors
     /// Not found (404) for an agent that is gone; invalid (422) when its instructions fail over the goal and input.
     pub async fn retell<P: Permit>(&self, ctx: &Ctx<P>, pin: &AgentPin, goal: &str, input: &Value) -> Result<AgentPin> {
         let reference: Reference = pin.agent.parse().map_err(|e: &str| Error::internal(e))?;
-        let document = shelf::get::<AgentDefinition, P>(ctx, vec![], reference.name, reference.version).await?;
+        let document =
+            shelf::get::<AgentDefinition, P>(ctx, usual::agents(), reference.name, reference.version).await?;
         let instructions = instructions(&document.body.instructions, goal, input)?;
         Ok(AgentPin { instructions, ..pin.clone() })
     }
@@ -95,9 +165,17 @@ impl std::fmt::Debug for Agents {
     }
 }
 
-/// The tools that the names and patterns mean.
-fn given(tools: &Registry, patterns: &[String]) -> Vec<String> {
-    tools.names().filter(|name| patterns.iter().any(|pattern| fits(pattern, name))).map(str::to_owned).collect()
+fn references(names: &[String]) -> Result<Vec<Reference>> {
+    names.iter().map(|name| name.parse().map_err(|wrong: &str| Error::internal(wrong))).collect()
+}
+
+/// The tools that the names and patterns mean. An agent is its own tool only where it is named in full.
+fn given(agent: &str, tools: &[String], patterns: &[String]) -> Vec<String> {
+    let itself = tool::name(agent);
+    let is_given = |name: &&String| {
+        patterns.iter().any(|pattern| if **name == itself { pattern == *name } else { fits(pattern, name) })
+    };
+    tools.iter().filter(is_given).cloned().collect()
 }
 
 /// What a question costs at most by the configuration's prices.

@@ -1,7 +1,7 @@
 use axum::{extract::FromRef, http::StatusCode, response::Response};
 use utoipa_axum::{router::OpenApiRouter, routes as paths};
 
-use super::AgentDefinition;
+use super::{AgentDefinition, usual};
 use crate::{
     http::{
         Ctx, Front, Json, Path, Query,
@@ -64,7 +64,7 @@ async fn put(ctx: Ctx<SettingsWrite>, Path(name): Path<String>, Json(body): Json
 #[utoipa::path(
     get, path = "/agents/{name}", operation_id = "getAgent", tag = "agent",
     params(("name" = String, Path, description = "The agent's name", example = "support"), VersionQuery),
-    responses((status = 200, description = "The newest version, or the one asked for", body = Document<AgentDefinition>)),
+    responses((status = 200, description = "The newest version, or the one asked for; version 0 is what the server brings along", body = Document<AgentDefinition>)),
     security(("bearer" = ["settings:read"])),
 )]
 async fn get(
@@ -72,12 +72,12 @@ async fn get(
     Path(name): Path<String>,
     Query(query): Query<VersionQuery>,
 ) -> Result<Json<Document<AgentDefinition>>> {
-    shelf::get(&ctx, vec![], name, query.version).await.map(Json)
+    shelf::get(&ctx, usual::agents(), name, query.version).await.map(Json)
 }
 
 /// Delete an agent
 ///
-/// No run begins with it any more. Its versions stay for those that did.
+/// No run begins with it any more. Its versions stay for those that did; one that the server brings along under the name is there again.
 #[utoipa::path(
     delete, path = "/agents/{name}", operation_id = "deleteAgent", tag = "agent",
     params(("name" = String, Path, description = "The agent's name", example = "support")),
@@ -90,14 +90,14 @@ async fn delete(ctx: Ctx<SettingsWrite>, Path(name): Path<String>) -> Result<Sta
 
 /// List agents
 ///
-/// The newest version of each, those first put latest at the top.
+/// The newest version of each, those first put latest at the top, and last those that the server brings along.
 #[utoipa::path(
     get, path = "/agents", operation_id = "listAgents", tag = "agent", params(PageQuery),
     responses((status = 200, description = "A page", body = Page<Document<AgentDefinition>>)),
     security(("bearer" = ["settings:read"])),
 )]
 async fn list(ctx: Ctx<SettingsRead>, Query(query): Query<PageQuery>) -> Result<Json<Page<Document<AgentDefinition>>>> {
-    shelf::list(&ctx, vec![], &query).await.map(Json)
+    shelf::list(&ctx, usual::agents(), &query).await.map(Json)
 }
 
 /// The versions of an agent

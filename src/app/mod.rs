@@ -13,7 +13,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use utoipa::openapi::OpenApi;
 
 use crate::{
-    agent::Agents,
+    agent::{AgentTools, Agents},
     approval::{Approvals, Inbox},
     auth::{Vault, Verifier},
     config::{JobSettings, Settings},
@@ -197,7 +197,10 @@ impl Rooms {
         let (llm, breaker) = (&settings.llm, &settings.circuit_breaker);
         let models = Models::new((db.clone(), clock.clone()), llm, breaker, keys.clone(), Arc::clone(&outbound));
         let ports = Ports { outbound, child_runs: Arc::new(children.clone()), models: models.clone() };
-        let tools = Toolbox::new(Registry::builtin(&settings.tools, &settings.limits, ports)?, vec![]);
+        // What agents are given, and then the agents themselves, which are tools as well.
+        let given = Toolbox::new(Registry::builtin(&settings.tools, &settings.limits, ports)?, vec![]);
+        let agents = Agents::new(db.clone(), given.clone(), models.clone());
+        let tools = given.and(Arc::new(AgentTools::new(agents.clone(), Arc::new(children.clone()))));
         Ok(Self {
             approvals: Approvals::new(journal.clone(), Arc::new(tools.clone())),
             streams: Streams::new(hub.clone(), front.clone(), &settings.streams, &settings.auth),
@@ -206,7 +209,7 @@ impl Rooms {
             database: db.clone(),
             clock: clock.clone(),
             stop: stop.clone(),
-            agents: Agents::new(tools.clone(), models.clone()),
+            agents,
             models,
             jobs: settings.job,
             llm: LlmRoutes { front: front.clone(), settings: Arc::new(llm.clone()), keys },

@@ -88,7 +88,7 @@ impl Approvals {
     /// The same answer again changes nothing and is no error.
     ///
     /// # Errors
-    /// 404 for an unknown approval, 403 for the run's own creator, 409 when it is already decided otherwise
+    /// 404 for an unknown approval, 403 for the run's own creator and whoever is not among the approvers, 409 when it is already decided otherwise
     /// or the digest is stale, 422 for arguments the tool does not take.
     pub async fn decide<P: Permit>(
         &self,
@@ -114,6 +114,7 @@ impl Approvals {
             approval_id,
             approve: answer.status == DecisionStatus::Approved,
             by: ctx.actor(),
+            known_as: ctx.known_as(),
             reason: answer.reason.clone(),
             instead,
         };
@@ -199,6 +200,7 @@ fn explain(refusal: Refusal) -> Error {
             let detail = "whoever started the run does not decide on it, unless the step says `selfApproval: true`";
             Error::new(Problem::Forbidden, detail)
         }
+        refusal @ Refusal::NotApprover(_) => Error::new(Problem::Forbidden, refusal.to_string()),
         Refusal::Ruled(ruling) => already(&ruling),
         other => Error::conflict(other.to_string()),
     }

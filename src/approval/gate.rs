@@ -8,7 +8,7 @@ use serde_json::{Value, value::RawValue};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    journal::{Intent, RunState, Stage, StepKey, turn_of},
+    journal::{AGENT_HANDOFF, Intent, RunState, Stage, StepKey, call_of, turn_id, turn_of},
     kernel::{Error, Result, RunId, TenantId},
 };
 
@@ -30,11 +30,8 @@ pub fn verdict(state: &RunState, step: &StepKey, intent: &Intent) -> Verdict {
     if !state.is_advancing() {
         return Verdict::Forbid("the run is ending".to_owned());
     }
-    // The turns of an agent are the engine's own; everything else is what its model wants.
-    let is_turn = state.step(step).is_some_and(|step| turn_of(step).is_some());
-    let agent = state.plan.as_ref().and_then(|plan| plan.agent.as_ref()).filter(|_| !is_turn);
-    if agent.is_some_and(|agent| !agent.may_call(&intent.tool)) {
-        return Verdict::Forbid(format!("the agent was not given the tool `{}`", intent.tool));
+    if let Some(reason) = beyond(state, step, intent) {
+        return Verdict::Forbid(reason);
     }
     let asks = state.terms(step).is_some();
     match state.stage(step) {
@@ -49,6 +46,28 @@ pub fn verdict(state: &RunState, step: &StepKey, intent: &Intent) -> Verdict {
         _ if asks => Verdict::Hold,
         _ => Verdict::Allow,
     }
+}
+
+/// Why an agent may not make the call, whatever its model says: it was not given the tool, or may not hand over.
+fn beyond(state: &RunState, key: &StepKey, intent: &Intent) -> Option<String> {
+    state.plan.as_ref()?.agent.as_ref()?;
+    let step = state.step(key)?;
+    // Turns are the engine's own; everything else is what the model of one of them wants.
+    if turn_of(step).is_some() {
+        return None;
+    }
+    let agent = state.agent_of(step);
+    if intent.tool != AGENT_HANDOFF {
+        let given = agent.is_some_and(|agent| agent.may_call(&intent.tool));
+        return (!given).then(|| format!("the agent was not given the tool `{}`", intent.tool));
+    }
+    let to = intent.arguments.get("agent").and_then(Value::as_str).unwrap_or_default();
+    if !agent.is_some_and(|agent| agent.handoffs.iter().any(|handoff| handoff == to)) {
+        return Some(format!("the agent may not hand over to `{to}`"));
+    }
+    let next = call_of(step).and_then(|turn| state.step(&StepKey::whole(&turn_id(turn + 1))));
+    let next = next.and_then(|turn| state.agent_of(turn)).map_or("nobody", |agent| &agent.agent);
+    (next != to).then(|| format!("the conversation goes to `{next}`, and only to one agent at once"))
 }
 
 /// What a digest is over. Its members stand in the order of RFC 8785, which leaves only the arguments to be sorted.

@@ -30,6 +30,7 @@ pub(super) struct Asked {
     reason: Option<String>,
     scope: Vec<String>,
     requires: Vec<String>,
+    approvers: Vec<String>,
     self_approval: bool,
     asked_at: Timestamp,
     expires_at: Option<Timestamp>,
@@ -56,6 +57,7 @@ impl Asked {
             reason: asked.reason.clone(),
             scope: asked.scope.clone(),
             requires: asked.requires.clone(),
+            approvers: asked.approvers.clone(),
             self_approval: asked.self_approval,
             asked_at: append.at,
             expires_at: asked.expires_at,
@@ -102,9 +104,9 @@ struct Said {
 }
 
 composite! {
-    Asked = "approval_asked"
+    Asked = "approval_question"
         (tenant_id, run_id, approval_id, step_id, attempt, question, action, tool_version, arguments, digest,
-         cost_estimate, reason, scope, requires, self_approval, asked_at, expires_at);
+         cost_estimate, reason, scope, requires, approvers, self_approval, asked_at, expires_at);
     Settled = "approval_settled" (tenant_id, run_id, approval_id, status, decided_by, decided_at);
     Said = "approval_said"
         (tenant_id, run_id, approval_id, decided_by, status, reason, digest, claimed_at, decided_at);
@@ -233,6 +235,7 @@ fn read(row: approval::Model, decisions: Vec<DecisionRecord>) -> Result<Approval
         reason: row.reason,
         scope: serde_json::from_value(row.scope).map_err(Error::internal)?,
         requires: serde_json::from_value(row.requires).map_err(Error::internal)?,
+        approvers: serde_json::from_value(row.approvers).map_err(Error::internal)?,
         self_approval: row.self_approval,
         asked_by: row.asked_by.parse()?,
         asked_at: row.asked_at,

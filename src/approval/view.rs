@@ -76,6 +76,9 @@ pub struct Approval {
     pub scope: Vec<String>,
     /// Rights it would use.
     pub requires: Vec<String>,
+    /// Who may decide, by subject, role or group; anybody with the permission when empty.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub approvers: Vec<String>,
     /// Whether whoever started the run may decide.
     pub self_approval: bool,
     /// Who started the run.

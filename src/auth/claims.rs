@@ -16,6 +16,9 @@ pub struct Claims {
     pub token_id: String,
     /// `roles`.
     pub roles: Vec<Role>,
+    /// `groups`: those of the bearer's at the issuer.
+    #[serde(default)]
+    pub groups: Vec<String>,
     /// What the roles allow, narrowed by `scope`.
     pub permissions: Permissions,
     /// `iat`.

@@ -28,6 +28,8 @@ pub struct Grant {
     pub subject: Subject,
     /// Their roles.
     pub roles: Vec<Role>,
+    /// Their groups.
+    pub groups: Vec<String>,
     /// Narrows the roles; a service's token has nothing without it.
     pub scope: Option<String>,
     /// How long it is good.
@@ -41,6 +43,8 @@ struct Payload<'a> {
     sub: &'a str,
     tid: TenantId,
     roles: &'a [Role],
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    groups: &'a [String],
     #[serde(skip_serializing_if = "Option::is_none")]
     scope: Option<&'a str>,
     iat: i64,
@@ -79,6 +83,7 @@ impl Minter {
             sub: grant.subject.as_str(),
             tid: grant.tenant_id,
             roles: &grant.roles,
+            groups: &grant.groups,
             scope: grant.scope.as_deref(),
             iat: now.timestamp(),
             nbf: now.timestamp(),
@@ -91,6 +96,7 @@ impl Minter {
             subject: grant.subject.clone(),
             permissions: Permissions::of(&grant.roles, grant.scope.as_deref()),
             roles: grant.roles.clone(),
+            groups: grant.groups.clone(),
             token_id,
             issued_at: now,
             expires_at,

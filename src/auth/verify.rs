@@ -16,6 +16,10 @@ use crate::{
 /// The longest token looked at, in bytes.
 const LONGEST: usize = 8 * 1024;
 
+/// The most groups a token may name, and the longest name of one in characters.
+const GROUPS: usize = 64;
+const GROUP: usize = 128;
+
 /// Verifies tokens. A key is good for one algorithm, the one it was configured with; whatever else a
 /// token's header says about keys is never followed.
 #[derive(Clone)]
@@ -42,6 +46,8 @@ struct Payload {
     jti: String,
     #[serde(default)]
     roles: Vec<Role>,
+    #[serde(default)]
+    groups: Vec<String>,
     scope: Option<String>,
 }
 
@@ -137,9 +143,18 @@ impl Verifier {
         if !(1..=128).contains(&token_id.len()) || !token_id.bytes().all(|b| b.is_ascii_graphic()) {
             return Err(refused("the token's `jti` is not 1 to 128 visible ASCII characters"));
         }
+        let is_group = |name: &String| (1..=GROUP).contains(&name.chars().count());
+        if payload.groups.len() > GROUPS || !payload.groups.iter().all(is_group) {
+            return Err(refused(format!(
+                "the token's `groups` are not {GROUPS} names of 1 to {GROUP} characters at most"
+            )));
+        }
         let permissions = Permissions::of(&payload.roles, payload.scope.as_deref());
         let (tenant_id, roles) = (payload.tid, payload.roles);
-        Ok(Claims { tenant_id, subject, token_id, roles, permissions, issued_at, expires_at })
+        // A group that happens to be called as a role is none.
+        let groups =
+            payload.groups.into_iter().filter(|name| Role::ALL.iter().all(|role| role.name() != name)).collect();
+        Ok(Claims { tenant_id, subject, token_id, roles, groups, permissions, issued_at, expires_at })
     }
 }
 

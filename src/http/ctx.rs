@@ -25,6 +25,8 @@ pub struct Ctx<P: Permit> {
     pub token_id: String,
     /// The token's roles.
     pub roles: Vec<Role>,
+    /// The bearer's groups at the issuer.
+    pub groups: Vec<String>,
     /// All that the token allows.
     pub permissions: Permissions,
     /// When the token expires.
@@ -56,7 +58,7 @@ impl<P: Permit> Ctx<P> {
             let detail = format!("this needs the permission `{needed}`");
             return Err(Error::new(Problem::Forbidden, detail).with("permission", needed.name()));
         }
-        let Claims { tenant_id, subject, token_id, roles, permissions, issued_at, expires_at } = claims;
+        let Claims { tenant_id, subject, token_id, roles, groups, permissions, issued_at, expires_at } = claims;
         let (database, clock) = (front.database().clone(), front.clock().clone());
         let Arrival { request_id, trace, .. } = arrival;
         tracing::Span::current().record("tenant", tracing::field::display(tenant_id));
@@ -66,6 +68,7 @@ impl<P: Permit> Ctx<P> {
             subject,
             token_id,
             roles,
+            groups,
             permissions,
             expires_at,
             request_id,
@@ -85,6 +88,7 @@ impl<P: Permit> Ctx<P> {
             subject: self.subject.clone(),
             token_id: self.token_id.clone(),
             roles: self.roles.clone(),
+            groups: self.groups.clone(),
             permissions: self.permissions,
             issued_at: self.issued_at,
             expires_at: self.expires_at,
@@ -95,6 +99,13 @@ impl<P: Permit> Ctx<P> {
     #[must_use]
     pub fn actor(&self) -> Actor {
         Actor::User(self.subject.clone())
+    }
+
+    /// What the bearer is known as besides: the names of their roles and groups.
+    #[must_use]
+    pub fn known_as(&self) -> Vec<String> {
+        let roles = self.roles.iter().map(|role| role.name().to_owned());
+        roles.chain(self.groups.iter().cloned()).collect()
     }
 
     /// Now.
@@ -176,6 +187,7 @@ impl<P: Permit> Clone for Ctx<P> {
             subject: self.subject.clone(),
             token_id: self.token_id.clone(),
             roles: self.roles.clone(),
+            groups: self.groups.clone(),
             permissions: self.permissions,
             expires_at: self.expires_at,
             request_id: self.request_id.clone(),

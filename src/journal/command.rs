@@ -139,6 +139,8 @@ pub enum Command {
         approve: bool,
         /// Who, from the verified token.
         by: Actor,
+        /// What else they are known as there: their roles and groups.
+        known_as: Vec<String>,
         /// Why.
         reason: Option<String>,
         /// Arguments in place of the held ones, with the digest of that call.
@@ -208,6 +210,8 @@ pub enum Refusal {
     UnknownHold,
     /// Whoever started the run may not decide on it.
     OwnRun,
+    /// Only these decide.
+    NotApprover(Vec<String>),
     /// The very same was done before; nothing to do.
     AlreadySo,
     /// It was decided otherwise.
@@ -224,6 +228,7 @@ impl fmt::Display for Refusal {
             Self::TooEarly => "it is too early for this",
             Self::UnknownHold => "nothing of that id waits for a decision",
             Self::OwnRun => "whoever started the run does not decide on it",
+            Self::NotApprover(approvers) => return write!(f, "only {} may decide on it", approvers.join(" or ")),
             Self::AlreadySo => "it is so already",
             Self::Ruled(_) => "it is decided already",
         };

@@ -12,7 +12,7 @@ use super::{
     command::{advancing, beginnable, kept, reachable},
     fork::fork,
     planning::draft,
-    ruling::{expire, hold, rule},
+    ruling::{entitled, expire, hold, rule},
 };
 use crate::kernel::{Actor, Timestamp};
 
@@ -62,7 +62,8 @@ pub fn decide(state: &RunState, command: Command, now: Timestamp) -> Result<Vec<
             Stage::Running { .. } => Ok(vec![Event::step(&step, attempt, report)]),
             _ => Err(Refusal::Stale),
         },
-        Command::Decide { approval_id, approve, by, reason, instead } => {
+        Command::Decide { approval_id, approve, by, known_as, reason, instead } => {
+            entitled(state, approval_id, &by, &known_as)?;
             rule(state, approval_id, approve, by, reason, instead, now)
         }
         Command::Expire { approval_id } => expire(state, approval_id, now),

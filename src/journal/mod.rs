@@ -5,6 +5,7 @@ mod agent;
 mod append;
 mod budget;
 mod command;
+mod cost;
 mod decide;
 mod event;
 mod follow;
@@ -24,10 +25,14 @@ mod store;
 mod tests;
 mod write;
 
-pub use agent::{AGENT_TURN, AgentPin, ApprovalRule, LONGEST_ANSWER, TurnRate, fits, turn_of};
+pub use agent::{
+    AGENT_HANDOFF, AGENT_TURN, AgentPin, ApprovalRule, LONGEST_ANSWER, TurnRate, Wanted, call_id, call_of, fits,
+    turn_id, turn_of,
+};
 pub use append::{Append, Claim, Shown};
 pub use budget::{Budget, BudgetBody, Cap, Estimate, Purse, Raise, as_f64};
 pub use command::{Ask, Command, Refusal};
+pub use cost::CostBound;
 pub use decide::decide;
 pub use event::*;
 pub use follow::{Commit, Follower, Frame};

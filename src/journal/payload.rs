@@ -320,6 +320,9 @@ pub struct AwaitingApproval {
     pub scope: Vec<String>,
     /// Rights it would use.
     pub requires: Vec<String>,
+    /// Who may decide, by subject, role or group; anybody with the permission when empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub approvers: Vec<String>,
     /// Whether the run's creator may decide.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub self_approval: bool,

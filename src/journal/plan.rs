@@ -24,6 +24,10 @@ pub struct Plan {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<AgentPin>)]
     pub agent: Option<Arc<AgentPin>>,
+    /// Those that the conversation can be handed to besides.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<AgentPin>)]
+    pub agents: Vec<Arc<AgentPin>>,
 }
 
 impl Plan {
@@ -31,6 +35,21 @@ impl Plan {
     #[must_use]
     pub fn step(&self, id: &str) -> Option<&Arc<Step>> {
         self.steps.iter().find(|step| step.id == id)
+    }
+
+    /// The agent that is pinned as `name@version`.
+    #[must_use]
+    pub fn pin(&self, agent: &str) -> Option<&Arc<AgentPin>> {
+        self.agent.iter().chain(&self.agents).find(|pin| pin.agent == agent)
+    }
+
+    /// The agent whose turn a step is: it says so, or it is the run's own.
+    #[must_use]
+    pub fn speaker(&self, turn: &Step) -> Option<&Arc<AgentPin>> {
+        match turn.with.get("agent").and_then(Value::as_str) {
+            Some(agent) => self.pin(agent),
+            None => self.agent.as_ref(),
+        }
     }
 }
 
@@ -201,6 +220,9 @@ pub struct ApprovalTerms {
     /// How long the question stands; then it counts as denied. For ever when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires: Option<Span>,
+    /// Who may decide, by subject, role or group; anybody with the permission when empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub approvers: Vec<String>,
     /// Whether the run's creator may decide.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub self_approval: bool,

@@ -65,6 +65,7 @@ pub(super) fn hold(
         scope: terms.map(|terms| terms.scope.clone()).unwrap_or_default(),
         requires: terms.map(|terms| terms.requires.clone()).unwrap_or_default(),
         // A step that never asked for consent belongs to whoever started the run; but not the money.
+        approvers: terms.map(|terms| terms.approvers.clone()).unwrap_or_default(),
         self_approval: raise.is_none() && terms.is_none_or(|terms| terms.self_approval),
         expires_at: lifetime.and_then(|lifetime| now.checked_add_signed(lifetime)).map(kept),
     };
@@ -80,6 +81,27 @@ fn standing(state: &RunState, approval_id: ApprovalId) -> Result<&Hold, Refusal>
     }
 }
 
+/// Whether this decider may decide: not on a run of their own, unless that is said, and only who is among the approvers,
+/// where these are named.
+pub(super) fn entitled(
+    state: &RunState,
+    approval_id: ApprovalId,
+    by: &Actor,
+    known_as: &[String],
+) -> Result<(), Refusal> {
+    let asked = &state.holds.get(&approval_id).ok_or(Refusal::UnknownHold)?.asked;
+    if *by == state.created_by && !asked.self_approval {
+        return Err(Refusal::OwnRun);
+    }
+    let by = by.to_string();
+    let is_named = |name: &String| *name == by || known_as.contains(name);
+    if asked.approvers.is_empty() || asked.approvers.iter().any(is_named) {
+        Ok(())
+    } else {
+        Err(Refusal::NotApprover(asked.approvers.clone()))
+    }
+}
+
 pub(super) fn rule(
     state: &RunState,
     approval_id: ApprovalId,
@@ -90,9 +112,6 @@ pub(super) fn rule(
     now: Timestamp,
 ) -> Result<Vec<Event>, Refusal> {
     let hold = state.holds.get(&approval_id).ok_or(Refusal::UnknownHold)?;
-    if by == state.created_by && !hold.asked.self_approval {
-        return Err(Refusal::OwnRun);
-    }
     let wanted = instead.as_ref().map_or(&hold.asked.digest, |(_, digest)| digest);
     match &hold.ruling {
         None => {}

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{ApprovalTerms, Denial, Failure, Hold, Phase, RunState, Stage, Status, Step, StepKey, StepState, Wait};
+use super::{
+    AgentPin, ApprovalTerms, Denial, Failure, Hold, Phase, RunState, Stage, Status, Step, StepKey, StepState, Wait,
+    call_of, turn_id, turn_of,
+};
 use crate::kernel::ApprovalId;
 
 impl RunState {
@@ -58,6 +61,16 @@ impl RunState {
     #[must_use]
     pub fn step(&self, key: &StepKey) -> Option<&Arc<Step>> {
         self.frontier.place(&key.id).and_then(|at| self.plan.as_deref()?.steps.get(at))
+    }
+
+    /// The agent whose turn a step is, or the one whose answer wanted the call that it is.
+    #[must_use]
+    pub fn agent_of(&self, step: &Step) -> Option<&Arc<AgentPin>> {
+        let turn = match call_of(step) {
+            Some(turn) => self.step(&StepKey::whole(&turn_id(turn)))?,
+            None => step,
+        };
+        turn_of(turn).and_then(|_| self.plan.as_deref()?.speaker(turn))
     }
 
     /// What an approver of this step is shown, where it asks for consent.

@@ -190,7 +190,7 @@ impl Models {
             let mut tx = self.db.tenant(tenant).await?;
             store::get::<PromptTemplate>(&mut tx, std::slice::from_ref(template)).await
         });
-        let found = found.await?.pop().flatten().or_else(|| usual::meant(usual::templates(), template));
+        let found = found.await?.pop().flatten().or_else(|| usual::meant(&usual::templates(), template).cloned());
         let found = found
             .ok_or_else(|| AskError::new("unknown_template", format!("there is no prompt template `{template}`")))?;
         let text = found.body.render(variables)?;
@@ -231,7 +231,8 @@ impl Models {
         })
         .await?;
         let brought = usual::configs(&self.settings);
-        let or_usual = |(found, reference): (Option<_>, _)| found.or_else(|| usual::meant(brought.clone(), reference));
+        let or_usual =
+            |(found, reference): (Option<_>, _)| found.or_else(|| usual::meant(&brought, reference).cloned());
         Ok(found.into_iter().zip(wanted).map(or_usual).collect())
     }
 

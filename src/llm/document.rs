@@ -49,6 +49,12 @@ pub struct Document<T> {
 }
 
 impl<T> Document<T> {
+    /// What the server brings along: version 0.
+    #[must_use]
+    pub fn brought(name: &str, body: T) -> Self {
+        Self { name: name.to_owned(), version: 0, body, created_by: Actor::System, created_at: Timestamp::UNIX_EPOCH }
+    }
+
     /// `name@version`.
     #[must_use]
     pub fn reference(&self) -> String {

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::{Document, DocumentKind, document, store, usual};
 use crate::{
+    db::TenantTx,
     http::{
         Ctx, Json, Permit,
         permit::{SettingsRead, SettingsWrite},
@@ -49,16 +50,49 @@ where
 ///
 /// # Errors
 /// Not found.
-pub async fn get<T: DocumentKind, P: Permit>(
+pub async fn get<T: DocumentKind + Clone, P: Permit>(
     ctx: &Ctx<P>,
     brought: Vec<Document<T>>,
     name: String,
     version: Option<i32>,
 ) -> Result<Document<T>> {
-    let reference = Reference { name, version };
     let mut tx = ctx.begin().await?;
-    let found = store::get(&mut tx, std::slice::from_ref(&reference)).await?.pop().flatten();
-    found.or_else(|| usual::meant(brought, &reference)).ok_or_else(|| Error::not_found(T::NOUN))
+    let found = find(&mut tx, &brought, &[Reference { name, version }]).await?.pop().flatten();
+    found.ok_or_else(|| Error::not_found(T::NOUN))
+}
+
+/// The versions that are meant, of the tenant's or of what the server brings along, in the order of the references.
+///
+/// # Errors
+/// Those of the database.
+pub async fn find<T: DocumentKind + Clone>(
+    tx: &mut TenantTx,
+    brought: &[Document<T>],
+    wanted: &[Reference],
+) -> Result<Vec<Option<Document<T>>>> {
+    let found = store::get(tx, wanted).await?.into_iter().zip(wanted);
+    Ok(found.map(|(own, reference)| own.or_else(|| usual::meant(brought, reference).cloned())).collect())
+}
+
+/// The most documents of one kind that are looked through.
+const ALL: usize = 1000;
+
+/// The newest version of each of the tenant's own, at most a thousand, and of what the server brings along besides.
+///
+/// # Errors
+/// Those of the database.
+pub async fn all<T: DocumentKind>(tx: &mut TenantTx, brought: Vec<Document<T>>) -> Result<Vec<Document<T>>> {
+    let mut all: Vec<_> = store::list(tx, ALL, None).await?.into_iter().map(|(_, document)| document).collect();
+    all.truncate(ALL);
+    all.extend(besides(tx, brought).await?);
+    Ok(all)
+}
+
+/// What the server brings along and the tenant has nothing over.
+async fn besides<T: DocumentKind>(tx: &mut TenantTx, brought: Vec<Document<T>>) -> Result<Vec<Document<T>>> {
+    let names: Vec<_> = brought.iter().map(|it| Reference { name: it.name.clone(), version: None }).collect();
+    let own = store::get::<T>(tx, &names).await?;
+    Ok(brought.into_iter().zip(own).filter(|(_, own)| own.is_none()).map(|(brought, _)| brought).collect())
 }
 
 /// The tenant's own, those first put latest first, and on the last page what the server brings along besides.
@@ -75,9 +109,7 @@ pub async fn list<T: DocumentKind>(
     let page = Page::cut(store::list(&mut tx, limit, after).await?, limit, |(first, _)| *first);
     let mut items: Vec<_> = page.items.into_iter().map(|(_, document)| document).collect();
     if page.next_cursor.is_none() {
-        let names: Vec<_> = brought.iter().map(|it| Reference { name: it.name.clone(), version: None }).collect();
-        let own = store::get::<T>(&mut tx, &names).await?;
-        items.extend(brought.into_iter().zip(own).filter(|(_, own)| own.is_none()).map(|(brought, _)| brought));
+        items.extend(besides(&mut tx, brought).await?);
     }
     Ok(Page { items, next_cursor: page.next_cursor })
 }

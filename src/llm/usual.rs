@@ -3,12 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use chrono::DateTime;
-
 use super::{Document, ModelConfig, PromptTemplate, template::Variable};
 use crate::{
     config::{LlmSettings, ProviderSettings},
-    kernel::{Actor, Reference},
+    kernel::Reference,
 };
 
 /// Which provider is taken first, of those that are usual.
@@ -18,7 +16,7 @@ const ORDER: [&str; 4] = ["openai", "anthropic", "gemini", "huggingface"];
 pub(super) fn configs(settings: &LlmSettings) -> Vec<Document<ModelConfig>> {
     let model = |name: &str, of: fn(&ProviderSettings) -> Option<&String>| {
         let (provider, model) = of_use(settings).find_map(|(name, provider)| Some((name, of(provider)?)))?;
-        Some(brought(name, ModelConfig::of(provider, model)))
+        Some(Document::brought(name, ModelConfig::of(provider, model)))
     };
     let smart = model("default-smart", |provider| provider.smart.as_ref());
     let fast = model("default-fast", |provider| provider.fast.as_ref());
@@ -35,13 +33,13 @@ pub(super) fn templates() -> Vec<Document<PromptTemplate>> {
         variables: Some(BTreeMap::from([("prompt".to_owned(), prompt)])),
         description: Some("Asks as it stands, of an assistant.".to_owned()),
     };
-    vec![brought("default-assistant", body)]
+    vec![Document::brought("default-assistant", body)]
 }
 
 /// The one that is meant, where the server brings it along.
-pub(super) fn meant<T>(all: Vec<Document<T>>, reference: &Reference) -> Option<Document<T>> {
-    let is_meant = |it: &Document<T>| it.name == reference.name && reference.version.is_none_or(|v| v == it.version);
-    all.into_iter().find(is_meant)
+pub(super) fn meant<'a, T>(all: &'a [Document<T>], reference: &Reference) -> Option<&'a Document<T>> {
+    let is_meant = |it: &&Document<T>| it.name == reference.name && reference.version.is_none_or(|v| v == it.version);
+    all.iter().find(is_meant)
 }
 
 /// The providers that can be asked, the usual ones first.
@@ -50,11 +48,6 @@ fn of_use(settings: &LlmSettings) -> impl Iterator<Item = (&str, &ProviderSettin
     let others = settings.providers.iter().filter(|(name, _)| !ORDER.contains(&name.as_str()));
     let of_use = |(_, provider): &(&String, &ProviderSettings)| provider.key.is_some() || provider.keyless;
     known.chain(others).filter(of_use).map(|(name, provider)| (name.as_str(), provider))
-}
-
-fn brought<T>(name: &str, body: T) -> Document<T> {
-    let (created_by, created_at) = (Actor::System, DateTime::UNIX_EPOCH);
-    Document { name: name.to_owned(), version: 0, body, created_by, created_at }
 }
 
 #[cfg(test)]

@@ -70,8 +70,7 @@ impl Turn {
     /// What a call is expected to take: by what the tool can tell and, of money, what whoever approves is told.
     async fn expects(&self, step: &Step, key: &StepKey, intent: &Intent) -> Estimate {
         if turn_of(step).is_some() {
-            let agent = self.state.plan.as_ref().and_then(|plan| plan.agent.as_ref());
-            let turn = self.conversation(step).zip(agent);
+            let turn = self.conversation(step).zip(self.state.agent_of(step));
             return turn.map(|(turn, agent)| agent.turn(turn.prompt.tokens())).unwrap_or_default();
         }
         let told = match self.tools.tool(&intent.tool) {

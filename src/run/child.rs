@@ -7,13 +7,13 @@ use serde_json::json;
 
 use super::{
     service::{Opening, Request, Runs, Source},
-    store,
+    store::{self, Ended},
 };
 use crate::{
     db::Database,
     journal::{Command, Failure, Parent, RunState, Stage, Status, Wait},
     kernel::{Actor, Clock, Error, Problem, Result, RunId},
-    tool::{Call, ChildRequest, ChildRuns, ToolError},
+    tool::{self, Call, ChildRequest, ChildRuns, ChildSource, ToolError},
 };
 
 /// How deep runs may start runs.
@@ -50,16 +50,20 @@ impl Children {
         let mut tx = self.db.tenant(parent.tenant_id).await?;
         let ended = store::ended(&mut tx, parent.tenant_id, &ids).await?;
         let commands = waiting.into_iter().filter_map(|(key, attempt, child)| {
-            let (_, status, output, cost) = ended.iter().find(|(id, ..)| *id == child)?;
+            let Ended { status, output, error, cost, .. } = ended.iter().find(|ended| ended.run_id == child)?;
             let step = key.clone();
             Some(match status {
                 Status::Completed => {
-                    let output = json!({ "runId": child, "status": status, "output": output });
-                    Command::Complete { step, attempt, output: Arc::new(output), cost: Some(*cost) }
+                    let output = Arc::new(tool::child_output(parent.step(key)?, child, output.clone()));
+                    Command::Complete { step, attempt, output, cost: Some(*cost) }
                 }
                 other => {
-                    let message = format!("the child run {child} was {}", other.name());
-                    let detail = Some(Box::new(json!({ "runId": child, "status": other })));
+                    let why = error.as_ref().and_then(|error| error["message"].as_str());
+                    let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+                    let message = format!("the child run {child} was {}{why}", other.name());
+                    let error =
+                        error.as_ref().map(|error| json!({ "code": error["code"], "message": error["message"] }));
+                    let detail = Some(Box::new(json!({ "runId": child, "status": other, "error": error })));
                     let error = Failure { detail, ..Failure::new("child_not_completed", message) };
                     Command::Fail { step, attempt, error, jitter: 0.0 }
                 }
@@ -95,7 +99,10 @@ impl Children {
         };
         let request = Request {
             goal: child.goal,
-            source: Source::Workflow(child.workflow),
+            source: match child.source {
+                ChildSource::Workflow(name) => Source::Workflow(name),
+                ChildSource::Agent(plan) => Source::Plan(plan),
+            },
             input: child.input,
             budget: child.budget,
             on_denied: None,
@@ -112,15 +119,6 @@ impl Children {
 #[async_trait]
 impl ChildRuns for Children {
     async fn start(&self, call: &Call, child: ChildRequest) -> Result<RunId, ToolError> {
-        call.patiently(|| self.open(call, child.clone())).await.map_err(|error| {
-            let code = error.problem().slug().replace('-', "_");
-            match error.problem() {
-                // Starting is idempotent, so an unknown outcome is as good as a failure that passes.
-                Problem::Unavailable | Problem::Internal | Problem::TooManyRuns => {
-                    ToolError::retryable(&code, error.detail())
-                }
-                _ => ToolError::failed(&code, error.detail()),
-            }
-        })
+        call.patiently(|| self.open(call, child.clone())).await.map_err(|error| ToolError::idempotent(&error))
     }
 }

@@ -39,7 +39,7 @@ impl Turn {
         let tenant = self.state.tenant_id;
         self.tools = match &self.state.plan {
             Some(plan) => {
-                let given = plan.agent.iter().flat_map(|agent| &agent.tools);
+                let given = plan.agent.iter().chain(&plan.agents).flat_map(|agent| &agent.tools);
                 let names = plan.steps.iter().map(|step| &step.uses).chain(given).map(String::as_str);
                 self.shared.tools.with(tenant, names).await?
             }
@@ -80,10 +80,13 @@ impl Turn {
             Move::Grow => {
                 let tool = |name: &str| self.tools.tool(name).ok();
                 // What is not known is taken for the worst.
-                let effect = |name: &str, arguments: &Value| {
-                    tool(name).map_or(Effect::Once, |tool| tool.effect_unvouched(arguments))
+                let known = |name: &str, arguments: &Value| match tool(name) {
+                    Some(tool) => {
+                        (tool.effect_unvouched(arguments), tool.rule().and_then(|rule| rule.terms.as_ref()?.cost))
+                    }
+                    None => (Effect::Once, None),
                 };
-                let steps = agent::grow(&self.state, effect);
+                let steps = agent::grow(&self.state, known);
                 self.decide(Command::Extend { steps }, now)
             }
             Move::Finish => {
@@ -265,8 +268,8 @@ impl Turn {
 
     /// What an agent's model is to be asked, in a turn.
     pub(super) fn conversation(&self, step: &Step) -> Option<Conversation> {
-        let agent = self.state.plan.as_ref()?.agent.as_ref()?;
         let turn = journal::turn_of(step)?;
+        let agent = self.state.agent_of(step)?;
         Some(agent::conversation(&self.state, &self.head, agent, turn, &self.tools))
     }
 
@@ -309,10 +312,8 @@ impl Turn {
     }
 
     fn output(&self) -> Result<Option<Arc<Value>>, Failure> {
-        if let Some(agent) = self.state.plan.as_ref().and_then(|plan| plan.agent.as_ref())
-            && self.state.is_advancing()
-        {
-            return agent::outcome(&self.state, agent).map(Some);
+        if self.state.plan.as_ref().is_some_and(|plan| plan.agent.is_some()) && self.state.is_advancing() {
+            return agent::outcome(&self.state).map(Some);
         }
         let Some(output) = self.state.plan.as_ref().and_then(|plan| plan.output.as_ref()) else { return Ok(None) };
         if !self.state.is_advancing() {

@@ -168,7 +168,9 @@ impl PlanBody {
                 if goal.is_empty() {
                     return Err(Error::invalid("goal", "an `agent` needs a `goal`"));
                 }
-                Source::Plan(state.agents.plan(ctx, &agent, goal, &input).await?)
+                // What is no name is nobody's name.
+                let agent: Reference = agent.parse().map_err(|_| Error::not_found("agent"))?;
+                Source::Plan(state.agents.plan(ctx.tenant_id, &agent, goal, &input).await?)
             }
             (None, Some(name), None) => Source::Workflow(name),
             (None, None, Some(plan)) => {
@@ -177,7 +179,9 @@ impl PlanBody {
             }
             (None, Some(_), Some(_)) => return Err(Error::invalid("plan", "give either `workflow` or `plan`")),
             (Some(_), ..) => return Err(Error::invalid("agent", "give an `agent` without `workflow` and `plan`")),
-            (None, None, None) if self.goal.is_some() => Source::Goal(state.agents.planner(ctx, execute).await?),
+            (None, None, None) if self.goal.is_some() => {
+                Source::Goal(state.agents.planner(ctx.tenant_id, execute).await?)
+            }
             (None, None, None) => {
                 return Err(Error::invalid("workflow", "a `goal`, an `agent`, a `workflow` or a `plan` is needed"));
             }

@@ -5,7 +5,7 @@ use sqlx::{AssertSqlSafe, Row, postgres::PgRow, types::Json};
 use uuid::Uuid;
 
 use super::{
-    definition::Definition,
+    definition::{self, Definition},
     view::{Links, Run, RunSummary, forked_from, last_event_id},
 };
 use crate::{
@@ -276,17 +276,26 @@ pub(super) async fn ground(
     let live_runs = u64::try_from(row.try_get::<i64, _>("runs")?).map_err(Error::internal)?;
     let definition: Option<Json<Definition>> = row.try_get("definition")?;
     let name: Option<(String, i32)> = row.try_get::<Option<_>, _>("name")?.zip(row.try_get("version")?);
-    Ok(Ground { live_runs, definition: definition.map(|Json(definition)| definition).zip(name) })
+    let own = definition.map(|Json(definition)| definition).zip(name);
+    let usual = |reference: &Reference| definition::usual(reference).transpose();
+    let definition = own.map(Ok).or_else(|| reference.and_then(usual)).transpose()?;
+    Ok(Ground { live_runs, definition })
 }
 
-/// Those of the runs that have ended: id, status, output, cost.
-pub(super) async fn ended(
-    tx: &mut TenantTx,
-    tenant: TenantId,
-    runs: &[RunId],
-) -> Result<Vec<(RunId, Status, Option<Value>, f64)>> {
+/// A run that has ended.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub run_id: RunId,
+    pub status: Status,
+    pub output: Option<Value>,
+    pub error: Option<Value>,
+    pub cost: f64,
+}
+
+/// Those of the runs that have ended.
+pub(super) async fn ended(tx: &mut TenantTx, tenant: TenantId, runs: &[RunId]) -> Result<Vec<Ended>> {
     let rows = sqlx::query(
-        "select run_id, status, output, cost from runs
+        "select run_id, status, output, error, cost from runs
          where tenant_id = $1 and run_id = any ($2) and status in ('completed', 'failed', 'cancelled')",
     )
     .bind(tenant.uuid())
@@ -298,7 +307,8 @@ pub(super) async fn ended(
             let status: &str = row.try_get(1)?;
             let status =
                 Status::named(status).ok_or_else(|| Error::internal(format!("no status is called {status}")))?;
-            Ok((RunId::from_uuid(row.try_get(0)?), status, row.try_get(2)?, row.try_get(3)?))
+            let run_id = RunId::from_uuid(row.try_get(0)?);
+            Ok(Ended { run_id, status, output: row.try_get(2)?, error: row.try_get(3)?, cost: row.try_get(4)? })
         })
         .collect()
 }

@@ -115,6 +115,7 @@ mod tests {
             subject: "user_1".parse().expect("a subject"),
             token_id: "tok_1".to_owned(),
             roles: vec![Role::Viewer],
+            groups: vec![],
             permissions: Permissions::of(&[Role::Viewer], None),
             issued_at: now,
             expires_at: now + TimeDelta::minutes(10),

@@ -8,7 +8,7 @@ use uuid::Builder;
 
 use super::{Call, Outcome, Tool, ToolError};
 use crate::{
-    journal::{Budget, BudgetBody, Effect, StepKey, Wait},
+    journal::{Budget, BudgetBody, Effect, Plan, Step, StepKey, Wait},
     kernel::{RunId, TenantId},
 };
 
@@ -28,14 +28,36 @@ pub trait ChildRuns: Send + Sync + 'static {
 pub struct ChildRequest {
     /// Its id: see [`child_run_id`].
     pub run_id: RunId,
-    /// The workflow: `crm-sync`, or `crm-sync@3`.
-    pub workflow: String,
+    /// What it carries out.
+    pub source: ChildSource,
     /// The input.
     pub input: Value,
     /// What it is for.
     pub goal: Option<String>,
     /// What it may take.
     pub budget: Option<Budget>,
+}
+
+/// What a child carries out.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ChildSource {
+    /// A workflow: `crm-sync`, or `crm-sync@3`.
+    Workflow(String),
+    /// The plan that a run of an agent begins with.
+    Agent(Plan),
+}
+
+/// The tools that are agents are called this and the agent's name.
+pub const AGENT: &str = "agent:";
+
+/// What a step that waited for a child has as its output: of an agent what it came to, of a workflow also which run that
+/// was.
+#[must_use]
+pub fn child_output(step: &Step, child: RunId, output: Option<Value>) -> Value {
+    if step.uses.starts_with(AGENT) {
+        return output.unwrap_or_default();
+    }
+    json!({ "runId": child, "status": "completed", "output": output })
 }
 
 /// The id of the child that an attempt of a step starts: a UUIDv7 as old as its parent, the same for
@@ -149,7 +171,7 @@ impl Tool for RunStart {
         }
         let child = ChildRequest {
             run_id: child_run_id(call.tenant_id, call.run_id, &call.step, call.attempt),
-            workflow: arguments.workflow,
+            source: ChildSource::Workflow(arguments.workflow),
             input: arguments.input,
             goal: arguments.goal,
             budget: arguments.budget.map(Budget::from),
@@ -210,10 +232,8 @@ mod tests {
         let started = runs.0.lock().unwrap();
         let child_run_id = started[0].run_id;
         assert_eq!(first, Outcome::Wait(Wait::Child { child_run_id }));
-        assert_eq!(
-            (started[0].workflow.as_str(), started[0].budget),
-            ("crm-sync@3", Some(BudgetBody::Cost(2.5).into()))
-        );
+        assert_eq!(started[0].source, ChildSource::Workflow("crm-sync@3".to_owned()));
+        assert_eq!(started[0].budget, Some(BudgetBody::Cost(2.5).into()));
         assert_eq!(started[0], started[1]);
     }
 

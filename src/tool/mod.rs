@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     db,
     journal::{ApprovalRule, Effect, Estimate, Failure, Report, StepKey, Wait},
-    kernel::{Actor, Error, Result, RunId, TenantId, Timestamp},
+    kernel::{Actor, Error, Problem, Result, RunId, TenantId, Timestamp},
     telemetry::{Trace, Traces},
 };
 
@@ -20,6 +20,7 @@ mod data;
 mod debug;
 #[cfg(test)]
 pub(crate) mod fixture;
+mod handoff;
 mod http;
 mod model;
 mod registry;
@@ -28,7 +29,7 @@ mod size;
 mod time;
 mod toolbox;
 
-pub use child::{ChildRequest, ChildRuns, child_run_id};
+pub use child::{AGENT, ChildRequest, ChildRuns, ChildSource, child_output, child_run_id};
 pub use model::{Conversation, TurnCall, TurnOutput};
 pub use registry::{Described, Ports, Registry};
 pub use routes::routes;
@@ -145,7 +146,7 @@ impl Call {
     ///
     /// # Errors
     /// `invalid_arguments`, naming the path, where they do not fit it.
-    fn read<T: DeserializeOwned>(&self) -> Result<T, ToolError> {
+    pub fn read<T: DeserializeOwned>(&self) -> Result<T, ToolError> {
         serde_path_to_error::deserialize(self.arguments.as_ref())
             .map_err(|e| ToolError::failed("invalid_arguments", format!("`{}`: {}", e.path(), e.inner())))
     }
@@ -210,6 +211,17 @@ impl ToolError {
     #[must_use]
     pub fn cancelled() -> Self {
         Self::retryable("cancelled", "called off before anything was done")
+    }
+
+    /// Why something of our own could not be done that may be done again without harm: an unknown outcome is as good as a
+    /// failure that passes.
+    #[must_use]
+    pub fn idempotent(error: &Error) -> Self {
+        let code = error.problem().slug().replace('-', "_");
+        match error.problem() {
+            Problem::Unavailable | Problem::Internal | Problem::TooManyRuns => Self::retryable(&code, error.detail()),
+            _ => Self::failed(&code, error.detail()),
+        }
     }
 
     /// The same with more for a program.

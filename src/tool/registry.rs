@@ -14,6 +14,7 @@ use super::{
     child::RunStart,
     data::Transform,
     debug,
+    handoff::Handoff,
     http::HttpRequest,
     model::{AgentTurn, Generate},
     size,
@@ -100,6 +101,7 @@ impl Registry {
             Arc::new(RunStart::new(ports.child_runs)),
             Arc::new(Generate::new(ports.models.clone())),
             Arc::new(AgentTurn::new(ports.models)),
+            Arc::new(Handoff),
         ];
         if settings.debug {
             let debug: [Arc<dyn Tool>; 4] =

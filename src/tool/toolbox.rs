@@ -33,6 +33,13 @@ impl Toolbox {
         Self { server, sources: sources.into() }
     }
 
+    /// The same with another place where tools of tenants are found, after the others.
+    #[must_use]
+    pub fn and(&self, source: Arc<dyn Source>) -> Self {
+        let sources = self.sources.iter().cloned().chain([source]).collect();
+        Self { server: self.server.clone(), sources }
+    }
+
     /// Those that every tenant has.
     #[must_use]
     pub fn server(&self) -> &Registry {

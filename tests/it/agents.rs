@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::world::{APIS, Provider, Run, Turn, Upstream, World};
 
-async fn world_with(provider: &Provider) -> World {
+pub async fn world_with(provider: &Provider) -> World {
     World::with(|settings| {
         settings.llm.providers = provider.settings().collect();
         settings.llm.retry_initial_delay = 0.0;
@@ -17,7 +17,7 @@ async fn world_with(provider: &Provider) -> World {
 }
 
 /// Puts an agent and, under the same name, the configuration it asks.
-async fn agent(world: &World, name: &str, api: &str, body: Value) {
+pub async fn agent(world: &World, name: &str, api: &str, body: Value) {
     let mut whole = json!({ "instructions": "You look after orders.", "config": name });
     whole.as_object_mut().unwrap().extend(body.as_object().unwrap().clone());
     for (path, body) in [
@@ -33,22 +33,22 @@ async fn agent(world: &World, name: &str, api: &str, body: Value) {
 }
 
 /// Begins a run, as the owner.
-async fn begin(world: &World, agent: &str, goal: &str) -> Run {
+pub async fn begin(world: &World, agent: &str, goal: &str) -> Run {
     world.owner().execute(json!({ "agent": agent, "goal": goal })).await
 }
 
 /// The ids and statuses of all steps.
-async fn steps(run: &Run) -> Vec<(String, String)> {
+pub async fn steps(run: &Run) -> Vec<(String, String)> {
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     run.steps().await.iter().map(|step| (text(&step["stepId"]), text(&step["status"]))).collect()
 }
 
-fn named(steps: &[(&str, &str)]) -> Vec<(String, String)> {
+pub fn named(steps: &[(&str, &str)]) -> Vec<(String, String)> {
     steps.iter().map(|(id, status)| ((*id).to_owned(), (*status).to_owned())).collect()
 }
 
 /// A POST, whose repetition would do something again.
-fn post(upstream: &Upstream, path: &str) -> (String, Value) {
+pub fn post(upstream: &Upstream, path: &str) -> (String, Value) {
     ("http_request".to_owned(), json!({ "method": "POST", "url": upstream.url(path), "json": { "order": 1042 } }))
 }
 

@@ -408,3 +408,39 @@ async fn a_call_past_the_budget_waits_for_more_and_money_is_no_consent() {
     world.approver().approve(id).await;
     assert_eq!(run.completes().await["cost"], 120.0);
 }
+
+#[tokio::test]
+async fn only_whom_the_step_names_decides_at_every_door() {
+    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let member = |subject: &str, role, group: &str| {
+        let grant = world.grant(world.home(), subject, vec![role], None);
+        world.bearer(&fermata::auth::Grant { groups: vec![group.to_owned()], ..grant })
+    };
+    let finance = member("user_money", Role::Approver, "finance");
+    for (approvers, who) in [
+        (json!(["finance"]), &finance),
+        (json!(["user_7", "user_approver"]), &world.approver()),
+        (json!(["admin"]), &world.admin()),
+    ] {
+        let run = held(&world, &upstream, json!({ "approvers": approvers, "selfApproval": true }), json!({})).await;
+        let asked = run.wait_for("awaiting_approval").await.data["payload"].clone();
+        assert_eq!(asked["approvers"], approvers);
+        let id = asked["approvalId"].as_str().unwrap();
+        assert_eq!(approval(&world.viewer(), id).await["approvers"], approvers);
+        // A group that is called as a role is not that role, and the owner is not exempt.
+        let others = [world.owner(), somebody(&world, "user_other"), member("user_sly", Role::Approver, "admin")];
+        for other in others {
+            for status in ["approved", "denied"] {
+                let problem = other.decide(id, &json!({ "status": status })).await.problem(403, "forbidden");
+                let name = approvers.as_array().unwrap().last().unwrap().as_str().unwrap();
+                assert!(problem["detail"].as_str().unwrap().contains(name), "{problem}");
+                let body = json!({ "runId": run.id, "stepId": "act", "approval": { "status": status } });
+                other.post("/agent/approve", &body).await.problem(403, "forbidden");
+            }
+        }
+        let body = json!({ "runId": run.id, "stepId": "act", "approval": { "status": "approved" } });
+        who.post("/agent/approve", &body).await.expect(200);
+        run.completes().await;
+    }
+    assert_eq!(upstream.requests().len(), 3);
+}

@@ -72,6 +72,15 @@ fn a_good_token_is_believed() {
 }
 
 #[test]
+fn groups_are_few_and_none_is_a_role() {
+    let said = |groups: Value| verifier().verify(&token(&header(), &with("groups", groups)), now());
+    assert_eq!(said(json!(["finance", "admin", "Haus 3"])).expect("claims").groups, ["finance", "Haus 3"]);
+    for wrong in [json!(vec!["g"; 65]), json!([""]), json!(["x".repeat(129)]), json!("finance"), json!([1])] {
+        assert!(said(wrong).is_err());
+    }
+}
+
+#[test]
 fn each_kind_of_key_verifies_its_own_tokens_and_no_others() {
     macro_rules! pair {
         ($name:literal) => {
@@ -204,6 +213,7 @@ fn what_is_minted_verifies() {
         tenant_id: TenantId::new(now()),
         subject: "user_2".parse().expect("subject"),
         roles: vec![Role::Service],
+        groups: vec!["finance".to_owned()],
         scope: Some("runs:write".to_owned()),
         ttl: crate::kernel::Span::seconds(60),
     };

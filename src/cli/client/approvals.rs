@@ -92,6 +92,8 @@ struct Approval {
     scope: Vec<String>,
     #[serde(default)]
     requires: Vec<String>,
+    #[serde(default)]
+    approvers: Vec<String>,
     asked_by: String,
     asked_at: Timestamp,
     expires_at: Option<Timestamp>,
@@ -212,6 +214,7 @@ impl Approval {
         lines.extend(self.cost_estimate.map(|cost| format!("costs {cost}")));
         lines.extend((!self.scope.is_empty()).then(|| text::safe(&format!("touches {}", self.scope.join(", ")))));
         lines.extend((!self.requires.is_empty()).then(|| text::safe(&format!("needs {}", self.requires.join(", ")))));
+        lines.extend((!self.approvers.is_empty()).then(|| text::safe(&format!("for {}", self.approvers.join(" or ")))));
         lines.extend(
             self.expires_at
                 .filter(|_| self.status == "pending")

@@ -149,6 +149,7 @@ fn question(hold: &AwaitingApproval, now: Timestamp, width: usize) -> Vec<String
     about.extend(hold.cost_estimate.map(|cost| format!("costs {cost}")));
     about.extend((!hold.scope.is_empty()).then(|| format!("touches {}", hold.scope.join(", "))));
     about.extend((!hold.requires.is_empty()).then(|| format!("needs {}", hold.requires.join(", "))));
+    about.extend((!hold.approvers.is_empty()).then(|| format!("for {}", hold.approvers.join(" or "))));
     about.extend(hold.expires_at.map(|at| format!("expires in {}", text::whole_duration(at - now))));
     let mut lines = vec![format!("{} with", hold.action)];
     if !about.is_empty() {

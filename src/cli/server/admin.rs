@@ -24,6 +24,9 @@ pub(in crate::cli) struct Token {
     /// Who bears it
     #[arg(long, default_value = "user_cli")]
     sub: String,
+    /// Groups, separated by commas
+    #[arg(long, value_delimiter = ',')]
+    groups: Vec<String>,
     /// Narrows the roles to these permissions, separated by spaces
     #[arg(long)]
     scope: Option<String>,
@@ -86,7 +89,8 @@ pub(super) async fn token(token: Token) -> Result<()> {
         found.ok_or_else(unknown)?
     };
     let subject: Subject = token.sub.parse().map_err(|error: Error| format!("--sub: {}", error.detail()))?;
-    let grant = Grant { tenant_id, subject, roles: token.roles, scope: token.scope, ttl: token.ttl };
+    let Token { roles, groups, scope, ttl, .. } = token;
+    let grant = Grant { tenant_id, subject, roles, groups, scope, ttl };
     let (made, _) = minter.mint(&grant, clock.now())?;
     println!("{}", made.expose_secret());
     Ok(())

@@ -178,7 +178,7 @@ fn note(settings: &Settings, clock: &Clock, tenant_id: TenantId, address: Socket
     for role in [auth::Role::Owner, auth::Role::Admin, auth::Role::Operator, auth::Role::Approver, auth::Role::Viewer] {
         let subject: Subject =
             format!("user_{}", role.name()).parse().map_err(|_| "a role's name is no subject".to_owned())?;
-        let grant = Grant { tenant_id, subject, roles: vec![role], scope: None, ttl: TTL };
+        let grant = Grant { tenant_id, subject, roles: vec![role], groups: vec![], scope: None, ttl: TTL };
         let (token, _) = minter.mint(&grant, clock.now())?;
         tokens.insert(role.name().to_owned(), token.expose_secret().to_owned());
     }

@@ -65,6 +65,7 @@ async fn context(cluster: &Cluster, clock: &Clock) -> Ctx<RunsWrite> {
         subject: "ada".parse().expect("subject"),
         token_id: TokenId::new(clock.now()).to_string(),
         roles: vec![Role::Operator],
+        groups: vec![],
         permissions: Permissions::of(&[Role::Operator], None),
         issued_at: clock.now(),
         expires_at: clock.now() + TimeDelta::days(7),

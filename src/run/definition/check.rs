@@ -18,6 +18,8 @@ use crate::{
     tool::Registry,
 };
 
+/// How many tools a message names, where one is not there.
+const NAMED_TOOLS: usize = 24;
 /// What an event says besides its payload, in bytes.
 const ENVELOPE: usize = 1024;
 /// The longest time-out, back-off or deadline: ten years, in seconds.
@@ -204,7 +206,11 @@ impl<'s> Check<'s> {
         let Some(step) = self.source.value.pointer(pointer) else { return };
         let Some(uses) = step.get("uses").and_then(Value::as_str) else { return };
         let Some(schema) = self.tools.arguments(uses) else {
-            let known = self.tools.names().collect::<Vec<_>>().join(", ");
+            let mut names = self.tools.names();
+            let mut known = names.by_ref().take(NAMED_TOOLS).collect::<Vec<_>>().join(", ");
+            if names.next().is_some() {
+                known.push_str(", and more: see `GET /tools`");
+            }
             return self.add(&child(pointer, "uses"), format!("there is no tool `{uses}`: {known}"));
         };
         if let Some(with) = step.get("with").cloned().or(Some(json!({}))).filter(Value::is_object) {
@@ -247,7 +253,8 @@ impl<'s> Check<'s> {
         let reason = terms.reason.iter().map(|text| ("reason".to_owned(), text));
         let scope = terms.scope.iter().enumerate().map(|(index, text)| (format!("scope/{index}"), text));
         let requires = terms.requires.iter().enumerate().map(|(index, text)| (format!("requires/{index}"), text));
-        for (field, text) in reason.chain(scope).chain(requires) {
+        let approvers = terms.approvers.iter().enumerate().map(|(index, text)| (format!("approvers/{index}"), text));
+        for (field, text) in reason.chain(scope).chain(requires).chain(approvers) {
             if text.contains("{{") || text.contains("{%") {
                 let message =
                     "is shown as it stands: templates are not rendered here, the exact arguments are shown too";

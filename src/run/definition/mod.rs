@@ -13,6 +13,7 @@ mod routes;
 mod schema;
 mod source;
 mod store;
+mod usual;
 mod yaml;
 
 pub use check::{check, check_plan, uses};
@@ -22,6 +23,7 @@ pub use put::{DefinitionSummary, StoredDefinition};
 pub use routes::routes;
 pub use schema::SCHEMA;
 pub use source::read;
+pub use usual::usual;
 
 #[cfg(test)]
 mod tests;

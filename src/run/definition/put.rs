@@ -17,8 +17,8 @@ pub struct StoredDefinition {
     /// Its name.
     #[schema(example = "crm-sync")]
     pub name: String,
-    /// Its version, from 1.
-    #[schema(minimum = 1, example = 3)]
+    /// Its version, from 1; 0 is what the server brings along.
+    #[schema(minimum = 0, example = 3)]
     pub version: i32,
     /// The id of this version.
     pub workflow_id: WorkflowId,
@@ -37,6 +37,15 @@ pub struct StoredDefinition {
     pub created_at: Timestamp,
 }
 
+impl StoredDefinition {
+    /// The same as a list shows it.
+    pub(super) fn summary(self) -> DefinitionSummary {
+        let Self { name, version, workflow_id, definition, media_type, created_by, created_at, .. } = self;
+        let description = definition.description;
+        DefinitionSummary { name, version, workflow_id, description, media_type, created_by, created_at }
+    }
+}
+
 /// A version of a definition in a list.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -44,8 +53,8 @@ pub struct DefinitionSummary {
     /// Its name.
     #[schema(example = "crm-sync")]
     pub name: String,
-    /// Its version, from 1.
-    #[schema(minimum = 1, example = 3)]
+    /// Its version, from 1; 0 is what the server brings along.
+    #[schema(minimum = 0, example = 3)]
     pub version: i32,
     /// The id of this version.
     pub workflow_id: WorkflowId,

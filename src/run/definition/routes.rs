@@ -8,7 +8,7 @@ use utoipa::IntoParams;
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
-use super::{Definition, DefinitionSummary, Media, SCHEMA, StoredDefinition, check, put, store};
+use super::{Definition, DefinitionSummary, Media, SCHEMA, StoredDefinition, check, put, store, usual};
 use crate::{
     http::{
         Ctx, Front, Json, Path, Query, media_type,
@@ -47,8 +47,8 @@ pub fn routes(front: Front, tools: Toolbox) -> OpenApiRouter {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 struct VersionQuery {
-    /// A version from 1; the newest when absent.
-    #[param(minimum = 1, example = 3)]
+    /// A version; the newest when absent. 0 is what the server brings along.
+    #[param(minimum = 0, example = 3)]
     version: Option<i32>,
 }
 
@@ -105,13 +105,14 @@ async fn get_definition(
     Query(query): Query<VersionQuery>,
 ) -> Result<Json<StoredDefinition>> {
     let mut tx = ctx.begin().await?;
-    let stored = store::get(&mut tx, &name, query.version).await?;
+    let stored = usual::get(&mut tx, &name, query.version).await?;
     stored.map(Json).ok_or_else(|| Error::not_found("workflow"))
 }
 
 /// List definitions
 ///
-/// The newest version of each, those that were put first most lately at the top.
+/// The newest version of each, those that were put first most lately at the top, and last those that the server brings
+/// along.
 #[utoipa::path(
     get, path = "/workflow/definitions", operation_id = "listDefinitions", tag = "workflows", params(PageQuery),
     responses((status = 200, description = "A page", body = Page<DefinitionSummary>)),
@@ -124,13 +125,16 @@ async fn list_definitions(
     let (limit, after) = query.resolve()?;
     let mut tx = ctx.begin().await?;
     let page = Page::cut(store::list(&mut tx, limit, after).await?, limit, |(first, _)| *first);
-    let items = page.items.into_iter().map(|(_, summary)| summary).collect();
+    let mut items: Vec<_> = page.items.into_iter().map(|(_, summary)| summary).collect();
+    if page.next_cursor.is_none() {
+        items.extend(usual::besides(&mut tx).await?);
+    }
     Ok(Json(Page { items, next_cursor: page.next_cursor }))
 }
 
 /// The versions of a definition
 ///
-/// Newest first.
+/// Those that were put, newest first.
 #[utoipa::path(
     get, path = "/workflow/definitions/{name}/versions", operation_id = "listDefinitionVersions", tag = "workflows",
     params(("name" = String, Path, description = "The definition's name", example = "crm-sync"), PageQuery),
@@ -147,7 +151,7 @@ async fn list_versions(
     let below = after.map(|place| i32::try_from(place.as_u128()).unwrap_or(i32::MAX));
     let mut tx = ctx.begin().await?;
     let rows = store::versions(&mut tx, &name, limit, below).await?;
-    if rows.is_empty() && store::get(&mut tx, &name, None).await?.is_none() {
+    if rows.is_empty() && usual::get(&mut tx, &name, None).await?.is_none() {
         return Err(Error::not_found("workflow"));
     }
     Ok(Json(Page::cut(rows, limit, |row| Uuid::from_u128(u128::from(row.version.unsigned_abs())))))

@@ -61,7 +61,7 @@ impl Task {
         let output = Some(json!("{{ steps.ask.output.text }}"));
         Ok(Request {
             goal: None,
-            source: Source::Plan(Plan { steps: vec![Arc::new(step)], output, agent: None }),
+            source: Source::Plan(Plan { steps: vec![Arc::new(step)], output, ..Plan::default() }),
             input: json!({}),
             budget: None,
             on_denied: None,

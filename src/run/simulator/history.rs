@@ -256,7 +256,8 @@ impl History {
         let wanted = instead.as_ref().map_or(&hold.asked.digest, |(_, digest)| digest).clone();
         let (own, ruling) = (by == person(0) && !hold.asked.self_approval, hold.ruling.clone());
         let reason = Some("because".to_owned());
-        let answer = self.command(Command::Decide { approval_id, approve, by: by.clone(), reason, instead });
+        let answer =
+            self.command(Command::Decide { approval_id, approve, by: by.clone(), known_as: vec![], reason, instead });
         match (own, ruling) {
             (true, _) => assert_eq!(answer, Err(Refusal::OwnRun)),
             (_, None) if late => assert_eq!(answer, Err(Refusal::Ruled(Ruling::Expired))),
@@ -345,6 +346,7 @@ impl History {
                 approval_id: ApprovalId::new(now),
                 approve: true,
                 by: person(3),
+                known_as: vec![],
                 reason: None,
                 instead: None,
             },
@@ -375,7 +377,8 @@ impl History {
             let open: Vec<_> = self.db.head.open_holds().map(|(id, _)| id).collect();
             for (number, approval_id) in open.into_iter().enumerate() {
                 let approve = (round + number) % 3 != 0;
-                let answer = Command::Decide { approval_id, approve, by: person(3), reason: None, instead: None };
+                let (by, known_as) = (person(3), vec![]);
+                let answer = Command::Decide { approval_id, approve, by, known_as, reason: None, instead: None };
                 self.command(answer).unwrap();
             }
         }

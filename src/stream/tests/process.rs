@@ -165,6 +165,7 @@ impl Process {
             tenant_id: tenant,
             subject: "user_1".parse().unwrap(),
             roles: vec![Role::Viewer],
+            groups: vec![],
             scope: None,
             ttl: Span(ttl),
         };

@@ -159,7 +159,7 @@ impl Site {
         let ttl = Span::seconds(7 * 24 * 3600);
         // One for each role: who starts a run may not approve it.
         let subject = format!("user_{}", roles[0].name()).parse().unwrap();
-        let grant = Grant { tenant_id: tenant, subject, roles: roles.to_vec(), scope: None, ttl };
+        let grant = Grant { tenant_id: tenant, subject, roles: roles.to_vec(), groups: vec![], scope: None, ttl };
         let (token, _) = Minter::new(&auth).unwrap().mint(&grant, Clock::system().now()).unwrap();
         Client::new(url, Some(token.expose_secret().to_owned()))
     }

@@ -190,7 +190,8 @@ impl World {
     /// A token of thirty days.
     pub fn grant(&self, tenant_id: TenantId, subject: &str, roles: Vec<auth::Role>, scope: Option<&str>) -> Grant {
         let ttl = Span::seconds(30 * 24 * 3600);
-        Grant { tenant_id, subject: subject.parse().unwrap(), roles, scope: scope.map(str::to_owned), ttl }
+        let (subject, scope) = (subject.parse().unwrap(), scope.map(str::to_owned));
+        Grant { tenant_id, subject, roles, groups: vec![], scope, ttl }
     }
 
     fn caller(&self, role: auth::Role) -> Client {

@@ -1,0 +1,56 @@
+//! The definitions that every tenant finds in place. They are version 0; a put of the same name comes over one.
+
+use uuid::Uuid;
+
+use super::{Definition, DefinitionSummary, Media, StoredDefinition, read, store};
+use crate::{
+    db::TenantTx,
+    kernel::{Actor, Error, Reference, Result, Timestamp, WorkflowId},
+};
+
+const ALL: [(&str, &str); 1] = [("conversation", include_str!("conversation.yaml"))];
+
+/// One version, or the newest, of the tenant's own or of what the server brings along.
+pub(super) async fn get(tx: &mut TenantTx, name: &str, version: Option<i32>) -> Result<Option<StoredDefinition>> {
+    match store::get(tx, name, version).await? {
+        None => brought(name, version),
+        own => Ok(own),
+    }
+}
+
+/// What the server brings along and the tenant has put nothing over.
+pub(super) async fn besides(tx: &mut TenantTx) -> Result<Vec<DefinitionSummary>> {
+    let mut besides = vec![];
+    for (name, _) in ALL {
+        if store::get(tx, name, None).await?.is_none() {
+            besides.extend(brought(name, None)?.map(StoredDefinition::summary));
+        }
+    }
+    Ok(besides)
+}
+
+/// The definition that is meant, where the server brings it along, and what it is called.
+///
+/// # Errors
+/// Never, unless what is built in cannot be read.
+pub fn usual(reference: &Reference) -> Result<Option<(Definition, (String, i32))>> {
+    let found = brought(&reference.name, reference.version)?;
+    Ok(found.map(|found| (found.definition, (found.name, found.version))))
+}
+
+fn brought(name: &str, version: Option<i32>) -> Result<Option<StoredDefinition>> {
+    let Some((name, source)) = ALL.into_iter().find(|(known, _)| *known == name && version.unwrap_or(0) == 0) else {
+        return Ok(None);
+    };
+    let value = read(source.as_bytes(), Media::Yaml).map_err(|mistake| Error::internal(mistake.sentence()))?;
+    Ok(Some(StoredDefinition {
+        name: name.to_owned(),
+        version: 0,
+        workflow_id: WorkflowId::from_uuid(Uuid::nil()),
+        definition: serde_json::from_value(value).map_err(Error::internal)?,
+        source: source.to_owned(),
+        media_type: Media::Yaml.as_str().to_owned(),
+        created_by: Actor::System,
+        created_at: Timestamp::UNIX_EPOCH,
+    }))
+}
