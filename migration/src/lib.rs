@@ -19,6 +19,7 @@ mod m20261126_000012_events_alone;
 mod m20261127_000013_llm;
 mod m20261127_000014_budget;
 mod m20261127_000015_tasks;
+mod m20261127_000019_http_tools;
 
 /// Every migration, oldest first.
 #[derive(Debug)]
@@ -43,6 +44,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261127_000013_llm::Migration),
             Box::new(m20261127_000014_budget::Migration),
             Box::new(m20261127_000015_tasks::Migration),
+            Box::new(m20261127_000019_http_tools::Migration),
         ]
     }
 }

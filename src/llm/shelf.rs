@@ -10,10 +10,8 @@ use uuid::Uuid;
 
 use super::{Document, DocumentKind, document, store, usual};
 use crate::{
-    http::{
-        Ctx, Json, Permit,
-        permit::{SettingsRead, SettingsWrite},
-    },
+    db::TenantTx,
+    http::{Ctx, Json, Permit},
     kernel::{Error, Page, PageQuery, Reference, Result},
 };
 
@@ -31,7 +29,7 @@ pub struct VersionQuery {
 ///
 /// # Errors
 /// Invalid (422), naming the field.
-pub async fn put<T: DocumentKind>(ctx: &Ctx<SettingsWrite>, path: &str, name: String, body: T) -> Result<Response>
+pub async fn put<T: DocumentKind, P: Permit>(ctx: &Ctx<P>, path: &str, name: String, body: T) -> Result<Response>
 where
     Document<T>: Serialize,
 {
@@ -65,8 +63,8 @@ pub async fn get<T: DocumentKind, P: Permit>(
 ///
 /// # Errors
 /// Those of the query and of the database.
-pub async fn list<T: DocumentKind>(
-    ctx: &Ctx<SettingsRead>,
+pub async fn list<T: DocumentKind, P: Permit>(
+    ctx: &Ctx<P>,
     brought: Vec<Document<T>>,
     query: &PageQuery,
 ) -> Result<Page<Document<T>>> {
@@ -86,8 +84,8 @@ pub async fn list<T: DocumentKind>(
 ///
 /// # Errors
 /// Not found; those of the query.
-pub async fn versions<T: DocumentKind>(
-    ctx: &Ctx<SettingsRead>,
+pub async fn versions<T: DocumentKind, P: Permit>(
+    ctx: &Ctx<P>,
     name: &str,
     query: &PageQuery,
 ) -> Result<Page<Document<T>>> {
@@ -106,9 +104,17 @@ pub async fn versions<T: DocumentKind>(
 ///
 /// # Errors
 /// Not found.
-pub async fn delete<T: DocumentKind>(ctx: &Ctx<SettingsWrite>, name: &str) -> Result<StatusCode> {
+pub async fn delete<T: DocumentKind, P: Permit>(ctx: &Ctx<P>, name: &str) -> Result<StatusCode> {
     let mut tx = ctx.begin().await?;
-    document::delete::<T, _>(&mut tx, ctx, name).await?;
+    document::delete::<T, P>(&mut tx, ctx, name).await?;
     tx.commit().await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// The newest version of every name that is in use, in order of name.
+///
+/// # Errors
+/// Those of the database.
+pub async fn all<T: DocumentKind>(tx: &mut TenantTx) -> Result<Vec<Document<T>>> {
+    store::all(tx).await
 }

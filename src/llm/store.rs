@@ -142,6 +142,18 @@ pub(super) async fn list<T: DocumentKind>(
     Ok(found)
 }
 
+/// The newest version of every name that is in use, in order of name.
+pub(super) async fn all<T: DocumentKind>(tx: &mut TenantTx) -> Result<Vec<Document<T>>> {
+    let rows = sqlx::query(
+        "select distinct on (name) name, version, body, created_by, created_at from llm_documents
+         where kind = $1 order by name, version desc",
+    )
+    .bind(T::KIND)
+    .fetch_all(tx.conn())
+    .await?;
+    rows.iter().filter_map(|row| document(row).transpose()).collect()
+}
+
 /// The versions of a name, newest first, without those that say it was deleted; `below` is the version to go on after.
 pub(super) async fn versions<T: DocumentKind>(
     tx: &mut TenantTx,
