@@ -6,10 +6,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::{
-    journal::{
-        AGENT_TURN, AgentPin, Effect, Failure, OnDenied, OnError, Plan, Retry, RunState, Stage, Step, StepKey, turn_of,
-    },
-    tool::TurnOutput,
+    journal::{AGENT_TURN, AgentPin, Failure, OnDenied, OnError, Plan, Retry, RunState, Stage, Step, StepKey, turn_of},
+    tool::{Registry, TurnOutput},
 };
 
 /// Attempts at a turn for which no model answers, before the run fails.
@@ -60,9 +58,9 @@ pub fn grows(state: &RunState) -> bool {
     last < agent.max_turns && said(state, last).is_some_and(|said| !said.calls.is_empty())
 }
 
-/// What the plan grows by, if it does; `effect` says what repeating a call would do.
+/// What the plan grows by, if it does.
 #[must_use]
-pub fn grow(state: &RunState, effect: impl Fn(&str, &Value) -> Effect) -> Vec<Arc<Step>> {
+pub fn grow(state: &RunState, tools: &Registry) -> Vec<Arc<Step>> {
     let Some(plan) = state.plan.as_ref().filter(|_| grows(state)) else { return vec![] };
     let Some(agent) = &plan.agent else { return vec![] };
     let last = last_turn(plan);
@@ -73,8 +71,7 @@ pub fn grow(state: &RunState, effect: impl Fn(&str, &Value) -> Effect) -> Vec<Ar
         // So many at once: the others come after those before them.
         let after = place.checked_sub(most).map(|before| call_id(last, before + 1));
         let needs = after.or_else(|| Some(turn_id(last))).into_iter().collect();
-        let acts = effect(&call.tool, &call.arguments) == Effect::Once;
-        let approval = agent.terms(&call.tool, acts);
+        let approval = tools.wanted(&call.tool, &call.arguments).terms(&agent.approval);
         let with = match call.arguments {
             Value::Object(fields) => fields,
             other => Map::from_iter([("arguments".to_owned(), other)]),
@@ -119,11 +116,11 @@ mod tests {
     use super::*;
     use crate::{
         agent::conversation,
-        journal::{Ask, Command, Event, Hold, Intent, RunHead, decide},
+        journal::{Ask, Command, Effect, Event, Hold, Intent, RunHead, decide},
         kernel::{Actor, ApprovalId, Id, Timestamp},
         llm::Message,
         run::scheduler::{self, Move},
-        tool::{Registry, Tool},
+        tool::Tool,
     };
 
     /// What becomes of a call.
@@ -135,6 +132,11 @@ mod tests {
     }
 
     const NOW: Timestamp = DateTime::UNIX_EPOCH;
+
+    /// What is not known is taken for the worst.
+    fn no_tools() -> Registry {
+        Registry::new(Vec::<Arc<dyn Tool>>::new(), &Default::default()).unwrap()
+    }
 
     struct Life {
         state: RunState,
@@ -201,7 +203,7 @@ mod tests {
                 let Some(one) = moves.into_iter().next() else { panic!("stuck: {:?}", self.state) };
                 match one {
                     Move::Grow => {
-                        let steps = grow(&self.state, |_, _| Effect::Once);
+                        let steps = grow(&self.state, &no_tools());
                         self.decide(Command::Extend { steps });
                     }
                     Move::Finish => {
@@ -263,7 +265,7 @@ mod tests {
             prop_assert_eq!(&again, state);
             // Whatever became of a call, the model hears of it, and of each once.
             let agent = state.plan.as_ref().unwrap().agent.clone().unwrap();
-            let registry = Registry::new(Vec::<Arc<dyn Tool>>::new(), &Default::default()).unwrap();
+            let registry = no_tools();
             let said = conversation(state, &head(), &agent, asked.min(max_turns), &registry).prompt.messages;
             let calls = |message: &Message| match message {
                 Message::Assistant { calls, .. } => calls.iter().map(|call| call.id.clone()).collect(),

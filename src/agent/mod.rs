@@ -7,9 +7,13 @@ mod grow;
 mod names;
 mod pin;
 mod routes;
+mod standing;
+mod tools;
 
 pub use conversation::conversation;
 pub use definition::{AgentDefinition, AgentKind};
 pub use grow::{grow, grows, outcome};
 pub use pin::Agents;
 pub use routes::{AgentRoutes, routes};
+pub use standing::{StandingTool, StandingVerdict};
+pub use tools::{ToolRoutes, tools};

@@ -26,7 +26,7 @@ use crate::{
     run::{Bell, Children, Desk, RunRoutes, Runs, Waker, Worker, WorkerParts},
     stream::{Hub, Signals, Streams},
     telemetry,
-    tool::{Ports, Registry, Toolbox},
+    tool::{HttpTools, Ports, Registry, Toolbox},
 };
 
 /// What a process does.
@@ -190,8 +190,11 @@ impl Rooms {
         let keys = Keys::new(Vault::new(&settings.vault).map_err(unusable)?);
         let (llm, breaker) = (&settings.llm, &settings.circuit_breaker);
         let models = Models::new((db.clone(), clock.clone()), llm, breaker, keys.clone(), Arc::clone(&outbound));
+        let output = settings.limits.output;
+        let declared = HttpTools::new(db.clone(), keys.clone(), Arc::clone(&outbound), output);
         let ports = Ports { outbound, child_runs: Arc::new(children.clone()), models: models.clone() };
-        let tools = Toolbox::new(Registry::builtin(&settings.tools, &settings.limits, ports)?, vec![]);
+        let tools =
+            Toolbox::new(Registry::builtin(&settings.tools, &settings.limits, ports)?, vec![Arc::new(declared)]);
         Ok(Self {
             approvals: Approvals::new(journal.clone(), Arc::new(tools.clone())),
             streams: Streams::new(hub.clone(), front.clone(), &settings.streams, &settings.auth),

@@ -2,7 +2,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::{ApprovalTerms, Step};
+use super::{ApprovalTerms, Effect, Step};
 use crate::kernel::Pinned;
 
 /// The tool of the steps in which an agent's model is asked. Only the engine puts it into plans.
@@ -72,6 +72,58 @@ pub struct ApprovalRule {
     pub terms: Option<ApprovalTerms>,
 }
 
+/// A call that somebody wants, as far as rules look at it.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// The tool.
+    pub tool: &'a str,
+    /// What repeating it would do.
+    pub effect: Effect,
+    /// What the tool itself says; where that is not whether it is held, its effect does.
+    pub own: Option<&'a ApprovalRule>,
+}
+
+/// Who says whether a call is held.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Word<'a> {
+    /// A rule of the agent's.
+    Agent(&'a ApprovalRule),
+    /// The tool's own rule.
+    Tool(&'a ApprovalRule),
+    /// Nobody, so what repeating it would do.
+    Effect,
+}
+
+impl<'a> Wanted<'a> {
+    /// Who says whether it is held under these rules, and what: first the rules, of which the first that fits counts,
+    /// then the tool itself, and then its effect.
+    #[must_use]
+    pub fn word(&self, rules: &'a [ApprovalRule]) -> (Word<'a>, bool) {
+        if let Some(rule) = rules.iter().find(|rule| rule.tools.iter().any(|pattern| fits(pattern, self.tool))) {
+            return (Word::Agent(rule), rule.hold != Some(false));
+        }
+        match self.own.and_then(|own| Some((own, own.hold?))) {
+            Some((own, hold)) => (Word::Tool(own), hold),
+            None => (Word::Effect, self.effect == Effect::Once),
+        }
+    }
+
+    /// What consent to it needs under these rules, where it needs some. What it touches and costs is the tool's to say,
+    /// whoever holds it.
+    #[must_use]
+    pub fn terms(&self, rules: &[ApprovalRule]) -> Option<ApprovalTerms> {
+        let own = self.own.and_then(|own| own.terms.clone()).unwrap_or_default();
+        let said = match self.word(rules) {
+            (_, false) => return None,
+            (Word::Agent(rule), true) => rule.terms.clone().unwrap_or_default(),
+            (Word::Tool(_) | Word::Effect, true) => own.clone(),
+        };
+        let or = |said: Vec<String>, own: Vec<String>| if said.is_empty() { own } else { said };
+        let (scope, requires) = (or(said.scope, own.scope), or(said.requires, own.requires));
+        Some(ApprovalTerms { scope, requires, cost: said.cost.or(own.cost), ..said })
+    }
+}
+
 impl AgentPin {
     /// Whether it may call the tool.
     #[must_use]
@@ -83,16 +135,6 @@ impl AgentPin {
     #[must_use]
     pub fn turn_cost(&self, tokens: u32) -> f64 {
         self.rate.map_or(0.0, |rate| f64::from(tokens) * rate.input / 1_000_000.0 + rate.answer)
-    }
-
-    /// What consent to a call needs, where it needs some; `acts` says whether its repetition would do something again.
-    #[must_use]
-    pub fn terms(&self, tool: &str, acts: bool) -> Option<ApprovalTerms> {
-        match self.approval.iter().find(|rule| rule.tools.iter().any(|pattern| fits(pattern, tool))) {
-            Some(rule) if rule.hold == Some(false) => None,
-            Some(rule) => Some(rule.terms.clone().unwrap_or_default()),
-            None => acts.then(ApprovalTerms::default),
-        }
     }
 }
 
@@ -137,30 +179,49 @@ mod tests {
         }
     }
 
+    fn rule(tools: &[&str], hold: Option<bool>) -> ApprovalRule {
+        let terms = ApprovalTerms { reason: tools.first().map(ToString::to_string), ..ApprovalTerms::default() };
+        ApprovalRule { tools: tools.iter().map(ToString::to_string).collect(), hold, terms: Some(terms) }
+    }
+
     #[test]
     fn the_first_rule_that_fits_counts_and_what_acts_is_held_without_one() {
-        let rule = |tools: &[&str], hold| ApprovalRule {
-            tools: tools.iter().map(ToString::to_string).collect(),
-            hold,
-            terms: Some(ApprovalTerms { reason: tools.first().map(ToString::to_string), ..ApprovalTerms::default() }),
+        let rules = [rule(&["pay.ask"], Some(false)), rule(&["pay.*"], None), rule(&["*"], None)];
+        let reason = |rules: &[ApprovalRule], tool, effect| {
+            Wanted { tool, effect, own: None }.terms(rules).map(|terms| terms.reason)
         };
-        let pin = AgentPin {
-            agent: "a@1".to_owned(),
-            config: "c@1".parse().unwrap(),
-            instructions: String::new(),
-            tools: vec!["pay.send".to_owned()],
-            approval: vec![rule(&["pay.ask"], Some(false)), rule(&["pay.*"], None), rule(&["*"], None)],
-            max_turns: 1,
-            max_parallel: 1,
-            output: None,
-            rate: None,
-        };
-        let reason = |pin: &AgentPin, tool: &str, acts| pin.terms(tool, acts).map(|terms| terms.reason);
-        assert_eq!(reason(&pin, "pay.ask", true), None);
-        assert_eq!(reason(&pin, "pay.send", false), Some(Some("pay.*".to_owned())));
-        assert_eq!(reason(&pin, "other", false), Some(Some("*".to_owned())));
-        let bare = AgentPin { approval: vec![], ..pin };
-        assert_eq!((reason(&bare, "other", true), reason(&bare, "other", false)), (Some(None), None));
-        assert!(bare.may_call("pay.send") && !bare.may_call("pay.sendmore"));
+        assert_eq!(reason(&rules, "pay.ask", Effect::Once), None);
+        assert_eq!(reason(&rules, "pay.send", Effect::Pure), Some(Some("pay.*".to_owned())));
+        assert_eq!(reason(&rules, "other", Effect::Pure), Some(Some("*".to_owned())));
+        assert_eq!(reason(&[], "other", Effect::Once), Some(None));
+        assert_eq!(reason(&[], "other", Effect::Repeatable), None);
+    }
+
+    #[test]
+    fn a_tools_own_rule_comes_after_the_agents_and_its_facts_are_always_shown() {
+        let facts = ApprovalTerms { scope: vec!["orders".to_owned()], cost: Some(2.0), ..ApprovalTerms::default() };
+        let own = |hold| ApprovalRule { terms: Some(facts.clone()), ..rule(&["pay.send"], hold) };
+        for (rules, hold, effect, held) in [
+            (vec![], None, Effect::Once, true),
+            (vec![], None, Effect::Pure, false),
+            (vec![], Some(true), Effect::Pure, true),
+            (vec![], Some(false), Effect::Once, false),
+            (vec![rule(&["pay.*"], None)], Some(false), Effect::Pure, true),
+            (vec![rule(&["pay.*"], Some(false))], Some(true), Effect::Once, false),
+            (vec![rule(&["other"], Some(false))], Some(true), Effect::Pure, true),
+        ] {
+            let own = own(hold);
+            let terms = Wanted { tool: "pay.send", effect, own: Some(&own) }.terms(&rules);
+            assert_eq!(terms.is_some(), held, "{rules:?} {hold:?} {effect:?}");
+            if let Some(terms) = terms {
+                assert_eq!((terms.scope, terms.cost), (facts.scope.clone(), facts.cost));
+                assert_eq!(terms.reason.is_some(), rules.iter().any(|rule| fits(&rule.tools[0], "pay.send")));
+            }
+        }
+        let dearer = ApprovalTerms { cost: Some(9.0), ..ApprovalTerms::default() };
+        let rules = [ApprovalRule { terms: Some(dearer), ..rule(&["*"], None) }];
+        let own = own(None);
+        let terms = Wanted { tool: "pay.send", effect: Effect::Pure, own: Some(&own) }.terms(&rules).unwrap();
+        assert_eq!((terms.scope, terms.cost), (facts.scope, Some(9.0)));
     }
 }

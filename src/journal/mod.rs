@@ -20,7 +20,7 @@ mod store;
 mod tests;
 mod write;
 
-pub use agent::{AGENT_TURN, AgentPin, ApprovalRule, TurnRate, fits, turn_of};
+pub use agent::{AGENT_TURN, AgentPin, ApprovalRule, TurnRate, Wanted, Word, fits, turn_of};
 pub use append::{Append, Claim, Shown};
 pub use command::{Ask, Command, Refusal};
 pub use decide::decide;

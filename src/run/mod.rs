@@ -17,6 +17,7 @@ mod shared;
 mod simulator;
 mod steps;
 mod store;
+mod trial;
 mod turn;
 mod view;
 mod waker;

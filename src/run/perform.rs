@@ -69,11 +69,7 @@ impl Turn {
                 Ok(())
             }
             Move::Grow => {
-                let tool = |name: &str| self.tools.tool(name).ok();
-                // What is not known is taken for the worst.
-                let effect =
-                    |name: &str, arguments: &Value| tool(name).map_or(Effect::Once, |tool| tool.effect(arguments));
-                let steps = agent::grow(&self.state, effect);
+                let steps = agent::grow(&self.state, &self.tools);
                 self.decide(Command::Extend { steps }, now)
             }
             Move::Finish => {
@@ -234,16 +230,22 @@ impl Turn {
     /// What the run's budget lacks for the step, if it does.
     fn lacking(&self, step: &Step, key: &StepKey) -> Option<f64> {
         let budget = self.head.budget? + self.state.raised;
-        let expected = |terms: Option<&ApprovalTerms>| terms.and_then(|terms| terms.cost).unwrap_or_default();
         // Calls that are out have not said yet what they cost.
         let out = self.state.open_steps().filter(|(other, step)| {
             *other != key && matches!(step.stage, Stage::Running { .. } | Stage::Waiting { .. })
         });
-        let reserved: f64 = out.map(|(other, _)| expected(self.state.terms(other))).sum();
+        let reserved: f64 = out.filter_map(|(other, _)| self.state.step(other)).map(|step| self.expected(step)).sum();
         let agent = self.state.plan.as_ref().and_then(|plan| plan.agent.as_ref());
         let turn = self.conversation(step).zip(agent).map(|(turn, agent)| agent.turn_cost(turn.prompt.tokens()));
-        let needed = self.state.cost + reserved + turn.unwrap_or_default() + expected(step.approval.as_ref());
+        let needed = self.state.cost + reserved + turn.unwrap_or_default() + self.expected(step);
         (needed > budget).then_some(needed - budget)
+    }
+
+    /// What a call is expected to cost: by the step's terms, else by the tool's own.
+    fn expected(&self, step: &Step) -> f64 {
+        let own = self.tools.tool(&step.uses).ok().and_then(|tool| tool.rule()).and_then(|rule| rule.terms.as_ref());
+        let cost = |terms: Option<&ApprovalTerms>| terms.and_then(|terms| terms.cost);
+        cost(step.approval.as_ref()).or_else(|| cost(own)).unwrap_or_default()
     }
 
     /// The exact call, with the digest that consent is bound to.

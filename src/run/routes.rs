@@ -15,7 +15,7 @@ use super::{
     definition, job,
     service::{Opening, Request, Runs, Source},
     steps::StepView,
-    store,
+    store, trial,
     view::{Run, RunSummary},
 };
 use crate::{
@@ -67,6 +67,7 @@ pub fn routes(state: RunRoutes) -> OpenApiRouter {
         .routes(routes!(cancel))
         .routes(routes!(retry))
         .merge(job::routes())
+        .merge(trial::routes())
         .with_state(state)
 }
 
@@ -347,7 +348,13 @@ async fn retry(
 }
 
 impl RunRoutes {
-    async fn open(&self, ctx: &Ctx<RunsWrite>, once: Once, prefer: Prefer, request: Request) -> Result<Response> {
+    pub(super) async fn open(
+        &self,
+        ctx: &Ctx<RunsWrite>,
+        once: Once,
+        prefer: Prefer,
+        request: Request,
+    ) -> Result<Response> {
         let (opening, run_id) = Opening::by(ctx);
         let work = async |tx: &mut _| Reply::json(StatusCode::ACCEPTED, &self.runs.open(tx, opening, request).await?);
         let reply = once.command(ctx, work).await?;

@@ -16,7 +16,7 @@ mod store;
 mod yaml;
 
 pub use check::{check, check_plan, uses};
-pub use input::check_input;
+pub use input::{check_input, fits};
 pub use model::{Definition, Media, Mistake, refuse};
 pub use put::{DefinitionSummary, StoredDefinition};
 pub use routes::routes;
