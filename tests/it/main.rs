@@ -26,6 +26,7 @@ mod runs;
 mod smoke;
 mod streams;
 mod tokens;
+mod tools;
 mod vitals;
 mod walk;
 mod wall;

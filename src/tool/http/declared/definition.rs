@@ -10,7 +10,7 @@ use crate::{
     journal::{ApprovalTerms, Effect},
     kernel::{Error, Result, Span, is_name},
     llm::DocumentKind,
-    tool::{compile, http::request},
+    tool::{compile, fits, http::request},
 };
 
 /// An HTTP tool: one request, with places for the arguments of a call.
@@ -221,6 +221,13 @@ impl HttpTool {
     }
 }
 
+fn is_small(tool: &HttpTool) -> bool {
+    serde_json::to_value(tool).is_ok_and(|tool| fits(&tool, SIZE))
+}
+
+/// The largest definition, in bytes of JSON.
+const SIZE: usize = 64 * 1024;
+
 /// The longest an attempt may be given.
 const LONGEST: Span = Span::seconds(3600);
 
@@ -248,6 +255,7 @@ impl DocumentKind for HttpTool {
                 self.arguments.get("type").is_some_and(|kind| kind == "object"),
                 "`arguments` are a JSON Schema of `type: object`",
             ),
+            ("arguments", is_small(self), "the tool, with its schemas, takes at most 64 KiB of JSON"),
             ("query", self.query.len() <= 64, "`query` has 64 names at most"),
             ("headers", self.headers.len() <= 32, "`headers` are 32 at most"),
             (

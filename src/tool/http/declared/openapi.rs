@@ -307,6 +307,7 @@ impl Reader<'_> {
             return Err(invalid(format!("the schemas of the operation nest deeper than {DEPTH} levels")));
         }
         let Some(fields) = schema.as_object() else { return self.counted(schema) };
+        self.spend(1)?;
         if let Some(reference) = fields.get("$ref").and_then(Value::as_str) {
             return self.referred(reference, fields);
         }
@@ -356,10 +357,15 @@ impl Reader<'_> {
     }
 
     fn counted(&mut self, value: &Value) -> Result<Value> {
-        self.left = self.left.checked_sub(size(value)).ok_or_else(|| {
+        self.spend(size(value))?;
+        Ok(value.clone())
+    }
+
+    fn spend(&mut self, values: usize) -> Result<()> {
+        self.left = self.left.checked_sub(values).ok_or_else(|| {
             invalid(format!("the schemas of the operation, with what they refer to, have more than {VALUES} values"))
         })?;
-        Ok(value.clone())
+        Ok(())
     }
 }
 
@@ -392,5 +398,45 @@ fn modernise(schema: &mut Map<String, Value>) {
             Some(Value::Bool(false)) => drop(schema.remove(flag)),
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The detail of the refusal of an operation whose body has that schema.
+    fn refused(schema: Value, schemas: Value) -> String {
+        let body = json!({ "content": { "application/json": { "schema": schema } } });
+        let document = json!({
+            "openapi": "3.1.0",
+            "servers": [{ "url": "https://a.example" }],
+            "paths": { "/x": { "post": { "operationId": "x", "requestBody": body } } },
+            "components": { "schemas": schemas },
+        });
+        derive(&document, "x", None).unwrap_err().detail().to_owned()
+    }
+
+    #[test]
+    fn what_a_document_comes_to_is_bounded() {
+        // Each refers to the next twice, and says nothing else.
+        let next = |n: usize| json!({ "$ref": format!("#/components/schemas/s{}", n + 1) });
+        let twice = (0..40).map(|n| (format!("s{n}"), json!({ "properties": { "a": next(n), "b": next(n) } })));
+        let detail = refused(next(0), Value::Object(twice.collect()));
+        assert!(detail.contains("deeper than") || detail.contains("more than"), "{detail}");
+        let wide = (0..8).map(|n| {
+            let members = (0..20).map(|m| (m.to_string(), next(n)));
+            (format!("s{n}"), json!({ "properties": Value::Object(members.collect()) }))
+        });
+        let schemas: Map<_, _> = wide.chain([("s8".to_owned(), json!({ "type": "string" }))]).collect();
+        assert!(refused(next(0), Value::Object(schemas)).contains("more than 4000 values"));
+        let deep = (0..50).fold(json!({}), |inner, _| json!({ "items": inner }));
+        assert!(refused(deep, json!({})).contains("deeper than 32 levels"));
+        let circle = json!({ "a": { "$ref": "#/components/schemas/a" } });
+        assert!(
+            derive(&json!({ "openapi": "3.1.0", "paths": { "/x": { "$ref": "#/paths/~1x" } } }), "x", None).is_err()
+        );
+        assert!(refused(json!({ "$ref": "#/components/schemas/b" }), circle).contains("is not in the document"));
+        assert!(refused(json!({ "$ref": "https://x.example/" }), json!({})).contains("elsewhere"));
     }
 }

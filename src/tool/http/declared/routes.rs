@@ -16,6 +16,9 @@ use crate::{
     tool::routes::Tools,
 };
 
+/// So many may a tenant have.
+const MOST: usize = 200;
+
 pub(in crate::tool) fn routes() -> OpenApiRouter<Tools> {
     OpenApiRouter::new().routes(paths!(put, get, delete)).routes(paths!(list)).routes(paths!(versions))
 }
@@ -45,6 +48,7 @@ pub(in crate::tool) fn routes() -> OpenApiRouter<Tools> {
         (status = 200, description = "The newest version was the same already", body = Document<HttpTool>),
         (status = 201, description = "A new version", body = Document<HttpTool>, headers(("Location" = String, description = "The new version"))),
     ),
+    extensions(("x-problems" = json!(["conflict"]))),
     security(("bearer" = ["integrations:write"])),
 )]
 async fn put(
@@ -59,7 +63,17 @@ async fn put(
         let detail = "a tool that shows a sealed key needs the permission `keys:write` besides";
         return Err(Error::new(Problem::Forbidden, detail).with("permission", Permission::KeysWrite.name()));
     }
+    room(&ctx, &name).await?;
     shelf::put(&ctx, "/tools/http", name, body.into_tool()?).await
+}
+
+/// Refuses what would be one tool too many: all of a tenant's are read wherever one is used.
+async fn room(ctx: &Ctx<IntegrationsWrite>, name: &str) -> Result<()> {
+    let others = shelf::all::<HttpTool>(&mut ctx.begin_reading().await?).await?;
+    if others.iter().filter(|other| other.name != name).count() < MOST {
+        return Ok(());
+    }
+    Err(Error::conflict(format!("the tenant has {MOST} tools: delete one first")).with("limit", MOST))
 }
 
 /// One HTTP tool
