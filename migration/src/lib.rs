@@ -20,6 +20,7 @@ mod m20261127_000013_llm;
 mod m20261127_000014_budget;
 mod m20261127_000015_tasks;
 mod m20261127_000016_usage;
+mod m20261127_000019_http_tools;
 mod m20261127_000022_approvers;
 
 /// Every migration, oldest first.
@@ -47,6 +48,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261127_000015_tasks::Migration),
             Box::new(m20261127_000016_usage::Migration),
             Box::new(m20261127_000022_approvers::Migration),
+            Box::new(m20261127_000019_http_tools::Migration),
         ]
     }
 }

@@ -8,10 +8,10 @@ use serde_json::{Map, Value};
 use super::names;
 use crate::{
     journal::{
-        AGENT_HANDOFF, AGENT_TURN, AgentPin, Effect, Failure, OnDenied, OnError, Plan, Retry, RunState, Stage, Step,
-        StepKey, Wanted, call_id, turn_id, turn_of,
+        AGENT_HANDOFF, AGENT_TURN, AgentPin, Failure, OnDenied, OnError, Plan, Retry, RunState, Stage, Step, StepKey,
+        call_id, turn_id, turn_of,
     },
-    tool::{TurnCall, TurnOutput},
+    tool::{Registry, TurnCall, TurnOutput},
 };
 
 /// Attempts at a turn for which no model answers, before the run fails.
@@ -87,9 +87,9 @@ pub fn grows(state: &RunState) -> bool {
     state.plan.as_ref().is_some_and(|plan| Growth::of(state).is_some_and(|growth| growth.has_turns(plan)))
 }
 
-/// What the plan grows by, if it does; `known` says what repeating a call would do, and what it is expected to cost.
+/// What the plan grows by, if it does.
 #[must_use]
-pub fn grow(state: &RunState, known: impl Fn(&str, &Value) -> (Effect, Option<f64>)) -> Vec<Arc<Step>> {
+pub fn grow(state: &RunState, tools: &Registry) -> Vec<Arc<Step>> {
     let Some(plan) = &state.plan else { return vec![] };
     let Some(growth) = Growth::of(state).filter(|growth| growth.has_turns(plan)) else { return vec![] };
     let Growth { last, speaker: agent, next, calls } = growth;
@@ -105,8 +105,7 @@ pub fn grow(state: &RunState, known: impl Fn(&str, &Value) -> (Effect, Option<f6
             steps.push(Arc::new(wanted(&call_id(last, place + 1), needs, AGENT_HANDOFF, with)));
             continue;
         }
-        let (effect, cost) = known(&call.tool, &call.arguments);
-        let approval = agent.terms(&Wanted { tool: &call.tool, effect, cost });
+        let approval = tools.wanted(&call.tool, &call.arguments).terms(&agent.approval);
         let with = match call.arguments {
             Value::Object(fields) => fields,
             other => Map::from_iter([("arguments".to_owned(), other)]),
@@ -149,11 +148,11 @@ mod tests {
     use crate::{
         agent::conversation,
         approval::{self, Verdict},
-        journal::{Ask, Budget, Command, Draft, Event, Hold, Intent, RunHead, decide},
+        journal::{Ask, Budget, Command, Draft, Effect, Event, Hold, Intent, RunHead, decide},
         kernel::{Actor, ApprovalId, Id, Timestamp},
         llm::Message,
         run::scheduler::{self, Move},
-        tool::{Registry, Tool},
+        tool::Tool,
     };
 
     /// What becomes of a call.
@@ -169,6 +168,11 @@ mod tests {
     }
 
     const NOW: Timestamp = DateTime::UNIX_EPOCH;
+
+    /// What is not known is taken for the worst.
+    fn no_tools() -> Registry {
+        Registry::new(Vec::<Arc<dyn Tool>>::new(), &Default::default()).unwrap()
+    }
 
     struct Life {
         state: RunState,
@@ -250,7 +254,7 @@ mod tests {
                 let Some(one) = moves.into_iter().next() else { panic!("stuck: {:?}", self.state) };
                 match one {
                     Move::Grow => {
-                        let steps = grow(&self.state, |_, _| (Effect::Once, None));
+                        let steps = grow(&self.state, &no_tools());
                         self.decide(Command::Extend { steps });
                     }
                     Move::Finish => {
@@ -361,8 +365,7 @@ mod tests {
             // Whatever became of a call, the model hears of it, and of each once.
             let last = u32::try_from(turns.len()).unwrap();
             let agent = plan.speaker(turns[turns.len() - 1]).unwrap();
-            let registry = Registry::new(Vec::<Arc<dyn Tool>>::new(), &Default::default()).unwrap();
-            let said = conversation(state, &head(), agent, last, &registry);
+            let said = conversation(state, &head(), agent, last, &no_tools());
             let system = said.prompt.system.unwrap();
             let told = if agent.agent == "a@1" { "Be a." } else { "Be b." };
             prop_assert!(system.starts_with(told), "{}", system);

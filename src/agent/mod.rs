@@ -8,7 +8,9 @@ mod names;
 mod pin;
 mod planner;
 mod routes;
+mod standing;
 mod tool;
+mod tools;
 mod usual;
 
 pub use conversation::conversation;
@@ -17,4 +19,6 @@ pub use grow::{grow, grows, outcome};
 pub use pin::Agents;
 pub use planner::{guarded, handed_in, question};
 pub use routes::{AgentRoutes, routes};
+pub use standing::{StandingTool, StandingVerdict};
 pub use tool::AgentTools;
+pub use tools::{ToolRoutes, tools};

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::conversation::asked;
 use crate::{
-    journal::{ApprovalTerms, Effect, PLANNING, Plan, PlanRefused, Planner, RunHead, Step, fits},
+    journal::{ApprovalTerms, PLANNING, Plan, PlanRefused, Planner, RunHead, Step},
     llm::{Message, Prompt, ToolCall, ToolSpec},
     tool::{Conversation, Registry, TurnOutput},
 };
@@ -123,19 +123,9 @@ pub fn handed_in(said: TurnOutput) -> PlanRefused {
 #[must_use]
 pub fn guarded(plan: Plan, tools: &Registry) -> Plan {
     let guard = |step: Arc<Step>| {
-        let with = Value::Object(step.with.clone());
-        let tool = tools.tool(&step.uses).ok();
-        let passes = tool.is_some_and(|tool| tool.effect_unvouched(&with) != Effect::Once);
-        let rule = tool.and_then(|tool| tool.rule()).filter(|rule| rule.tools.iter().any(|it| fits(it, &step.uses)));
-        let approval = match rule {
-            Some(rule) if rule.hold == Some(false) => None,
-            Some(rule) => Some(rule.terms.clone().unwrap_or_default()),
-            None if passes => None,
-            None => Some(ApprovalTerms {
-                reason: Some("A model planned it, and it acts".to_owned()),
-                ..ApprovalTerms::default()
-            }),
-        };
+        let reason = || "A model planned it".to_owned();
+        let terms = tools.wanted(&step.uses, &Value::Object(step.with.clone())).terms(&[]);
+        let approval = terms.map(|terms| ApprovalTerms { reason: terms.reason.or_else(|| Some(reason())), ..terms });
         Arc::new(Step { approval, ..Step::clone(&step) })
     };
     Plan { steps: plan.steps.into_iter().map(guard).collect(), ..plan }

@@ -85,7 +85,7 @@ async fn get(
     security(("bearer" = ["settings:write"])),
 )]
 async fn delete(ctx: Ctx<SettingsWrite>, Path(name): Path<String>) -> Result<StatusCode> {
-    shelf::delete::<AgentDefinition>(&ctx, &name).await
+    shelf::delete::<AgentDefinition, _>(&ctx, &name).await
 }
 
 /// List agents

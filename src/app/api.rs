@@ -4,7 +4,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 use super::{Role, Rooms};
 use crate::{
-    agent::{self, AgentRoutes},
+    agent::{self, AgentRoutes, ToolRoutes},
     approval::{self, ApprovalState},
     db::guard,
     http::{Probe, docs, openapi, vitals},
@@ -29,6 +29,7 @@ pub(super) fn router(rooms: &Rooms, role: Role) -> Result<(Router, OpenApi)> {
         .merge(agent::routes(AgentRoutes { front: rooms.front.clone() }))
         .merge(llm::routes(rooms.llm.clone()))
         .merge(usage::routes(UsageRoutes { front: rooms.front.clone(), days: rooms.days.clone() }))
+        .merge(agent::tools(ToolRoutes { front: rooms.front.clone(), tools: rooms.tools.clone() }))
         .merge(tool::routes(rooms.front.clone(), rooms.tools.clone()))
         .merge(vitals)
         .split_for_parts();

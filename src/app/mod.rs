@@ -26,7 +26,7 @@ use crate::{
     run::{Bell, Children, Desk, RunRoutes, Runs, Waker, Worker, WorkerParts},
     stream::{Hub, Signals, Streams},
     telemetry::{self, Traces},
-    tool::{Ports, Registry, Toolbox},
+    tool::{HttpTools, Ports, Registry, Toolbox},
     usage::{Days, Ledger},
 };
 
@@ -196,9 +196,12 @@ impl Rooms {
         let keys = Keys::new(Vault::new(&settings.vault).map_err(unusable)?);
         let (llm, breaker) = (&settings.llm, &settings.circuit_breaker);
         let models = Models::new((db.clone(), clock.clone()), llm, breaker, keys.clone(), Arc::clone(&outbound));
+        let output = settings.limits.output;
+        let declared = HttpTools::new(db.clone(), keys.clone(), Arc::clone(&outbound), output);
         let ports = Ports { outbound, child_runs: Arc::new(children.clone()), models: models.clone() };
+        let server = Registry::builtin(&settings.tools, &settings.limits, ports)?;
         // What agents are given, and then the agents themselves, which are tools as well.
-        let given = Toolbox::new(Registry::builtin(&settings.tools, &settings.limits, ports)?, vec![]);
+        let given = Toolbox::new(server, vec![Arc::new(declared)]);
         let agents = Agents::new(db.clone(), given.clone(), models.clone());
         let tools = given.and(Arc::new(AgentTools::new(agents.clone(), Arc::new(children.clone()))));
         Ok(Self {

@@ -20,8 +20,8 @@ macro_rules! permits {
 }
 
 permits! {
-    RunsRead, RunsWrite, WorkflowsRead, WorkflowsWrite, ApprovalsRead, ApprovalsDecide, AuditRead, SettingsRead,
-    SettingsWrite, KeysRead, KeysWrite,
+    RunsRead, RunsWrite, WorkflowsRead, WorkflowsWrite, ApprovalsRead, ApprovalsDecide, IntegrationsRead,
+    IntegrationsWrite, AuditRead, SettingsRead, SettingsWrite, KeysRead, KeysWrite,
 }
 
 /// Any good token will do.

@@ -105,7 +105,7 @@ impl TurnRate {
 }
 
 /// What becomes of an agent's calls of some tools.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ApprovalRule {
     /// The tools it is about, by name or pattern (`crm.*`).
@@ -129,21 +129,21 @@ pub struct ApprovalRule {
     pub terms: Option<ApprovalTerms>,
 }
 
-/// A call that an agent's model wants, as far as rules look at it.
+/// A call that somebody wants, as far as rules look at it.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted<'a> {
     /// The tool.
     pub tool: &'a str,
     /// What repeating it would do.
     pub effect: Effect,
-    /// What it is expected to cost, where somebody tells.
-    pub cost: Option<f64>,
+    /// What the tool itself says; where that is not whether it is held, its effect does.
+    pub own: Option<&'a ApprovalRule>,
 }
 
 impl ApprovalRule {
     fn is_about(&self, wanted: &Wanted<'_>) -> bool {
         let holds = self.hold != Some(false);
-        let costs = self.cost.is_none_or(|bound| match wanted.cost {
+        let costs = self.cost.is_none_or(|bound| match wanted.cost() {
             Some(cost) => bound.holds(cost),
             // The worse is taken for granted.
             None => holds && wanted.effect == Effect::Once,
@@ -151,14 +151,58 @@ impl ApprovalRule {
         costs && self.tools.iter().any(|pattern| fits(pattern, wanted.tool))
     }
 
-    /// What consent needs by this rule, where it holds.
-    fn terms(&self) -> Option<ApprovalTerms> {
-        if self.hold == Some(false) {
-            return None;
-        }
+    /// What consent needs by this rule, if it holds.
+    fn terms(&self) -> ApprovalTerms {
         let terms = self.terms.clone().unwrap_or_default();
         let approvers = if self.approvers.is_empty() { terms.approvers } else { self.approvers.clone() };
-        Some(ApprovalTerms { approvers, expires: self.expires.or(terms.expires), ..terms })
+        ApprovalTerms { approvers, expires: self.expires.or(terms.expires), ..terms }
+    }
+}
+
+/// Who says whether a call is held.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Word<'a> {
+    /// A rule of the agent's.
+    Agent(&'a ApprovalRule),
+    /// The tool's own rule.
+    Tool(&'a ApprovalRule),
+    /// Nobody, so what repeating it would do.
+    Effect,
+}
+
+impl<'a> Wanted<'a> {
+    /// Who says whether it is held under these rules, and what: first the rules, of which the first that fits counts,
+    /// then the tool itself, and then its effect.
+    #[must_use]
+    pub fn word(&self, rules: &'a [ApprovalRule]) -> (Word<'a>, bool) {
+        if let Some(rule) = rules.iter().find(|rule| rule.is_about(self)) {
+            return (Word::Agent(rule), rule.hold != Some(false));
+        }
+        match self.own.and_then(|own| Some((own, own.hold?))) {
+            Some((own, hold)) => (Word::Tool(own), hold),
+            None => (Word::Effect, self.effect == Effect::Once),
+        }
+    }
+
+    /// What it is expected to cost, where the tool tells.
+    #[must_use]
+    pub fn cost(&self) -> Option<f64> {
+        self.own?.terms.as_ref()?.cost
+    }
+
+    /// What consent to it needs under these rules, where it needs some. What it touches and costs is the tool's to say,
+    /// whoever holds it.
+    #[must_use]
+    pub fn terms(&self, rules: &[ApprovalRule]) -> Option<ApprovalTerms> {
+        let own = self.own.map(ApprovalRule::terms).unwrap_or_default();
+        let said = match self.word(rules) {
+            (_, false) => return None,
+            (Word::Agent(rule), true) => rule.terms(),
+            (Word::Tool(_) | Word::Effect, true) => own.clone(),
+        };
+        let or = |said: Vec<String>, own: Vec<String>| if said.is_empty() { own } else { said };
+        let (scope, requires) = (or(said.scope, own.scope), or(said.requires, own.requires));
+        Some(ApprovalTerms { scope, requires, cost: said.cost.or(own.cost), ..said })
     }
 }
 
@@ -173,17 +217,6 @@ impl AgentPin {
     #[must_use]
     pub fn turn(&self, asked: u32) -> Estimate {
         Estimate::of_question(self.rate, asked, self.longest_answer)
-    }
-
-    /// What consent to a call needs, where it needs some.
-    #[must_use]
-    pub fn terms(&self, wanted: &Wanted<'_>) -> Option<ApprovalTerms> {
-        let terms = match self.approval.iter().find(|rule| rule.is_about(wanted)) {
-            Some(rule) => rule.terms()?,
-            None if wanted.effect == Effect::Once => ApprovalTerms::default(),
-            None => return None,
-        };
-        Some(ApprovalTerms { cost: terms.cost.or(wanted.cost), ..terms })
     }
 }
 
@@ -230,27 +263,51 @@ mod tests {
         }
     }
 
+    fn rule(tools: &[&str], hold: Option<bool>) -> ApprovalRule {
+        let terms = ApprovalTerms { reason: tools.first().map(ToString::to_string), ..ApprovalTerms::default() };
+        let tools = tools.iter().map(ToString::to_string).collect();
+        ApprovalRule { tools, hold, terms: Some(terms), ..ApprovalRule::default() }
+    }
+
     #[test]
     fn the_first_rule_that_fits_counts_and_what_acts_is_held_without_one() {
-        let rule = |tools: &[&str], hold| ApprovalRule {
-            tools: tools.iter().map(ToString::to_string).collect(),
-            cost: None,
-            hold,
-            approvers: vec![],
-            expires: None,
-            terms: Some(ApprovalTerms { reason: tools.first().map(ToString::to_string), ..ApprovalTerms::default() }),
+        let rules = [rule(&["pay.ask"], Some(false)), rule(&["pay.*"], None), rule(&["*"], None)];
+        let reason = |rules: &[ApprovalRule], tool, effect| {
+            Wanted { tool, effect, own: None }.terms(rules).map(|terms| terms.reason)
         };
-        let approval = vec![rule(&["pay.ask"], Some(false)), rule(&["pay.*"], None), rule(&["*"], None)];
-        let pin = AgentPin { approval, ..bare() };
-        let wanted = |tool, effect| Wanted { tool, effect, cost: None };
-        let reason = |pin: &AgentPin, tool, effect| pin.terms(&wanted(tool, effect)).map(|terms| terms.reason);
-        assert_eq!(reason(&pin, "pay.ask", Effect::Once), None);
-        assert_eq!(reason(&pin, "pay.send", Effect::Pure), Some(Some("pay.*".to_owned())));
-        assert_eq!(reason(&pin, "other", Effect::Pure), Some(Some("*".to_owned())));
-        let bare = AgentPin { approval: vec![], ..pin };
-        assert_eq!(reason(&bare, "other", Effect::Once), Some(None));
-        assert_eq!(reason(&bare, "other", Effect::Repeatable), None);
-        assert!(bare.may_call("pay.send") && !bare.may_call("pay.sendmore"));
+        assert_eq!(reason(&rules, "pay.ask", Effect::Once), None);
+        assert_eq!(reason(&rules, "pay.send", Effect::Pure), Some(Some("pay.*".to_owned())));
+        assert_eq!(reason(&rules, "other", Effect::Pure), Some(Some("*".to_owned())));
+        assert_eq!(reason(&[], "other", Effect::Once), Some(None));
+        assert_eq!(reason(&[], "other", Effect::Repeatable), None);
+    }
+
+    #[test]
+    fn a_tools_own_rule_comes_after_the_agents_and_its_facts_are_always_shown() {
+        let facts = ApprovalTerms { scope: vec!["orders".to_owned()], cost: Some(2.0), ..ApprovalTerms::default() };
+        let own = |hold| ApprovalRule { terms: Some(facts.clone()), ..rule(&["pay.send"], hold) };
+        for (rules, hold, effect, held) in [
+            (vec![], None, Effect::Once, true),
+            (vec![], None, Effect::Pure, false),
+            (vec![], Some(true), Effect::Pure, true),
+            (vec![], Some(false), Effect::Once, false),
+            (vec![rule(&["pay.*"], None)], Some(false), Effect::Pure, true),
+            (vec![rule(&["pay.*"], Some(false))], Some(true), Effect::Once, false),
+            (vec![rule(&["other"], Some(false))], Some(true), Effect::Pure, true),
+        ] {
+            let own = own(hold);
+            let terms = Wanted { tool: "pay.send", effect, own: Some(&own) }.terms(&rules);
+            assert_eq!(terms.is_some(), held, "{rules:?} {hold:?} {effect:?}");
+            if let Some(terms) = terms {
+                assert_eq!((terms.scope, terms.cost), (facts.scope.clone(), facts.cost));
+                assert_eq!(terms.reason.is_some(), rules.iter().any(|rule| fits(&rule.tools[0], "pay.send")));
+            }
+        }
+        let dearer = ApprovalTerms { cost: Some(9.0), ..ApprovalTerms::default() };
+        let rules = [ApprovalRule { terms: Some(dearer), ..rule(&["*"], None) }];
+        let own = own(None);
+        let terms = Wanted { tool: "pay.send", effect: Effect::Pure, own: Some(&own) }.terms(&rules).unwrap();
+        assert_eq!((terms.scope, terms.cost), (facts.scope, Some(9.0)));
     }
 
     #[test]
@@ -259,8 +316,11 @@ mod tests {
             { "tools": ["pay.*"], "cost": ">100", "approvers": ["finance"], "expires": "4h", "terms": { "expires": "1h" } },
             { "tools": ["pay.*"], "cost": "<=1", "hold": false },
         ]);
-        let pin = AgentPin { approval: serde_json::from_value(rules).unwrap(), ..bare() };
-        let terms = |effect, cost| pin.terms(&Wanted { tool: "pay.send", effect, cost });
+        let rules: Vec<ApprovalRule> = serde_json::from_value(rules).unwrap();
+        let terms = |effect, cost| {
+            let own = ApprovalRule { terms: Some(ApprovalTerms { cost, ..Default::default() }), ..rule(&[], None) };
+            Wanted { tool: "pay.send", effect, own: Some(&own) }.terms(&rules)
+        };
         let dear = terms(Effect::Once, Some(101.0)).unwrap();
         assert_eq!((&dear.approvers[..], dear.cost), (&["finance".to_owned()][..], Some(101.0)));
         assert_eq!(dear.expires, Some(Span::seconds(4 * 3600)));
@@ -268,22 +328,5 @@ mod tests {
         assert_eq!(terms(Effect::Once, Some(1.0)), None);
         assert_eq!(terms(Effect::Once, None).unwrap().approvers, ["finance"], "nobody tells, so it may be dear");
         assert_eq!(terms(Effect::Repeatable, None), None);
-    }
-
-    fn bare() -> AgentPin {
-        AgentPin {
-            agent: "a@1".to_owned(),
-            description: None,
-            handoffs: vec![],
-            config: "c@1".parse().unwrap(),
-            instructions: String::new(),
-            tools: vec!["pay.send".to_owned()],
-            approval: vec![],
-            max_turns: 1,
-            max_parallel: 1,
-            output: None,
-            longest_answer: LONGEST_ANSWER,
-            rate: None,
-        }
     }
 }

@@ -73,8 +73,11 @@ impl Keys {
         record(tx, ctx, "llm.key.delete", name).await
     }
 
-    /// Opens a key for a call.
-    pub(super) async fn open(&self, tx: &mut TenantTx, tenant: TenantId, name: &str) -> Result<Option<SecretString>> {
+    /// Opens a key for a call; none if there is no key of that name.
+    ///
+    /// # Errors
+    /// Those of the database, and when the vault does not open it.
+    pub async fn open(&self, tx: &mut TenantTx, tenant: TenantId, name: &str) -> Result<Option<SecretString>> {
         let sealed = store::key(tx, name).await?;
         sealed.map(|sealed| self.vault.open(&sealed, &purpose(tenant, name))).transpose()
     }

@@ -11,10 +11,7 @@ use uuid::Uuid;
 use super::{Document, DocumentKind, document, store, usual};
 use crate::{
     db::TenantTx,
-    http::{
-        Ctx, Json, Permit,
-        permit::{SettingsRead, SettingsWrite},
-    },
+    http::{Ctx, Json, Permit},
     kernel::{Error, Page, PageQuery, Reference, Result},
 };
 
@@ -32,7 +29,7 @@ pub struct VersionQuery {
 ///
 /// # Errors
 /// Invalid (422), naming the field.
-pub async fn put<T: DocumentKind>(ctx: &Ctx<SettingsWrite>, path: &str, name: String, body: T) -> Result<Response>
+pub async fn put<T: DocumentKind, P: Permit>(ctx: &Ctx<P>, path: &str, name: String, body: T) -> Result<Response>
 where
     Document<T>: Serialize,
 {
@@ -74,16 +71,13 @@ pub async fn find<T: DocumentKind + Clone>(
     Ok(found.map(|(own, reference)| own.or_else(|| usual::meant(brought, reference).cloned())).collect())
 }
 
-/// The most documents of one kind that are looked through.
-const ALL: usize = 1000;
-
-/// The newest version of each of the tenant's own, at most a thousand, and of what the server brings along besides.
+/// The newest version of each of the tenant's own, at most a thousand in order of name, and of what the server brings along
+/// besides.
 ///
 /// # Errors
 /// Those of the database.
 pub async fn all<T: DocumentKind>(tx: &mut TenantTx, brought: Vec<Document<T>>) -> Result<Vec<Document<T>>> {
-    let mut all: Vec<_> = store::list(tx, ALL, None).await?.into_iter().map(|(_, document)| document).collect();
-    all.truncate(ALL);
+    let mut all = store::all(tx).await?;
     all.extend(besides(tx, brought).await?);
     Ok(all)
 }
@@ -99,8 +93,8 @@ async fn besides<T: DocumentKind>(tx: &mut TenantTx, brought: Vec<Document<T>>) 
 ///
 /// # Errors
 /// Those of the query and of the database.
-pub async fn list<T: DocumentKind>(
-    ctx: &Ctx<SettingsRead>,
+pub async fn list<T: DocumentKind, P: Permit>(
+    ctx: &Ctx<P>,
     brought: Vec<Document<T>>,
     query: &PageQuery,
 ) -> Result<Page<Document<T>>> {
@@ -118,8 +112,8 @@ pub async fn list<T: DocumentKind>(
 ///
 /// # Errors
 /// Not found; those of the query.
-pub async fn versions<T: DocumentKind>(
-    ctx: &Ctx<SettingsRead>,
+pub async fn versions<T: DocumentKind, P: Permit>(
+    ctx: &Ctx<P>,
     name: &str,
     query: &PageQuery,
 ) -> Result<Page<Document<T>>> {
@@ -138,9 +132,9 @@ pub async fn versions<T: DocumentKind>(
 ///
 /// # Errors
 /// Not found.
-pub async fn delete<T: DocumentKind>(ctx: &Ctx<SettingsWrite>, name: &str) -> Result<StatusCode> {
+pub async fn delete<T: DocumentKind, P: Permit>(ctx: &Ctx<P>, name: &str) -> Result<StatusCode> {
     let mut tx = ctx.begin().await?;
-    document::delete::<T, _>(&mut tx, ctx, name).await?;
+    document::delete::<T, P>(&mut tx, ctx, name).await?;
     tx.commit().await?;
     Ok(StatusCode::NO_CONTENT)
 }

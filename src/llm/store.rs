@@ -142,6 +142,22 @@ pub(super) async fn list<T: DocumentKind>(
     Ok(found)
 }
 
+/// The most documents of one kind that are looked through.
+const ALL: i32 = 1000;
+
+/// The newest version of every name that is in use, in order of name; a thousand at most.
+pub(super) async fn all<T: DocumentKind>(tx: &mut TenantTx) -> Result<Vec<Document<T>>> {
+    let rows = sqlx::query(
+        "select distinct on (name) name, version, body, created_by, created_at from llm_documents
+         where kind = $1 order by name, version desc limit $2",
+    )
+    .bind(T::KIND)
+    .bind(ALL)
+    .fetch_all(tx.conn())
+    .await?;
+    rows.iter().filter_map(|row| document(row).transpose()).collect()
+}
+
 /// The versions of a name, newest first, without those that say it was deleted; `below` is the version to go on after.
 pub(super) async fn versions<T: DocumentKind>(
     tx: &mut TenantTx,

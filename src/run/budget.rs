@@ -94,6 +94,7 @@ impl Turn {
     }
 
     fn terms_cost(&self, key: &StepKey) -> f64 {
-        self.state.terms(key).and_then(|terms| terms.cost).unwrap_or_default()
+        let own = || self.tools.tool(&self.state.step(key)?.uses).ok()?.rule()?.terms.as_ref()?.cost;
+        self.state.terms(key).and_then(|terms| terms.cost).or_else(own).unwrap_or_default()
     }
 }

@@ -22,6 +22,7 @@ mod simulator;
 mod span;
 mod steps;
 mod store;
+mod trial;
 mod turn;
 mod view;
 mod waker;

@@ -78,15 +78,7 @@ impl Turn {
             }
             Move::Plan => self.plan(now).await,
             Move::Grow => {
-                let tool = |name: &str| self.tools.tool(name).ok();
-                // What is not known is taken for the worst.
-                let known = |name: &str, arguments: &Value| match tool(name) {
-                    Some(tool) => {
-                        (tool.effect_unvouched(arguments), tool.rule().and_then(|rule| rule.terms.as_ref()?.cost))
-                    }
-                    None => (Effect::Once, None),
-                };
-                let steps = agent::grow(&self.state, known);
+                let steps = agent::grow(&self.state, &self.tools);
                 self.decide(Command::Extend { steps }, now)
             }
             Move::Finish => {

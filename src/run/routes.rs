@@ -15,7 +15,7 @@ use super::{
     definition, fork, job,
     service::{Opening, Request, Runs, Source},
     steps::StepView,
-    store,
+    store, trial,
     view::{Run, RunSummary},
 };
 use crate::{
@@ -69,6 +69,7 @@ pub fn routes(state: RunRoutes) -> OpenApiRouter {
         .routes(routes!(retry))
         .routes(routes!(fork::fork))
         .merge(job::routes())
+        .merge(trial::routes())
         .with_state(state)
 }
 
@@ -402,7 +403,13 @@ async fn retry(
 }
 
 impl RunRoutes {
-    async fn open(&self, ctx: &Ctx<RunsWrite>, once: Once, prefer: Prefer, request: Request) -> Result<Response> {
+    pub(super) async fn open(
+        &self,
+        ctx: &Ctx<RunsWrite>,
+        once: Once,
+        prefer: Prefer,
+        request: Request,
+    ) -> Result<Response> {
         let (opening, run_id) = Opening::by(ctx);
         let work = async |tx: &mut _| Reply::json(StatusCode::ACCEPTED, &self.runs.open(tx, opening, request).await?);
         let reply = once.command(ctx, work).await?;

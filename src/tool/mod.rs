@@ -25,14 +25,17 @@ mod http;
 mod model;
 mod registry;
 mod routes;
+mod schema;
 mod size;
 mod time;
 mod toolbox;
 
 pub use child::{AGENT, ChildRequest, ChildRuns, ChildSource, child_output, child_run_id};
+pub use http::{HttpTool, HttpTools};
 pub use model::{Conversation, TurnCall, TurnOutput};
 pub use registry::{Described, Ports, Registry};
 pub use routes::routes;
+pub use schema::compile;
 pub use size::fits;
 pub use time::waited;
 pub use toolbox::{Source, Toolbox};
@@ -147,8 +150,7 @@ impl Call {
     /// # Errors
     /// `invalid_arguments`, naming the path, where they do not fit it.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T, ToolError> {
-        serde_path_to_error::deserialize(self.arguments.as_ref())
-            .map_err(|e| ToolError::failed("invalid_arguments", format!("`{}`: {}", e.path(), e.inner())))
+        read(&self.arguments)
     }
 
     /// Asks our own database, again and again while it is away: that is no failure of the step. Gives up when the
@@ -163,6 +165,11 @@ impl Call {
             () = self.cancel.cancelled() => Err(Error::unavailable("called off while the database was away")),
         }
     }
+}
+
+fn read<T: DeserializeOwned>(arguments: &Value) -> Result<T, ToolError> {
+    serde_path_to_error::deserialize(arguments)
+        .map_err(|e| ToolError::failed("invalid_arguments", format!("`{}`: {}", e.path(), e.inner())))
 }
 
 /// What a call came to.

@@ -15,20 +15,25 @@ use super::{
     data::Transform,
     debug,
     handoff::Handoff,
-    http::HttpRequest,
+    http::{HttpRequest, Sender},
     model::{AgentTurn, Generate},
+    schema::compile,
     size,
     time::TimeWait,
 };
 use crate::{
     config::{LimitSettings, ToolSettings},
     http::Outbound,
+    journal::{Effect, Wanted},
     kernel::{Error, Result},
     llm::Models,
 };
 
 /// How many mistakes in the arguments one message names.
 const NAMED_MISTAKES: usize = 8;
+
+/// What this server's tools may be called on other days: in `dev`, or from elsewhere.
+const KEPT: [&str; 3] = ["debug", "mcp", "agent"];
 
 /// The longest message of a failure, in characters.
 const MESSAGE: usize = 2000;
@@ -62,8 +67,7 @@ struct Registered {
 
 impl Registered {
     fn new(tool: Arc<dyn Tool>) -> std::result::Result<Self, String> {
-        // Offline: a schema never makes us fetch anything.
-        let arguments = jsonschema::options().offline().build(&tool.arguments());
+        let arguments = compile(&tool.arguments());
         let arguments = arguments.map_err(|e| format!("the argument schema of tool {}: {e}", tool.name()))?;
         Ok(Self { tool, arguments })
     }
@@ -80,12 +84,29 @@ pub struct Described {
     pub description: String,
     /// Changes whenever the meaning of the arguments does.
     pub version: String,
+    /// What repeating a call can do to the world; where it is more than one, that depends on the arguments.
+    pub effects: Vec<Effect>,
     /// JSON Schema of `with`.
     #[schema(value_type = Object)]
     pub arguments: Value,
     /// JSON Schema of its output.
     #[schema(value_type = Object)]
     pub output: Value,
+}
+
+impl Described {
+    /// That tool.
+    #[must_use]
+    pub fn of(tool: &dyn Tool) -> Self {
+        Self {
+            name: tool.name().to_owned(),
+            description: tool.description().to_owned(),
+            version: tool.version().to_owned(),
+            effects: tool.effects(),
+            arguments: tool.arguments(),
+            output: tool.output(),
+        }
+    }
 }
 
 impl Registry {
@@ -95,7 +116,7 @@ impl Registry {
     /// Never, unless a schema of theirs does not stand on its own.
     pub fn builtin(settings: &ToolSettings, limits: &LimitSettings, ports: Ports) -> Result<Self> {
         let mut tools: Vec<Arc<dyn Tool>> = vec![
-            Arc::new(HttpRequest::new(ports.outbound, limits.output)),
+            Arc::new(HttpRequest::new(Sender::new(ports.outbound, limits.output))),
             Arc::new(Transform),
             Arc::new(TimeWait),
             Arc::new(RunStart::new(ports.child_runs)),
@@ -162,6 +183,21 @@ impl Registry {
         self.registered(name).ok().filter(|found| !found.tool.internal()).map(|found| &found.arguments)
     }
 
+    /// Refuses a name for a tenant's own tool that is this server's, or in a part of the names that it keeps to itself:
+    /// what comes before the first dot of any of its tools.
+    ///
+    /// # Errors
+    /// Invalid (422), naming the field `name`.
+    pub fn check_own(&self, name: &str) -> Result<()> {
+        let first = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
+        let (own, kept) = (first(name), self.tools.keys().map(|taken| first(taken)));
+        if kept.chain(KEPT.map(str::to_owned)).any(|kept| kept == own) {
+            let detail = format!("`{own}` and names that begin with `{own}.` are the server's own: take another");
+            return Err(Error::invalid("name", detail));
+        }
+        Ok(())
+    }
+
     /// How large things may be.
     #[must_use]
     pub fn limits(&self) -> &LimitSettings {
@@ -181,14 +217,15 @@ impl Registry {
     /// Every tool that plans can use, as one reads about it.
     #[must_use]
     pub fn describe(&self) -> Vec<Described> {
-        let describe = |tool: &Arc<dyn Tool>| Described {
-            name: tool.name().to_owned(),
-            description: tool.description().to_owned(),
-            version: tool.version().to_owned(),
-            arguments: tool.arguments(),
-            output: tool.output(),
-        };
-        self.all().map(describe).collect()
+        self.all().map(|tool| Described::of(&**tool)).collect()
+    }
+
+    /// A call as rules look at it. What is not known is taken for the worst, and nobody vouches for the arguments.
+    #[must_use]
+    pub fn wanted<'a>(&'a self, name: &'a str, arguments: &Value) -> Wanted<'a> {
+        let tool = self.tool(name).ok();
+        let effect = tool.map_or(Effect::Once, |tool| tool.effect_unvouched(arguments));
+        Wanted { tool: name, effect, own: tool.and_then(|tool| tool.rule()) }
     }
 
     /// Whether the tool takes these arguments; the engine asks before it journals the intent.

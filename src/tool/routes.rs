@@ -1,16 +1,14 @@
-use axum::extract::{FromRef, State};
-use utoipa_axum::{router::OpenApiRouter, routes as paths};
+use axum::extract::FromRef;
+use utoipa_axum::router::OpenApiRouter;
 
-use super::{Described, Toolbox};
-use crate::{
-    http::{Ctx, Front, Json, Query, permit::WorkflowsRead},
-    kernel::{Page, PageQuery, Result},
-};
+use super::{Toolbox, http};
+use crate::http::Front;
 
-#[derive(Clone)]
-struct Tools {
-    front: Front,
-    tools: Toolbox,
+/// What the handlers need.
+#[derive(Clone, Debug)]
+pub(super) struct Tools {
+    pub(super) front: Front,
+    pub(super) tools: Toolbox,
 }
 
 impl FromRef<Tools> for Front {
@@ -19,29 +17,8 @@ impl FromRef<Tools> for Front {
     }
 }
 
-/// `GET /tools`.
+/// Putting and reading the tools of tenants.
 #[must_use]
 pub fn routes(front: Front, tools: Toolbox) -> OpenApiRouter {
-    OpenApiRouter::new().routes(paths!(list)).with_state(Tools { front, tools })
-}
-
-/// What steps can use
-///
-/// The tools of this server in order of name, and then the tenant's own, with the JSON Schemas of their arguments and
-/// outputs.
-#[utoipa::path(
-    get,
-    path = "/tools",
-    tag = "workflows",
-    operation_id = "listTools",
-    params(PageQuery),
-    security(("bearer" = ["workflows:read"])),
-    responses((status = 200, description = "A page of tools.", body = Page<Described>)),
-)]
-async fn list(
-    State(state): State<Tools>,
-    ctx: Ctx<WorkflowsRead>,
-    Query(query): Query<PageQuery>,
-) -> Result<Json<Page<Described>>> {
-    query.cut(state.tools.of(ctx.tenant_id).await?.describe()).map(Json)
+    OpenApiRouter::new().merge(http::routes()).with_state(Tools { front, tools })
 }

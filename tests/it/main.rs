@@ -32,6 +32,7 @@ mod smoke;
 mod streams;
 mod telemetry;
 mod tokens;
+mod tools;
 mod vitals;
 mod walk;
 mod wall;

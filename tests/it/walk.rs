@@ -24,7 +24,10 @@ impl Things {
         let approval = run.hold().await;
         let mut by_kind = HashMap::from([("jobs", run.id.clone()), ("tasks", run.id.clone()), ("runs", run.id)]);
         by_kind.insert("approvals", approval);
-        by_kind.extend(["definitions", "configs", "templates", "keys", "agents"].map(|kind| (kind, "held".to_owned())));
+        by_kind.insert("tools", "debug.echo".to_owned());
+        by_kind.extend(
+            ["definitions", "configs", "templates", "keys", "agents", "http"].map(|kind| (kind, "held".to_owned())),
+        );
         Self { by_kind }
     }
 

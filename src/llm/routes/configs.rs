@@ -73,7 +73,7 @@ async fn get(
     security(("bearer" = ["settings:write"])),
 )]
 async fn delete(ctx: Ctx<SettingsWrite>, Path(name): Path<String>) -> Result<StatusCode> {
-    shelf::delete::<ModelConfig>(&ctx, &name).await
+    shelf::delete::<ModelConfig, _>(&ctx, &name).await
 }
 
 /// List model configurations

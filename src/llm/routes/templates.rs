@@ -70,7 +70,7 @@ async fn get(
     security(("bearer" = ["settings:write"])),
 )]
 async fn delete(ctx: Ctx<SettingsWrite>, Path(name): Path<String>) -> Result<StatusCode> {
-    shelf::delete::<PromptTemplate>(&ctx, &name).await
+    shelf::delete::<PromptTemplate, _>(&ctx, &name).await
 }
 
 /// List prompt templates

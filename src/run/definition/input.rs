@@ -1,11 +1,15 @@
+use jsonschema::Validator;
 use serde_json::{Value, json};
 
 use super::{
     Definition,
-    schema::{MAX_MISTAKES, compile, sentence},
+    schema::{MAX_MISTAKES, sentence},
     source::{Source, child},
 };
-use crate::kernel::{Error, Problem, Result};
+use crate::{
+    kernel::{Error, Problem, Result},
+    tool,
+};
 
 /// Whether a run's input is what the definition asks for.
 ///
@@ -13,12 +17,19 @@ use crate::kernel::{Error, Problem, Result};
 /// The 422 that lists every mistake with its JSON path from `input`.
 pub fn check_input(definition: &Definition, input: &Value) -> Result<()> {
     let Some(schema) = &definition.input else { return Ok(()) };
-    let schema = compile(schema).map_err(Error::internal)?;
-    if schema.is_valid(input) {
+    fits(&tool::compile(schema).map_err(Error::internal)?, input, "input")
+}
+
+/// Whether a value that a request calls `name` is what a schema asks for.
+///
+/// # Errors
+/// The 422 that lists every mistake with its JSON path from `name`.
+pub fn fits(schema: &Validator, value: &Value, name: &'static str) -> Result<()> {
+    if schema.is_valid(value) {
         return Ok(());
     }
-    let source = Source::of_value(input.clone(), "input", "");
-    let mistakes = schema.iter_errors(input).take(MAX_MISTAKES).map(|error| {
+    let source = Source::of_value(value.clone(), name, "");
+    let mistakes = schema.iter_errors(value).take(MAX_MISTAKES).map(|error| {
         let pointer = match error.kind() {
             jsonschema::error::ValidationErrorKind::Required { property } => {
                 child(error.instance_path().as_str(), property.as_str().unwrap_or_default())

@@ -17,7 +17,7 @@ mod usual;
 mod yaml;
 
 pub use check::{check, check_plan, uses};
-pub use input::check_input;
+pub use input::{check_input, fits};
 pub use model::{Definition, Media, Mistake, refuse};
 pub use put::{DefinitionSummary, StoredDefinition};
 pub use routes::routes;

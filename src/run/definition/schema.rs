@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use jsonschema::{
-    JsonType, PatternOptions, ValidationError, Validator,
+    JsonType, ValidationError, Validator,
     error::{TypeKind, ValidationErrorKind},
 };
 use serde_json::Value;
@@ -12,7 +12,10 @@ use super::{
     Mistake,
     source::{Source, child},
 };
-use crate::kernel::{Error, Result};
+use crate::{
+    kernel::{Error, Result},
+    tool,
+};
 
 /// The schema as it is served and printed in `docs/workflows.md`.
 pub const SCHEMA: &str = include_str!("workflow.schema.json");
@@ -21,23 +24,7 @@ pub const SCHEMA: &str = include_str!("workflow.schema.json");
 pub(super) const MAX_MISTAKES: usize = 100;
 
 static DOCUMENT: LazyLock<Value> = LazyLock::new(|| serde_json::from_str(SCHEMA).unwrap_or_default());
-static VALIDATOR: LazyLock<std::result::Result<Validator, String>> = LazyLock::new(|| compile(&DOCUMENT));
-
-/// Compiles a schema that somebody wrote: nothing is fetched, and patterns run in linear time.
-///
-/// # Errors
-/// What is wrong with it, where.
-pub(super) fn compile(schema: &Value) -> std::result::Result<Validator, String> {
-    jsonschema::options()
-        .with_draft(jsonschema::Draft::Draft202012)
-        .offline()
-        .with_pattern_options(PatternOptions::regex())
-        .build(schema)
-        .map_err(|e| match e.instance_path().as_str() {
-            "" => e.masked().to_string(),
-            path => format!("at {path}: {}", e.masked()),
-        })
-}
+static VALIDATOR: LazyLock<std::result::Result<Validator, String>> = LazyLock::new(|| tool::compile(&DOCUMENT));
 
 /// Checks a document against the schema of a definition.
 pub(super) fn check(source: &Source<'_>) -> Result<Vec<Mistake>> {

@@ -10,13 +10,13 @@ use serde_json::{Value, json};
 
 use crate::{
     journal::Effect,
-    tool::{Call, ToolError},
+    tool::{Call, ToolError, read},
 };
 
 /// What the rest of an output may take besides the body.
 const OVERHEAD: usize = 24 * 1024;
 const MOST_REDIRECTS: u8 = 10;
-const METHODS: [&str; 7] = ["GET", "HEAD", "OPTIONS", "PUT", "DELETE", "POST", "PATCH"];
+pub(super) const METHODS: [&str; 7] = ["GET", "HEAD", "OPTIONS", "PUT", "DELETE", "POST", "PATCH"];
 
 /// Ours to say, or about the connection and not the request.
 const OURS: [&str; 14] = [
@@ -167,8 +167,9 @@ fn invalid(message: String) -> ToolError {
 }
 
 impl Request {
-    pub(super) fn of(call: &Call, output_limit: usize) -> Result<Self, ToolError> {
-        let arguments: Arguments = call.read()?;
+    /// What the arguments say, for a call.
+    pub(super) fn of(call: &Call, arguments: &Value, output_limit: usize) -> Result<Self, ToolError> {
+        let arguments: Arguments = read(arguments)?;
         let method = arguments.method.as_deref().unwrap_or("GET");
         if !METHODS.contains(&method) {
             return Err(invalid(format!("`method` is one of {}", METHODS.join(", "))));
@@ -282,14 +283,32 @@ fn text(value: &Value) -> Option<String> {
     }
 }
 
+/// A header that a request may be given.
+///
+/// # Errors
+/// Why it may not.
+pub(super) fn header(name: &str) -> Result<HeaderName, &'static str> {
+    let parsed = HeaderName::from_bytes(name.as_bytes()).map_err(|_| "is no header name")?;
+    if OURS.contains(&parsed.as_str()) { Err("cannot be set: it is not the caller's") } else { Ok(parsed) }
+}
+
+/// A header that may hold a secret: no redirect carries it to another origin.
+///
+/// # Errors
+/// Why it may not.
+pub(super) fn secret_header(name: &str) -> Result<HeaderName, &'static str> {
+    let header = header(name)?;
+    if HARMLESS.contains(&header.as_str()) {
+        Err("is no place for a secret: redirects carry it on")
+    } else {
+        Ok(header)
+    }
+}
+
 fn headers(given: &BTreeMap<String, Value>) -> Result<HeaderMap, ToolError> {
     let mut headers = HeaderMap::with_capacity(given.len() + 2);
     for (name, value) in given {
-        let parsed = HeaderName::from_bytes(name.as_bytes())
-            .map_err(|_| invalid(format!("`headers`: {name:?} is no header name")))?;
-        if OURS.contains(&parsed.as_str()) {
-            return Err(invalid(format!("`headers.{name}` cannot be set: it is not the caller's")));
-        }
+        let parsed = header(name).map_err(|rule| invalid(format!("`headers`: {name:?} {rule}")))?;
         // Visible ASCII, spaces and tabs: no line break can split the request.
         let value = text(value)
             .and_then(|value| HeaderValue::from_str(&value).ok())
@@ -346,7 +365,7 @@ mod tests {
     use crate::tool::tests::call;
 
     fn request(arguments: Value) -> Result<Request, ToolError> {
-        Request::of(&call(arguments), 1024)
+        Request::of(&call(json!({})), &arguments, 1024)
     }
 
     #[test]
@@ -387,10 +406,11 @@ mod tests {
     #[test]
     fn a_call_stands_in_its_runs_trace_unless_it_names_another() {
         let call = call(json!({"url": "https://a.example"}));
-        let ours = Request::of(&call, 1024).unwrap().headers["traceparent"].to_str().unwrap().to_owned();
+        let of = |call: &Call| Request::of(call, &call.arguments, 1024).unwrap();
+        let ours = of(&call).headers["traceparent"].to_str().unwrap().to_owned();
         assert!(ours.starts_with(&format!("00-{}-", call.run_id.uuid().simple())) && ours.len() == 55, "{ours}");
         let next = Call { attempt: call.attempt + 1, ..call };
-        assert_ne!(Request::of(&next, 1024).unwrap().headers["traceparent"], ours.as_str());
+        assert_ne!(of(&next).headers["traceparent"], ours.as_str());
         let theirs = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
         let named = request(json!({"url": "https://a.example", "headers": {"traceparent": theirs}})).unwrap();
         assert_eq!(named.headers["traceparent"], theirs);

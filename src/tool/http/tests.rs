@@ -18,7 +18,7 @@ use tokio::{
     sync::Notify,
 };
 
-use super::HttpRequest;
+use super::{HttpRequest, Sender};
 use crate::{
     config::ToolSettings,
     http::{AllowList, Outbound},
@@ -38,7 +38,7 @@ impl AllowList for Allowed {
 
 fn tool(allowed: impl AllowList, loopback: bool) -> HttpRequest {
     let settings = ToolSettings { loopback, ..ToolSettings::default() };
-    HttpRequest::new(Arc::new(Outbound::new(&settings, Arc::new(allowed)).unwrap()), 1024 * 1024)
+    HttpRequest::new(Sender::new(Arc::new(Outbound::new(&settings, Arc::new(allowed)).unwrap()), 1024 * 1024))
 }
 
 fn dev() -> HttpRequest {
