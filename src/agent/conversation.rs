@@ -61,7 +61,7 @@ pub fn conversation(state: &RunState, head: &RunHead, agent: &AgentPin, n: u32, 
         schema: agent.output.clone().map(Arc::new),
         max_tokens: None,
     };
-    Conversation { config: agent.config.clone(), prompt, names }
+    Conversation { config: agent.config.clone(), fallback: agent.fallback.clone(), prompt, names }
 }
 
 fn asked(head: &RunHead) -> String {

@@ -149,6 +149,7 @@ mod tests {
             let agent = AgentPin {
                 agent: "a@1".to_owned(),
                 config: "c@1".parse().unwrap(),
+                fallback: vec![],
                 instructions: "Be.".to_owned(),
                 tools: vec!["act".to_owned()],
                 approval: vec![],
@@ -157,7 +158,7 @@ mod tests {
                 output: None,
                 rate: None,
             };
-            let plan = Plan { steps: vec![Arc::new(turn(1, vec![]))], output: None, agent: Some(Arc::new(agent)) };
+            let plan = Plan { steps: vec![Arc::new(turn(1, vec![]))], agent: Some(Arc::new(agent)), ..Plan::default() };
             let mut life = Self { state, events: vec![], script };
             life.decide(Command::Open { goal: Some("g".to_owned()), workflow: None, parent: None });
             life.decide(Command::Plan(Arc::new(plan)));

@@ -7,10 +7,10 @@ use crate::{
     http::{Ctx, Permit},
     journal::{AgentPin, Plan, TurnRate, fits},
     kernel::{
-        Error, Pinned, Problem, Reference, Result,
+        Error, Problem, Reference, Result,
         template::{self, Context},
     },
-    llm::{Models, shelf},
+    llm::{Choice, Document, Models, shelf},
     tool::{Registry, Toolbox},
 };
 
@@ -42,13 +42,15 @@ impl Agents {
         let document = shelf::get::<AgentDefinition, P>(ctx, vec![], reference.name, reference.version).await?;
         let body = &document.body;
         let wanted = body.config.as_deref().unwrap_or("default-smart").parse().map_err(|e: &str| Error::internal(e))?;
-        let config = self.models.pin(ctx.tenant_id, &wanted).await.map_err(|error| {
+        let chain = self.models.chain(ctx.tenant_id, &Choice::Named(wanted)).await.map_err(|error| {
             let detail = format!("{}: put the configuration, or have the operator set a key", error.message);
             Error::new(Problem::NoPlanner, detail).with("field", "agent")
         })?;
+        let [config, fallback @ ..] = &chain[..] else { return Err(Error::internal("a chain without a beginning")) };
         let pin = AgentPin {
             agent: document.reference(),
-            config: Pinned { name: config.name, version: config.version },
+            config: config.pinned(),
+            fallback: fallback.iter().map(Document::pinned).collect(),
             instructions: instructions(&body.instructions, goal, input)?,
             tools: given(&self.tools.of(ctx.tenant_id).await?, body.tools.as_deref().unwrap_or_default()),
             approval: body.approval.clone().unwrap_or_default(),
@@ -61,7 +63,7 @@ impl Agents {
             }),
         };
         let first = Arc::new(turn(1, vec![]));
-        Ok(Plan { steps: vec![first], output: None, agent: Some(Arc::new(pin)) })
+        Ok(Plan { steps: vec![first], agent: Some(Arc::new(pin)), ..Plan::default() })
     }
 }
 

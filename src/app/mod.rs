@@ -183,13 +183,13 @@ impl Rooms {
             followers.push(waker.clone());
         }
         let journal = Journal::start(db.clone(), followers, vec![Arc::new(Inbox)], desk.clone(), service);
-        let runs = Runs::new(journal.clone(), settings.limits.clone(), &settings.worker);
-        let children = Children::new(db.clone(), runs.clone(), clock.clone());
         let tenants = Tenants::new(db.clone(), clock.clone());
         let outbound = Arc::new(Outbound::new(&settings.tools, Arc::new(AllowLists(tenants)))?);
         let keys = Keys::new(Vault::new(&settings.vault).map_err(unusable)?);
         let (llm, breaker) = (&settings.llm, &settings.circuit_breaker);
         let models = Models::new((db.clone(), clock.clone()), llm, breaker, keys.clone(), Arc::clone(&outbound));
+        let runs = Runs::new(journal.clone(), models.clone(), settings.limits.clone(), &settings.worker);
+        let children = Children::new(db.clone(), runs.clone(), clock.clone());
         let ports = Ports { outbound, child_runs: Arc::new(children.clone()), models: models.clone() };
         let tools = Toolbox::new(Registry::builtin(&settings.tools, &settings.limits, ports)?, vec![]);
         Ok(Self {

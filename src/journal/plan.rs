@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use super::AgentPin;
+use super::{AgentPin, ModelPins};
 use crate::kernel::{Error, Span};
 
 /// The steps of a run and the expression of its output.
@@ -24,6 +24,10 @@ pub struct Plan {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<AgentPin>)]
     pub agent: Option<Arc<AgentPin>>,
+    /// The versions that the model configurations and templates in the steps stay at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<ModelPins>)]
+    pub models: Option<Arc<ModelPins>>,
 }
 
 impl Plan {

@@ -20,6 +20,8 @@ use crate::{
         self, Append, Claim, Command, Event, Journal, Loaded, Lock, OnDenied, Parent, Plan, Refusal, RunHead, RunState,
     },
     kernel::{Actor, Error, Problem, Reference, Result, RunId, TenantId, Timestamp},
+    llm::Models,
+    tool,
 };
 
 /// The longest goal, in characters.
@@ -31,6 +33,7 @@ const METADATA: usize = 16 * 1024;
 #[derive(Clone, Debug)]
 pub struct Runs {
     journal: Journal,
+    models: Models,
     limits: LimitSettings,
     live_runs: u64,
 }
@@ -92,10 +95,10 @@ impl Opening {
 }
 
 impl Runs {
-    /// Writes through `journal`.
+    /// Writes through `journal`, and pins what asks `models`.
     #[must_use]
-    pub fn new(journal: Journal, limits: LimitSettings, worker: &WorkerSettings) -> Self {
-        Self { journal, limits, live_runs: worker.live_runs_per_tenant }
+    pub fn new(journal: Journal, models: Models, limits: LimitSettings, worker: &WorkerSettings) -> Self {
+        Self { journal, models, limits, live_runs: worker.live_runs_per_tenant }
     }
 
     /// Accepts a run and plans it; begins it where the request says so. A run of that id that is there
@@ -108,6 +111,7 @@ impl Runs {
         self.check(&request)?;
         let Opening { tenant_id, run_id, by, parent, request_id, now } = opening;
         let Resolved { plan, workflow, usual } = self.resolve(tx, tenant_id, request.source, &request.input).await?;
+        let plan = Arc::new(self.pin(tx, plan).await?);
         let on_denied = request.on_denied.or(usual).unwrap_or_default();
         let named = workflow.as_ref().map(|(name, version)| format!("{name}@{version}"));
         let mut state = RunState::new(tenant_id, run_id, by.clone(), on_denied);
@@ -163,11 +167,22 @@ impl Runs {
             Source::Workflow(_) => {
                 let (definition, workflow) = definition.ok_or_else(not_found)?;
                 definition::check_input(&definition, input)?;
-                let plan = Arc::new(definition.plan());
+                let plan = definition.plan();
                 Ok(Resolved { plan, workflow: Some(workflow), usual: definition.on_denied })
             }
-            Source::Plan(plan) => Ok(Resolved { plan: Arc::new(plan), workflow: None, usual: None }),
+            Source::Plan(plan) => Ok(Resolved { plan, workflow: None, usual: None }),
         }
+    }
+
+    /// The plan with the versions of the models that its steps name: later ones do not touch the run. What is not there
+    /// now is left to the step that needs it.
+    async fn pin(&self, tx: &mut TenantTx, mut plan: Plan) -> Result<Plan> {
+        let (configs, templates) = tool::named(&plan.steps);
+        if !configs.is_empty() || !templates.is_empty() {
+            let pins = self.models.pins(tx, &configs, &templates).await?;
+            plan.models = (!pins.is_empty()).then(|| Arc::new(pins));
+        }
+        Ok(plan)
     }
 
     /// Refuses what would be one live run too many. A planned run is not live, nor is a failed one.
@@ -308,7 +323,7 @@ impl Runs {
 
 /// What a source came to.
 struct Resolved {
-    plan: Arc<Plan>,
+    plan: Plan,
     /// The definition's name and version.
     workflow: Option<(String, i32)>,
     /// What a denial means by the definition.

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     db,
-    journal::{ApprovalRule, Effect, Failure, Report, StepKey, Wait},
+    journal::{ApprovalRule, Effect, Failure, ModelPins, Report, StepKey, Wait},
     kernel::{Actor, Error, Result, RunId, TenantId, Timestamp},
 };
 
@@ -28,7 +28,7 @@ mod time;
 mod toolbox;
 
 pub use child::{ChildRequest, ChildRuns, child_run_id};
-pub use model::{Conversation, TurnCall, TurnOutput};
+pub use model::{Conversation, TurnCall, TurnOutput, named};
 pub use registry::{Described, Ports, Registry};
 pub use routes::routes;
 pub use size::fits;
@@ -112,6 +112,8 @@ pub struct Call {
     pub idempotency_key: String,
     /// What a model is to be asked, in a turn of an agent.
     pub conversation: Option<Arc<Conversation>>,
+    /// The versions that the names of model configurations and templates mean in this run.
+    pub models: Option<Arc<ModelPins>>,
     /// When the call was decided.
     pub now: Timestamp,
     /// Reports how far it is.
@@ -248,6 +250,7 @@ mod tests {
             arguments: Arc::new(arguments),
             idempotency_key: "run_1/step".to_owned(),
             conversation: None,
+            models: None,
             now: DateTime::UNIX_EPOCH,
             progress: Progress::new(sender, step, 1),
             cancel: CancellationToken::new(),

@@ -24,6 +24,7 @@ mod recovery;
 mod retention;
 mod runs;
 mod smoke;
+mod speech;
 mod streams;
 mod tokens;
 mod vitals;

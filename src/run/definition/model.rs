@@ -38,7 +38,7 @@ impl Definition {
     /// The plan of its runs.
     #[must_use]
     pub fn plan(&self) -> Plan {
-        Plan { steps: self.steps.clone(), output: self.output.clone(), agent: None }
+        Plan { steps: self.steps.clone(), output: self.output.clone(), ..Plan::default() }
     }
 }
 

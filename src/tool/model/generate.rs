@@ -4,13 +4,16 @@ use async_trait::async_trait;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{ask, failure};
+use super::{ask, choice, failure, reference, unless_cancelled, usage};
 use crate::{
     journal::Effect,
     kernel::Reference,
     llm::{Answer, Image, Message, Models, Prompt},
     tool::{Call, Outcome, Tool, ToolError},
 };
+
+pub(super) const NAME: &str = "llm.generate";
+pub(super) const USUAL: &str = "default-smart";
 
 /// `llm.generate`: one question to a model.
 pub(in crate::tool) struct Generate {
@@ -42,13 +45,13 @@ struct Arguments {
 }
 
 fn usual() -> Reference {
-    Reference { name: "default-smart".to_owned(), version: None }
+    Reference { name: USUAL.to_owned(), version: None }
 }
 
 #[async_trait]
 impl Tool for Generate {
     fn name(&self) -> &str {
-        "llm.generate"
+        NAME
     }
 
     fn description(&self) -> &str {
@@ -56,14 +59,13 @@ impl Tool for Generate {
     }
 
     fn arguments(&self) -> Value {
-        let reference = json!({ "type": "string", "pattern": "^[a-z][a-z0-9._-]{0,62}(@[1-9][0-9]{0,8})?$" });
         json!({
             "type": "object",
             "additionalProperties": false,
             "anyOf": [{ "required": ["prompt"] }, { "required": ["template"] }],
             "dependentRequired": { "variables": ["template"] },
             "properties": {
-                "config": { "$ref": "#/$defs/reference", "default": "default-smart", "description": "A model configuration." },
+                "config": { "$ref": "#/$defs/reference", "default": USUAL, "description": "A model configuration." },
                 "template": { "$ref": "#/$defs/reference", "description": "A prompt template; `prompt` is one of its variables." },
                 "variables": { "type": "object", "description": "The template's other variables." },
                 "system": { "type": "string", "minLength": 1, "maxLength": 65536, "description": "Who the model is to be." },
@@ -87,7 +89,7 @@ impl Tool for Generate {
                 "maxTokens": { "type": "integer", "minimum": 1, "maximum": 1_000_000 },
                 "reasoning": { "type": "boolean", "default": false, "description": "Tell what the model thinks, too." }
             },
-            "$defs": { "reference": reference }
+            "$defs": { "reference": reference() }
         })
     }
 
@@ -104,14 +106,7 @@ impl Tool for Generate {
                 "provider": { "type": "string" },
                 "model": { "type": "string" },
                 "stop": { "enum": ["done", "length"], "description": "`length`: cut off at the most tokens." },
-                "usage": {
-                    "type": "object",
-                    "properties": {
-                        "inputTokens": { "type": "integer" },
-                        "cachedTokens": { "type": "integer" },
-                        "outputTokens": { "type": "integer" }
-                    }
-                }
+                "usage": usage()
             }
         })
     }
@@ -127,20 +122,16 @@ impl Tool for Generate {
     }
 
     async fn call(&self, call: Call) -> Result<Outcome, ToolError> {
-        tokio::select! {
-            biased;
-            () = call.cancel.cancelled() => Err(ToolError::cancelled()),
-            answered = self.generate(&call) => answered,
-        }
+        unless_cancelled(&call, self.generate(&call)).await
     }
 }
 
 impl Generate {
     async fn generate(&self, call: &Call) -> Result<Outcome, ToolError> {
         let arguments: Arguments = call.read()?;
-        let (config, reasoning) = (arguments.config.clone(), arguments.reasoning);
+        let (choice, reasoning) = (choice(call, arguments.config.clone()), arguments.reasoning);
         let (prompt, template) = self.prompt(call, arguments).await?;
-        let answer = ask(&self.models, call, &config, &prompt, reasoning).await?;
+        let answer = ask(&self.models, call, &choice, &prompt, reasoning).await?;
         Ok(Outcome::Done { cost: Some(answer.cost), output: output(answer, template, reasoning) })
     }
 
@@ -149,6 +140,8 @@ impl Generate {
         let (text, template) = match template {
             Some(template) => {
                 variables.extend(prompt.map(|prompt| ("prompt".to_owned(), Value::String(prompt))));
+                let pinned = call.models.as_ref().and_then(|pins| pins.templates.get(&template.to_string()));
+                let template = pinned.map_or(template, Reference::from);
                 let rendered = self.models.render(call.tenant_id, &template, &variables).await;
                 let (text, version) = rendered.map_err(failure)?;
                 (text, Some(version))
