@@ -11,9 +11,11 @@ use crate::kernel::Pinned;
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct ModelPins {
     /// By the name of a configuration: its version and, after it, those that are asked when it gives no answer.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(value_type = BTreeMap<String, Vec<String>>, example = json!({ "support": ["support@3", "default-fast@0"] }))]
     pub configs: BTreeMap<String, Vec<Pinned>>,
     /// By the name of a prompt template: its version.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(value_type = BTreeMap<String, String>, example = json!({ "greeting": "greeting@2" }))]
     pub templates: BTreeMap<String, Pinned>,
 }

@@ -19,6 +19,7 @@ mod models;
 mod once;
 mod openapi;
 mod pages;
+mod pins;
 mod readers;
 mod recovery;
 mod retention;

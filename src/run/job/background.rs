@@ -264,7 +264,7 @@ fn given<const N: usize>(fields: [(&str, Option<Value>); N]) -> Map<String, Valu
 /// What is shown or played to a model. With everything else it is an argument of a call, which is bounded.
 fn base64(state: &RunRoutes, field: &'static str, data: String) -> Result<String> {
     use base64::{Engine, prelude::BASE64_STANDARD};
-    let most = state.registry.limits().arguments.saturating_sub(BESIDES);
+    let most = state.tools.server().limits().arguments.saturating_sub(BESIDES);
     if data.len() > most {
         let detail = format!("`{field}` has more than {most} bytes of base64, which is what a call takes");
         return Err(Error::invalid(field, detail));

@@ -111,7 +111,10 @@ impl Embed {
         let (models, choice, texts) = (&self.models, &choice, &texts);
         let asking = |teller: Teller| async move { models.embed(call.tenant_id, choice, texts, &teller).await };
         let given = telling(call, false, asking).await?;
-        let outcome = output(given, |vectors| json!({ "embeddings": vectors.iter().map(numbers).collect::<Value>() }));
+        let outcome = output(
+            given,
+            |vectors| json!({ "embeddings": vectors.iter().map(|vector| numbers(vector)).collect::<Value>() }),
+        );
         match &outcome {
             Outcome::Done { output, .. } if !fits(output, self.most) => {
                 let message = format!(
@@ -127,7 +130,7 @@ impl Embed {
 }
 
 /// A vector as JSON, with no more digits than its numbers have.
-fn numbers(vector: &Vec<f32>) -> Value {
+fn numbers(vector: &[f32]) -> Value {
     let number = |one: &f32| Number::from_f64(one.to_string().parse().ok()?);
     vector.iter().map(|one| number(one).map_or(Value::Null, Value::Number)).collect()
 }
@@ -138,6 +141,6 @@ mod tests {
 
     #[test]
     fn numbers_have_no_more_digits_than_they_need() {
-        assert_eq!(numbers(&vec![0.1, -0.25, 1.0, 3e-7]).to_string(), "[0.1,-0.25,1.0,3e-7]");
+        assert_eq!(numbers(&[0.1, -0.25, 1.0, 3e-7]).to_string(), "[0.1,-0.25,1.0,3e-7]");
     }
 }

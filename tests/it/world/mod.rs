@@ -24,7 +24,7 @@ pub use ground::Ground;
 pub use operations::Operation;
 pub use place::{SECRET, World};
 pub use plain::SOUND;
-pub use provider::{APIS, KEY, Provider, Turn};
+pub use provider::{APIS, Asked, KEY, Provider, Turn};
 pub use redact::Redactor;
 pub use run::Run;
 pub use upstream::{Reply, Upstream};
