@@ -63,7 +63,8 @@ pub fn conversation(state: &RunState, head: &RunHead, agent: &AgentPin, n: u32, 
         schema: agent.output.clone().map(Arc::new),
         max_tokens: None,
     };
-    Conversation { agent: agent.agent.clone(), config: agent.config.clone(), prompt, names: known.0 }
+    let (config, fallback) = (agent.config.clone(), agent.fallback.clone());
+    Conversation { agent: agent.agent.clone(), config, fallback, prompt, names: known.0 }
 }
 
 /// The tools of an agent by the names that its model knows them by, hand-offs among them.

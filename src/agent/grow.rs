@@ -188,6 +188,7 @@ mod tests {
                 agent: format!("{name}@1"),
                 description: Some("Acts.".to_owned()),
                 config: "c@1".parse().unwrap(),
+                fallback: vec![],
                 instructions: format!("Be {name}."),
                 tools: vec![format!("{name}.act")],
                 handoffs: vec![format!("{other}@1")],

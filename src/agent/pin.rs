@@ -8,10 +8,10 @@ use crate::{
     http::{Ctx, Permit},
     journal::{AgentPin, Plan, Planner, TurnRate, fits},
     kernel::{
-        Error, Pinned, Problem, Reference, Result, TenantId,
+        Error, Problem, Reference, Result, TenantId,
         template::{self, Context},
     },
-    llm::{Document, ModelConfig, Models, shelf},
+    llm::{Choice, Document, ModelConfig, Models, shelf},
     tool::Toolbox,
 };
 
@@ -109,11 +109,13 @@ impl Agents {
         input: &Value,
     ) -> Result<AgentPin> {
         let body = &agent.body;
-        let config = self.config(tenant, "agent", body.config.as_deref()).await?;
+        let chain = self.chain(tenant, "agent", body.config.as_deref()).await?;
+        let [config, fallback @ ..] = &chain[..] else { return Err(Error::internal("a chain without a beginning")) };
         Ok(AgentPin {
             agent: agent.reference(),
             description: body.description.clone(),
-            config: Pinned { name: config.name, version: config.version },
+            config: config.pinned(),
+            fallback: fallback.iter().map(Document::pinned).collect(),
             instructions: instructions(&body.instructions, goal, input)?,
             tools: given(&agent.name, tools, body.tools.as_deref().unwrap_or_default()),
             handoffs,
@@ -131,16 +133,21 @@ impl Agents {
     /// # Errors
     /// No-planner (422) without a model of use.
     pub async fn planner(&self, tenant: TenantId, execute: bool) -> Result<Planner> {
-        let config = self.config(tenant, "goal", None).await?;
-        let rate = rate(&config.body);
-        let longest_answer = config.body.longest_answer();
-        Ok(Planner { config: Pinned { name: config.name, version: config.version }, rate, longest_answer, execute })
+        let chain = self.chain(tenant, "goal", None).await?;
+        let [first, fallback @ ..] = &chain[..] else { return Err(Error::internal("a chain without a beginning")) };
+        Ok(Planner {
+            config: first.pinned(),
+            fallback: fallback.iter().map(Document::pinned).collect(),
+            rate: rate(&first.body),
+            longest_answer: first.body.longest_answer(),
+            execute,
+        })
     }
 
-    /// The configuration that is meant now, which is named in, or missing from, that field.
-    async fn config(&self, tenant: TenantId, field: &str, name: Option<&str>) -> Result<Document<ModelConfig>> {
+    /// The configuration that is meant now, which is named in, or missing from, that field, and what it falls back on.
+    async fn chain(&self, tenant: TenantId, field: &str, name: Option<&str>) -> Result<Vec<Document<ModelConfig>>> {
         let wanted = name.unwrap_or("default-smart").parse().map_err(|e: &str| Error::internal(e))?;
-        self.models.pin(tenant, &wanted).await.map_err(|error| {
+        self.models.chain(tenant, &Choice::Named(wanted)).await.map_err(|error| {
             let detail = format!("{}: put the configuration, or have the operator set a key", error.message);
             Error::new(Problem::NoPlanner, detail).with("field", field)
         })

@@ -57,7 +57,8 @@ pub fn question(planner: &Planner, head: &RunHead, refused: &[PlanRefused], tool
     let system = Some(format!("{RULES}\n\nThe tools:\n{}", told(tools)));
     let names = BTreeMap::from([(HAND_IN.to_owned(), HAND_IN.to_owned())]);
     let prompt = Prompt { system, messages, tools: vec![hand_in], schema: None, max_tokens: None };
-    Conversation { agent: PLANNING.to_owned(), config: planner.config.clone(), prompt, names }
+    let (config, fallback) = (planner.config.clone(), planner.fallback.clone());
+    Conversation { agent: PLANNING.to_owned(), config, fallback, prompt, names }
 }
 
 /// The tools there are, one a line.

@@ -189,13 +189,13 @@ impl Rooms {
         }
         let projections: Vec<Arc<dyn Projection>> = vec![Arc::new(Inbox), Arc::new(Ledger)];
         let journal = Journal::start(db.clone(), followers, projections, desk.clone(), service);
-        let runs = Runs::new(journal.clone(), settings.limits.clone(), &settings.worker);
-        let children = Children::new(db.clone(), runs.clone(), clock.clone());
         let tenants = Tenants::new(db.clone(), clock.clone());
         let outbound = Arc::new(Outbound::new(&settings.tools, Arc::new(AllowLists(tenants)))?);
         let keys = Keys::new(Vault::new(&settings.vault).map_err(unusable)?);
         let (llm, breaker) = (&settings.llm, &settings.circuit_breaker);
         let models = Models::new((db.clone(), clock.clone()), llm, breaker, keys.clone(), Arc::clone(&outbound));
+        let runs = Runs::new(journal.clone(), models.clone(), settings.limits.clone(), &settings.worker);
+        let children = Children::new(db.clone(), runs.clone(), clock.clone());
         let output = settings.limits.output;
         let declared = HttpTools::new(db.clone(), keys.clone(), Arc::clone(&outbound), output);
         let ports = Ports { outbound, child_runs: Arc::new(children.clone()), models: models.clone() };

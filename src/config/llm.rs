@@ -14,6 +14,9 @@ api = "openai"
 url = "https://api.openai.com/v1/"
 smart = "gpt-5.4"
 fast = "gpt-5.4-mini"
+embed = "text-embedding-3-small"
+speech = "gpt-4o-mini-tts"
+transcribe = "gpt-4o-mini-transcribe"
 
 [llm.providers.anthropic]
 api = "anthropic"
@@ -26,6 +29,7 @@ api = "gemini"
 url = "https://generativelanguage.googleapis.com/v1beta/"
 smart = "gemini-3.5-flash"
 fast = "gemini-3.5-flash-lite"
+embed = "gemini-embedding-001"
 
 [llm.providers.huggingface]
 api = "openai"
@@ -73,6 +77,12 @@ pub struct ProviderSettings {
     pub smart: Option<String>,
     /// The model behind `default-fast`.
     pub fast: Option<String>,
+    /// The model behind `default-embed`.
+    pub embed: Option<String>,
+    /// The model behind `default-speech`.
+    pub speech: Option<String>,
+    /// The model behind `default-transcription`.
+    pub transcribe: Option<String>,
 }
 
 /// A protocol that model providers speak.

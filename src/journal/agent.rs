@@ -56,6 +56,10 @@ pub struct AgentPin {
     /// The model configuration, as `name@version`.
     #[schema(value_type = String, example = "default-smart@0")]
     pub config: Pinned,
+    /// Those that are asked, in this order, when it gives no answer, each as `name@version`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>, example = json!(["default-fast@0"]))]
+    pub fallback: Vec<Pinned>,
     /// What the model is told to be, in full.
     pub instructions: String,
     /// The tools it was given; any other is forbidden, whatever the model says.

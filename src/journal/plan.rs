@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use super::{AgentPin, Effect};
+use super::{AgentPin, Effect, ModelPins};
 use crate::kernel::{Error, Span};
 
 /// The steps of a run and the expression of its output.
@@ -28,6 +28,10 @@ pub struct Plan {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(value_type = Vec<AgentPin>)]
     pub agents: Vec<Arc<AgentPin>>,
+    /// The versions that the model configurations and templates in the steps stay at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<ModelPins>)]
+    pub models: Option<Arc<ModelPins>>,
 }
 
 impl Plan {

@@ -34,6 +34,10 @@ pub struct Planner {
     /// The model configuration, as `name@version`.
     #[schema(value_type = String, example = "default-smart@0")]
     pub config: Pinned,
+    /// Those to fall back on, in this order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub fallback: Vec<Pinned>,
     /// What a draft is expected to cost; nothing when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<TurnRate>,
@@ -156,6 +160,7 @@ mod tests {
         fn begin(planner: Option<bool>) -> Self {
             let planner = planner.map(|execute| Planner {
                 config: "c@1".parse().unwrap(),
+                fallback: vec![],
                 rate: None,
                 longest_answer: 1,
                 execute,

@@ -33,6 +33,23 @@ pub struct Answer {
     pub reply: u32,
 }
 
+/// What a model gave that is no conversation, and what it took.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Given<T> {
+    /// It.
+    pub it: T,
+    /// What it took, repetitions counted.
+    pub usage: Usage,
+    /// What that cost by the configuration's prices.
+    pub cost: f64,
+    /// The configuration that gave it, as `name@version`.
+    pub config: String,
+    /// Its provider.
+    pub provider: String,
+    /// Its model.
+    pub model: String,
+}
+
 /// A call that a model wants made.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -7,7 +7,7 @@ use crate::{
     audit,
     db::TenantTx,
     http::{Ctx, Permit},
-    kernel::{Actor, Error, Result, Timestamp, check_name, wire_time},
+    kernel::{Actor, Error, Pinned, Result, Timestamp, check_name, wire_time},
 };
 
 /// What is put by name and kept in versions.
@@ -58,7 +58,13 @@ impl<T> Document<T> {
     /// `name@version`.
     #[must_use]
     pub fn reference(&self) -> String {
-        format!("{}@{}", self.name, self.version)
+        self.pinned().to_string()
+    }
+
+    /// This very version.
+    #[must_use]
+    pub fn pinned(&self) -> Pinned {
+        Pinned { name: self.name.clone(), version: self.version }
     }
 }
 

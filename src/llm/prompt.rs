@@ -91,6 +91,11 @@ impl Prompt {
         let bytes = self.system.as_ref().map_or(0, String::len)
             + self.messages.iter().map(message).sum::<usize>()
             + tools.sum::<usize>();
-        u32::try_from(bytes / 4 + 1).unwrap_or(u32::MAX)
+        tokens(bytes)
     }
+}
+
+/// About how many tokens so many bytes of text are.
+pub(super) fn tokens(bytes: usize) -> u32 {
+    u32::try_from(bytes / 4 + 1).unwrap_or(u32::MAX)
 }

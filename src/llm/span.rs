@@ -3,34 +3,41 @@
 use opentelemetry::{Array, StringValue, Value as Fact};
 use serde_json::{Value, json};
 
-use super::{
-    Message, Prompt, Stop, ToolCall,
-    provider::Target,
-    wire::{Fault, Said},
-};
+use super::{Message, Prompt, Stop, ToolCall, Usage, provider::Target, wire::Said};
 use crate::{
     config::Api,
     telemetry::{KeyValue, Span, SpanKind},
 };
 
-/// Begins it, below the span that this task works in.
-pub(super) fn begin(target: &Target, prompt: &Prompt) -> Span {
+/// Begins one of that operation, below the span that this task works in.
+pub(super) fn of(target: &Target, operation: &'static str) -> Span {
     let config = &target.config.body;
-    let span = Span::current().child(SpanKind::Client, || format!("chat {}", config.model));
+    let span = Span::current().child(SpanKind::Client, || format!("{operation} {}", config.model));
+    span.note(|| {
+        let known = [
+            ("gen_ai.operation.name", Some(operation.into())),
+            ("gen_ai.provider.name", Some(provider(target.api, &config.provider).into())),
+            ("gen_ai.request.model", Some(config.model.clone().into())),
+            ("server.address", target.url.host_str().map(|host| host.to_owned().into())),
+            ("server.port", target.url.port_or_known_default().map(|port| i64::from(port).into())),
+            ("fermata.model.config", Some(target.config.reference().into())),
+        ];
+        known.into_iter().filter_map(|(key, fact): (_, Option<Fact>)| Some(KeyValue::new(key, fact?)))
+    });
+    span
+}
+
+/// Begins that of a question for words.
+pub(super) fn of_chat(target: &Target, prompt: &Prompt) -> Span {
+    let (span, config) = (of(target, "chat"), &target.config.body);
     span.note(|| {
         let count = |count: Option<u32>| count.map(|count| Fact::I64(i64::from(count)));
         let asks_json = prompt.schema.is_some() && prompt.tools.is_empty();
         let known = [
-            ("gen_ai.operation.name", Some("chat".into())),
-            ("gen_ai.provider.name", Some(provider(target.api, &config.provider).into())),
-            ("gen_ai.request.model", Some(config.model.clone().into())),
             ("gen_ai.request.stream", Some(true.into())),
             ("gen_ai.request.temperature", config.temperature.map(Fact::F64)),
             ("gen_ai.request.max_tokens", count(prompt.max_tokens.or(config.max_tokens))),
             ("gen_ai.output.type", asks_json.then(|| "json".into())),
-            ("server.address", target.url.host_str().map(|host| host.to_owned().into())),
-            ("server.port", target.url.port_or_known_default().map(|port| i64::from(port).into())),
-            ("fermata.model.config", Some(target.config.reference().into())),
         ];
         known.into_iter().filter_map(|(key, fact): (_, Option<Fact>)| Some(KeyValue::new(key, fact?)))
     });
@@ -41,21 +48,23 @@ pub(super) fn begin(target: &Target, prompt: &Prompt) -> Span {
     span
 }
 
-/// Notes what came of it.
-pub(super) fn note(span: &Span, result: &Result<Said, Fault>) {
-    let said = match result {
-        Ok(said) => said,
-        Err(fault) => return span.fail(fault.kind.code()),
-    };
+/// Notes what a call took.
+pub(super) fn took(span: &Span, usage: Usage) {
     span.note(|| {
-        let reasons = Array::String(vec![StringValue::from(reason(said.stop))]);
         let tokens = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         [
-            KeyValue::new("gen_ai.response.finish_reasons", Fact::Array(reasons)),
-            KeyValue::new("gen_ai.usage.input_tokens", tokens(said.usage.input_tokens)),
-            KeyValue::new("gen_ai.usage.cache_read.input_tokens", tokens(said.usage.cached_tokens)),
-            KeyValue::new("gen_ai.usage.output_tokens", tokens(said.usage.output_tokens)),
+            KeyValue::new("gen_ai.usage.input_tokens", tokens(usage.input_tokens)),
+            KeyValue::new("gen_ai.usage.cache_read.input_tokens", tokens(usage.cached_tokens)),
+            KeyValue::new("gen_ai.usage.output_tokens", tokens(usage.output_tokens)),
         ]
+    });
+}
+
+/// Notes what a model said.
+pub(super) fn said(span: &Span, said: &Said) {
+    span.note(|| {
+        let reasons = Array::String(vec![StringValue::from(reason(said.stop))]);
+        [KeyValue::new("gen_ai.response.finish_reasons", Fact::Array(reasons))]
     });
     span.note_content("gen_ai.output.messages", || {
         let thought = said.reasoning.iter().map(|thought| json!({ "type": "reasoning", "content": thought }));

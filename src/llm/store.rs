@@ -113,6 +113,59 @@ pub(super) async fn get<T: DocumentKind>(tx: &mut TenantTx, wanted: &[Reference]
     Ok(found)
 }
 
+/// What a name means now.
+#[derive(Debug)]
+pub(super) struct Meant {
+    /// The name, with its version where one is asked for.
+    pub(super) reference: Reference,
+    /// The version that is there.
+    pub(super) version: Option<i32>,
+    /// Whether it may be used.
+    pub(super) active: bool,
+}
+
+/// What the names of these kinds of documents mean, each followed by what it falls back on.
+pub(super) async fn meant(tx: &mut TenantTx, wanted: &[(&str, &Reference)]) -> Result<Vec<Vec<Meant>>> {
+    let kinds: Vec<_> = wanted.iter().map(|(kind, _)| *kind).collect();
+    let names: Vec<_> = wanted.iter().map(|(_, reference)| reference.name.as_str()).collect();
+    let versions: Vec<_> = wanted.iter().map(|(_, reference)| reference.version).collect();
+    let rows = sqlx::query(
+        "with meant as (
+           select w.kind, w.name, w.version as asked, w.place, d.version, d.body
+           from unnest($1::text[], $2::text[], $3::integer[]) with ordinality as w (kind, name, version, place)
+           left join lateral (
+             select v.version, v.body from llm_documents v
+             where v.kind = w.kind and v.name = w.name and (w.version is null or v.version = w.version)
+             order by v.version desc limit 1) d on true)
+         select place, 0::bigint as rank, name, asked, version, body from meant
+         union all
+         select m.place, f.rank, f.name, null, d.version, d.body
+         from meant m
+         cross join lateral jsonb_array_elements_text(coalesce(m.body -> 'fallback', '[]')) with ordinality as f (name, rank)
+         left join lateral (
+           select v.version, v.body from llm_documents v
+           where v.kind = m.kind and v.name = f.name order by v.version desc limit 1) d on true
+         order by place, rank",
+    )
+    .bind(kinds)
+    .bind(names)
+    .bind(versions)
+    .fetch_all(tx.conn())
+    .await?;
+    let mut found: Vec<Vec<Meant>> = wanted.iter().map(|_| vec![]).collect();
+    for row in rows {
+        let place = usize::try_from(row.try_get::<i64, _>("place")? - 1).unwrap_or(usize::MAX);
+        let body: Option<serde_json::Value> = row.try_get("body")?;
+        let active = body.as_ref().and_then(|body| body.get("active")?.as_bool()).unwrap_or(true);
+        let version = row.try_get::<Option<i32>, _>("version")?.filter(|_| body.is_some());
+        let reference = Reference { name: row.try_get("name")?, version: row.try_get("asked")? };
+        if let Some(chain) = found.get_mut(place) {
+            chain.push(Meant { reference, version, active });
+        }
+    }
+    Ok(found)
+}
+
 /// The newest version of every name that is in use and the id of its first, by which the list is ordered and goes on.
 pub(super) async fn list<T: DocumentKind>(
     tx: &mut TenantTx,

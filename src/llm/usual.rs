@@ -12,15 +12,24 @@ use crate::{
 /// Which provider is taken first, of those that are usual.
 const ORDER: [&str; 4] = ["openai", "anthropic", "gemini", "huggingface"];
 
-/// The configurations `default-smart` and `default-fast`, where a provider of use has models for them.
+/// A name, and the setting with the model behind it.
+type Default = (&'static str, fn(&ProviderSettings) -> Option<&String>);
+
+const DEFAULTS: [Default; 5] = [
+    ("default-smart", |provider| provider.smart.as_ref()),
+    ("default-fast", |provider| provider.fast.as_ref()),
+    ("default-embed", |provider| provider.embed.as_ref()),
+    ("default-speech", |provider| provider.speech.as_ref()),
+    ("default-transcription", |provider| provider.transcribe.as_ref()),
+];
+
+/// The configurations `default-smart`, `default-fast` and so on, where a provider of use has models for them.
 pub(super) fn configs(settings: &LlmSettings) -> Vec<Document<ModelConfig>> {
-    let model = |name: &str, of: fn(&ProviderSettings) -> Option<&String>| {
+    let model = |(name, of): Default| {
         let (provider, model) = of_use(settings).find_map(|(name, provider)| Some((name, of(provider)?)))?;
         Some(Document::brought(name, ModelConfig::of(provider, model)))
     };
-    let smart = model("default-smart", |provider| provider.smart.as_ref());
-    let fast = model("default-fast", |provider| provider.fast.as_ref());
-    smart.into_iter().chain(fast).collect()
+    DEFAULTS.into_iter().filter_map(model).collect()
 }
 
 /// The template `default-assistant`: the prompt as it is.
@@ -66,7 +75,8 @@ mod tests {
         }
         let found = configs(&settings);
         let named: Vec<_> = found.iter().map(|it| (it.name.as_str(), it.body.provider.as_str())).collect();
-        assert_eq!(named, [("default-smart", "anthropic"), ("default-fast", "anthropic")]);
+        let (smart, fast) = (("default-smart", "anthropic"), ("default-fast", "anthropic"));
+        assert_eq!(named, [smart, fast, ("default-embed", "gemini")], "each of the first that has a model for it");
         assert!(found.iter().all(|it| it.body.check(&it.name).is_ok()));
         assert!(templates().iter().all(|it| it.body.check(&it.name).is_ok()));
     }

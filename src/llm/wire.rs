@@ -1,12 +1,9 @@
 //! One call of a model, over whatever its provider speaks: always as a stream, so that a long answer keeps the
 //! connection alive and its words can be heard at once.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
 };
 
 use futures_util::StreamExt;
@@ -19,17 +16,12 @@ use genai::{
     },
     resolver::{AuthData, Endpoint},
 };
-use reqwest::{StatusCode, header::HeaderMap};
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
-use super::{Message, Prompt, Stop, ToolCall, Usage, provider::Target};
-use crate::{
-    config::Api,
-    http::{self, Refusal},
-    kernel::Timestamp,
-};
+use super::{Message, Prompt, Stop, ToolCall, Usage, fault::Fault, provider::Target};
+use crate::{config::Api, kernel::Timestamp};
 
 /// What came of a call.
 #[derive(Debug)]
@@ -41,62 +33,8 @@ pub(super) struct Said {
     pub(super) usage: Usage,
 }
 
-/// Why nothing did.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Fault {
-    pub(super) kind: FaultKind,
-    /// For a person; no key is in it.
-    pub(super) message: String,
-    /// How long the provider asks to be left alone.
-    pub(super) retry_after: Option<Duration>,
-}
-
-/// What kind of a fault it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum FaultKind {
-    /// The provider is asked too much.
-    Limited,
-    /// It is away, or fails.
-    Away,
-    /// It broke off in the middle, or spoke in a way that cannot be read.
-    Broken,
-    /// It took too long.
-    TimedOut,
-    /// It refuses the key.
-    Unauthorised,
-    /// It refuses what it is asked.
-    Refused,
-    /// It is not to be reached from here.
-    Unreachable,
-    /// It failed too often, and is not called for a while.
-    LeftAlone,
-}
-
-impl FaultKind {
-    /// A stable word.
-    pub(super) const fn code(self) -> &'static str {
-        match self {
-            Self::Limited => "model_rate_limited",
-            Self::Away => "model_unavailable",
-            Self::Broken => "model_broke_off",
-            Self::TimedOut => "model_timeout",
-            Self::Unauthorised => "model_key_refused",
-            Self::Refused => "model_refused",
-            Self::Unreachable => "address_refused",
-            Self::LeftAlone => "model_left_alone",
-        }
-    }
-
-    /// Whether the same call may be answered later.
-    pub(super) const fn passes(self) -> bool {
-        matches!(self, Self::Limited | Self::Away | Self::Broken | Self::TimedOut)
-    }
-}
-
 /// The most an answer may have, in bytes, its thoughts counted.
 const LONGEST: usize = 2 * 1024 * 1024;
-/// The longest message of a provider that is passed on, in characters.
-const MESSAGE: usize = 500;
 
 /// Calls the model at `now`; `hear` has the words as they come, and the thoughts.
 pub(super) async fn call<F>(
@@ -108,8 +46,7 @@ pub(super) async fn call<F>(
 where
     F: Future<Output = ()>,
 {
-    let client = Client::builder().with_reqwest(target.client.clone()).build();
-    let client = client.map_err(|error| fault(target, &error, now))?;
+    let client = client(target, now)?;
     // Not every adapter minds a frame that it cannot read, and words that are missing are not seen to be.
     let garbled = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&garbled);
@@ -118,11 +55,12 @@ where
             seen.store(true, Ordering::Relaxed);
         }
     });
-    let streaming = client.exec_chat_stream(service(target), request(prompt), Some(&options)).await;
-    let mut stream = streaming.map_err(|error| fault(target, &error, now))?.stream;
+    let streaming =
+        client.exec_chat_stream(service(target, adapter(target.api)), request(prompt), Some(&options)).await;
+    let mut stream = streaming.map_err(|error| Fault::of(target, &error, now))?.stream;
     let mut bytes = 0;
     while let Some(event) = stream.next().await {
-        let heard = match event.map_err(|error| fault(target, &error, now))? {
+        let heard = match event.map_err(|error| Fault::of(target, &error, now))? {
             ChatStreamEvent::Chunk(chunk) => Heard::Words(chunk.content),
             ChatStreamEvent::ReasoningChunk(chunk) => Heard::Thoughts(chunk.content),
             ChatStreamEvent::ToolCallChunk(chunk) => {
@@ -130,19 +68,19 @@ where
                 continue;
             }
             ChatStreamEvent::End(_) if garbled.load(Ordering::Relaxed) => break,
-            ChatStreamEvent::End(end) => return said(end).ok_or_else(|| broken(target, "the answer broke off")),
+            ChatStreamEvent::End(end) => return said(end).ok_or_else(|| Fault::broken(target, "the answer broke off")),
             ChatStreamEvent::Start | ChatStreamEvent::ThoughtSignatureChunk(_) | ChatStreamEvent::Heartbeat => continue,
         };
         bytes += heard.len();
         if bytes > LONGEST {
-            return Err(broken(target, &format!("its answer has more than {LONGEST} bytes")));
+            return Err(Fault::broken(target, &format!("its answer has more than {LONGEST} bytes")));
         }
         if heard.len() > 0 {
             hear(heard).await;
         }
     }
     let garbled = garbled.load(Ordering::Relaxed);
-    Err(broken(target, if garbled { "a part of the answer cannot be read" } else { "the answer broke off" }))
+    Err(Fault::broken(target, if garbled { "a part of the answer cannot be read" } else { "the answer broke off" }))
 }
 
 /// A part of an answer.
@@ -162,13 +100,23 @@ impl Heard {
     }
 }
 
-fn service(target: &Target) -> ServiceTarget {
-    let adapter = match target.api {
+fn adapter(api: Api) -> AdapterKind {
+    match api {
         Api::Openai => AdapterKind::OpenAI,
         Api::OpenaiResponses => AdapterKind::OpenAIResp,
         Api::Anthropic => AdapterKind::Anthropic,
         Api::Gemini => AdapterKind::Gemini,
-    };
+    }
+}
+
+/// A client that goes out through the target's door.
+pub(super) fn client(target: &Target, now: Timestamp) -> Result<Client, Fault> {
+    let client = Client::builder().with_reqwest(target.client.clone()).build();
+    client.map_err(|error| Fault::of(target, &error, now))
+}
+
+/// The model at its place, as `adapter` speaks to it.
+pub(super) fn service(target: &Target, adapter: AdapterKind) -> ServiceTarget {
     let key = target.key.as_ref().map_or("none", ExposeSecret::expose_secret);
     ServiceTarget {
         endpoint: Endpoint::from_owned(target.url.as_str()),
@@ -284,95 +232,4 @@ fn said(end: StreamEnd) -> Option<Said> {
             output_tokens: tokens(usage.completion_tokens),
         },
     })
-}
-
-fn broken(target: &Target, why: &str) -> Fault {
-    Fault { kind: FaultKind::Broken, message: format!("{}: {why}", place(target)), retry_after: None }
-}
-
-/// Whom it was that was asked.
-pub(super) fn place(target: &Target) -> String {
-    format!("`{}` of {}", target.config.body.model, target.config.body.provider)
-}
-
-fn fault(target: &Target, error: &genai::Error, now: Timestamp) -> Fault {
-    use genai::{Error as E, webc};
-    let host = target.url.host_str().unwrap_or_default();
-    let source: &(dyn std::error::Error + 'static) = match error {
-        E::WebStream { error, .. } => &**error,
-        E::WebModelCall { webc_error, .. } | E::WebAdapterCall { webc_error, .. } => webc_error,
-        other => other,
-    };
-    // The status of a stream that never began is found inside.
-    let inner = source.downcast_ref::<genai::Error>().unwrap_or(error);
-    if let Some(refusal) = Refusal::behind(source, host) {
-        return Fault { kind: FaultKind::Unreachable, message: refusal.to_string(), retry_after: None };
-    }
-    let (kind, why) = match (inner.status(), inner) {
-        (Some(status), _) => (of_status(status), format!("answered {}", status.as_u16())),
-        (None, E::ChatResponse { .. }) => (FaultKind::Away, "failed in the middle".to_owned()),
-        (None, E::StreamParse { .. } | E::SerdeJson(_)) => {
-            (FaultKind::Broken, "said something that cannot be read".to_owned())
-        }
-        (None, E::WebStream { .. } | E::WebModelCall { .. } | E::WebAdapterCall { .. }) => {
-            (FaultKind::Away, "cannot be reached, or hung up".to_owned())
-        }
-        (None, _) => (FaultKind::Refused, "cannot be asked this".to_owned()),
-    };
-    let told = match inner {
-        E::HttpError { body, .. }
-        | E::WebModelCall { webc_error: webc::Error::ResponseFailedStatus { body, .. }, .. } => reason(body),
-        E::ChatResponse { body, .. } => reason(&body.to_string()),
-        E::WebStream { .. } | E::WebModelCall { .. } | E::WebAdapterCall { .. } => innermost(source),
-        other => brief(&other.to_string()),
-    };
-    let message = without_key(format!("{} {why}: {told}", place(target)), target.key.as_ref());
-    let retry_after = inner.headers().and_then(|headers| retry_after(headers, now));
-    Fault { kind, message, retry_after }
-}
-
-fn of_status(status: StatusCode) -> FaultKind {
-    match status.as_u16() {
-        429 => FaultKind::Limited,
-        401 | 403 => FaultKind::Unauthorised,
-        408 | 409 | 425 | 500.. => FaultKind::Away,
-        _ => FaultKind::Refused,
-    }
-}
-
-/// How long to wait, in the milliseconds that some providers give, or by `Retry-After`.
-fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
-    let millis = || headers.get("retry-after-ms")?.to_str().ok()?.trim().parse().ok().map(Duration::from_millis);
-    let seconds = || http::retry_after(headers, now).map(|seconds| Duration::from_secs(u64::from(seconds.get())));
-    millis().or_else(seconds)
-}
-
-/// What a provider says of itself: the message in its JSON, or the beginning of whatever it sent.
-fn reason(body: &str) -> String {
-    let json = serde_json::from_str::<Value>(body).ok();
-    let message = json.as_ref().and_then(|json| {
-        let first = json.get(0).unwrap_or(json);
-        first.pointer("/error/message").or_else(|| first.get("message")).or_else(|| first.get("error"))?.as_str()
-    });
-    brief(message.unwrap_or(body))
-}
-
-fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
-    let last = std::iter::successors(Some(error), |&e| e.source()).last();
-    brief(&last.map_or_else(String::new, ToString::to_string))
-}
-
-fn brief(text: &str) -> String {
-    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    match line.char_indices().nth(MESSAGE) {
-        Some((end, _)) => format!("{}…", line.get(..end).unwrap_or_default()),
-        None => line,
-    }
-}
-
-fn without_key(text: String, key: Option<&SecretString>) -> String {
-    match key.map(ExposeSecret::expose_secret).filter(|key| !key.is_empty()) {
-        Some(key) => text.replace(key, "[the key]"),
-        None => text,
-    }
 }

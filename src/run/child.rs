@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     db::Database,
-    journal::{Command, Failure, Parent, RunState, Stage, Status, Wait},
+    journal::{Command, Failure, Parent, Plan, RunState, Stage, Status, Wait},
     kernel::{Actor, Clock, Error, Problem, Result, RunId},
     tool::{self, Call, ChildRequest, ChildRuns, ChildSource, ToolError},
 };
@@ -70,6 +70,12 @@ impl Children {
             })
         });
         Ok(commands.collect())
+    }
+
+    /// The plan that a model made of a run, with the versions of the models that its steps name.
+    pub(super) async fn pin(&self, run: &RunState, plan: &Plan) -> Result<Plan> {
+        let mut tx = self.db.tenant(run.tenant_id).await?;
+        self.runs.pin(&mut tx, plan.clone()).await
     }
 
     /// Cancels a child in the name of its parent; one that has ended stays as it is.

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     agent,
     journal::{AGENT_TURN, Command, DRAFTS, Draft, Estimate, Failure, Plan, PlanRefused, Refusal, planning_key},
-    kernel::{Error, Timestamp},
+    kernel::{Error, Result, Timestamp},
     tool::TurnOutput,
 };
 
@@ -66,6 +66,16 @@ impl Turn {
             Err(reason) => vec![Draft::Failed(Failure::new("plan_invalid", reason))],
         };
         drafts.into_iter().map(Command::Draft).collect()
+    }
+
+    /// A plan that was drawn up stays at the models of now.
+    pub(super) async fn pin_drafts(&mut self) -> Result<()> {
+        for command in &mut self.heard {
+            if let Command::Draft(Draft::Ready { plan, .. }) = command {
+                *plan = Arc::new(self.shared.children.pin(&self.state, plan).await?);
+            }
+        }
+        Ok(())
     }
 
     fn judge(&self, mut handed: PlanRefused, attempt: u32) -> Vec<Draft> {

@@ -23,7 +23,8 @@ use crate::{
         Plan, Planner, Refusal, RunHead, RunState, Stage, Step, StepKey,
     },
     kernel::{Actor, Error, Problem, Reference, Result, RunId, TenantId, Timestamp},
-    tool::Registry,
+    llm::Models,
+    tool::{self, Registry},
 };
 
 /// The longest goal, in characters.
@@ -35,6 +36,7 @@ const METADATA: usize = 16 * 1024;
 #[derive(Clone, Debug)]
 pub struct Runs {
     journal: Journal,
+    models: Models,
     limits: LimitSettings,
     live_runs: u64,
 }
@@ -100,10 +102,10 @@ impl Opening {
 }
 
 impl Runs {
-    /// Writes through `journal`.
+    /// Writes through `journal`, and pins what asks `models`.
     #[must_use]
-    pub fn new(journal: Journal, limits: LimitSettings, worker: &WorkerSettings) -> Self {
-        Self { journal, limits, live_runs: worker.live_runs_per_tenant }
+    pub fn new(journal: Journal, models: Models, limits: LimitSettings, worker: &WorkerSettings) -> Self {
+        Self { journal, models, limits, live_runs: worker.live_runs_per_tenant }
     }
 
     /// Accepts a run and plans it; begins it where the request says so. A run of that id that is there
@@ -116,6 +118,10 @@ impl Runs {
         self.check(&request)?;
         let Resolved { plan, planner, workflow, usual } =
             self.resolve(tx, opening.tenant_id, request.source, &request.input).await?;
+        let plan = match plan {
+            Some(plan) => Some(Arc::new(self.pin(tx, plan).await?)),
+            None => None,
+        };
         let on_denied = request.on_denied.or(usual).unwrap_or_default();
         let named = workflow.as_ref().map(|(name, version)| format!("{name}@{version}"));
         let (goal, parent, budget) = (request.goal.clone(), opening.parent.clone(), request.budget.unwrap_or_default());
@@ -204,14 +210,23 @@ impl Runs {
             Source::Workflow(_) => {
                 let (definition, workflow) = definition.ok_or_else(not_found)?;
                 definition::check_input(&definition, input)?;
-                let plan = Arc::new(definition.plan());
-                Ok(Resolved { plan: Some(plan), workflow: Some(workflow), usual: definition.on_denied, planner: None })
+                let plan = Some(definition.plan());
+                Ok(Resolved { plan, workflow: Some(workflow), usual: definition.on_denied, planner: None })
             }
-            Source::Plan(plan) => {
-                Ok(Resolved { plan: Some(Arc::new(plan)), workflow: None, usual: None, planner: None })
-            }
+            Source::Plan(plan) => Ok(Resolved { plan: Some(plan), workflow: None, usual: None, planner: None }),
             Source::Goal(planner) => Ok(Resolved { plan: None, workflow: None, usual: None, planner: Some(planner) }),
         }
+    }
+
+    /// The plan with the versions of the models that its steps name: later ones do not touch the run. What is not there
+    /// now is left to the step that needs it.
+    pub(super) async fn pin(&self, tx: &mut TenantTx, mut plan: Plan) -> Result<Plan> {
+        let (configs, templates) = tool::named(&plan.steps);
+        if !configs.is_empty() || !templates.is_empty() {
+            let pins = self.models.pins(tx, &configs, &templates).await?;
+            plan.models = (!pins.is_empty()).then(|| Arc::new(pins));
+        }
+        Ok(plan)
     }
 
     /// Refuses what would be one live run too many. A planned run is not live, nor is a failed one.
@@ -258,6 +273,7 @@ impl Runs {
         run_id: RunId,
         (plan, tools): (Plan, &Registry),
     ) -> Result<Run> {
+        let plan = self.pin(tx, plan).await?;
         let run = self.get(tx, ctx.tenant_id, run_id).await?;
         let forecast = forecast(&plan, tools, run.summary.budget, run.summary.cost);
         let detail = json!({ "steps": plan.steps.len() });
@@ -410,7 +426,7 @@ pub(super) fn check_size(field: &str, value: &Value, most: usize) -> Result<()> 
 /// What a source came to.
 struct Resolved {
     /// The steps, where they are known.
-    plan: Option<Arc<Plan>>,
+    plan: Option<Plan>,
     /// Else the model that makes them.
     planner: Option<Planner>,
     /// The definition's name and version.

@@ -183,6 +183,7 @@ impl Turn {
         self.passed_at = now;
         self.stock().await?;
         self.hear_reports();
+        self.pin_drafts().await?;
         for command in self.heard.clone() {
             self.decide_heard(command, now);
         }
@@ -389,6 +390,7 @@ impl Turn {
             actor: self.head.created_by.clone(),
             arguments: launch.arguments,
             conversation: launch.conversation,
+            models: self.state.plan.as_ref().and_then(|plan| plan.models.clone()),
             idempotency_key: format!("{}/{}", self.state.run_id, launch.step),
             now,
             progress: crate::tool::Progress::new(self.reports.0.clone(), launch.step, launch.attempt),

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     db,
-    journal::{ApprovalRule, Effect, Estimate, Failure, Report, StepKey, Wait},
+    journal::{ApprovalRule, Effect, Estimate, Failure, ModelPins, Report, StepKey, Wait},
     kernel::{Actor, Error, Problem, Result, RunId, TenantId, Timestamp},
     telemetry::{Trace, Traces},
 };
@@ -32,7 +32,7 @@ mod toolbox;
 
 pub use child::{AGENT, ChildRequest, ChildRuns, ChildSource, child_output, child_run_id};
 pub use http::{HttpTool, HttpTools};
-pub use model::{Conversation, TurnCall, TurnOutput};
+pub use model::{Conversation, TurnCall, TurnOutput, named};
 pub use registry::{Described, Ports, Registry};
 pub use routes::routes;
 pub use schema::compile;
@@ -128,6 +128,8 @@ pub struct Call {
     pub idempotency_key: String,
     /// What a model is to be asked, in a turn of an agent.
     pub conversation: Option<Arc<Conversation>>,
+    /// The versions that the names of model configurations and templates mean in this run.
+    pub models: Option<Arc<ModelPins>>,
     /// When the call was decided.
     pub now: Timestamp,
     /// Reports how far it is.
@@ -287,6 +289,7 @@ mod tests {
             arguments: Arc::new(arguments),
             idempotency_key: "run_1/step".to_owned(),
             conversation: None,
+            models: None,
             now: DateTime::UNIX_EPOCH,
             progress: Progress::new(sender, step, 1),
             cancel: CancellationToken::new(),

@@ -16,7 +16,7 @@ use super::{
     debug,
     handoff::Handoff,
     http::{HttpRequest, Sender},
-    model::{AgentTurn, Generate},
+    model::{AgentTurn, Embed, Generate, Synthesize, Transcribe},
     schema::compile,
     size,
     time::TimeWait,
@@ -47,7 +47,7 @@ pub struct Ports {
     pub outbound: Arc<Outbound>,
     /// How `run.start` starts a run.
     pub child_runs: Arc<dyn ChildRuns>,
-    /// What `llm.generate` asks.
+    /// What `llm.*` and `speech.*` ask.
     pub models: Models,
 }
 
@@ -121,6 +121,9 @@ impl Registry {
             Arc::new(TimeWait),
             Arc::new(RunStart::new(ports.child_runs)),
             Arc::new(Generate::new(ports.models.clone())),
+            Arc::new(Embed::new(ports.models.clone(), limits.output)),
+            Arc::new(Synthesize::new(ports.models.clone(), limits.output)),
+            Arc::new(Transcribe::new(ports.models.clone())),
             Arc::new(AgentTurn::new(ports.models)),
             Arc::new(Handoff),
         ];
@@ -331,7 +334,9 @@ mod tests {
     #[test]
     fn debug_tools_exist_only_where_wanted() {
         let names = |debug| registry(debug).names().collect::<Vec<_>>().join(" ");
-        assert_eq!(names(false), "data.transform http.request llm.generate run.start time.wait");
+        let always = "data.transform http.request llm.embed llm.generate run.start speech.synthesize speech.transcribe \
+                      time.wait";
+        assert_eq!(names(false), always);
         assert!(names(true).contains("debug.echo debug.emit debug.fail debug.sleep"));
     }
 

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes as paths};
 
-use super::{STEP, Standing, Task, prompt};
+use super::{STEP, Standing, Task, words};
 use crate::{
     http::{
         Ctx, Json, Once, Path, Query, Reply,
@@ -162,14 +162,16 @@ impl JobBody {
         if retries > 20 {
             return Err(Error::invalid("max_retries", "`max_retries` is 20 at most"));
         }
-        let mut with = Map::from_iter([("prompt".to_owned(), Value::String(prompt(self.prompt)?))]);
+        let mut with = Map::from_iter([("prompt".to_owned(), Value::String(words("prompt", self.prompt)?))]);
         with.extend(self.template_name.map(|template| ("template".to_owned(), Value::String(template))));
         with.extend(self.variables.map(|variables| ("variables".to_owned(), Value::Object(variables))));
         let span = |seconds: f64| Some(Span(std::time::Duration::try_from_secs_f64(seconds).unwrap_or_default()));
         Ok(Task {
             kind: KIND,
+            uses: "llm.generate",
             config: ("config_name", self.config_name.unwrap_or_else(|| "default-smart".to_owned())),
             with,
+            output: Some("text"),
             retry: Some(Retry {
                 attempts: retries + 1,
                 backoff: span(state.jobs.retry_delay_min),

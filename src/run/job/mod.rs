@@ -35,10 +35,14 @@ pub(super) fn routes() -> OpenApiRouter<RunRoutes> {
 /// What a model is to be asked.
 struct Task {
     kind: &'static str,
+    /// The tool that asks.
+    uses: &'static str,
     /// The field that names the configuration, and the name.
     config: (&'static str, String),
-    /// The arguments of `llm.generate`, but for the configuration.
+    /// The tool's arguments, but for the configuration.
     with: Map<String, Value>,
+    /// The part of the step's output that is the run's.
+    output: Option<&'static str>,
     retry: Option<Retry>,
 }
 
@@ -48,7 +52,7 @@ impl Task {
     /// # Errors
     /// Invalid (422), naming the field of the configuration; no-planner (422) where it is of no use.
     async fn request(self, state: &RunRoutes, ctx: &Ctx<RunsWrite>) -> Result<Request> {
-        let Self { kind, config: (field, config), mut with, retry } = self;
+        let Self { kind, uses, config: (field, config), mut with, output, retry } = self;
         let wanted: Reference = config.parse().map_err(|reason: &str| Error::invalid(field, reason))?;
         state
             .models
@@ -57,8 +61,8 @@ impl Task {
             .map_err(|error| Error::new(Problem::NoPlanner, error.message).with("field", field))?;
         with.insert("config".to_owned(), Value::String(config));
         // A caller's words are no templates.
-        let step = Step { with, retry, verbatim: true, ..Step::of(STEP, "llm.generate") };
-        let output = Some(json!("{{ steps.ask.output.text }}"));
+        let step = Step { with, retry, verbatim: true, ..Step::of(STEP, uses) };
+        let output = output.map(|part| Value::String(format!("{{{{ steps.{STEP}.output.{part} }}}}")));
         Ok(Request {
             goal: None,
             source: Source::Plan(Plan { steps: vec![Arc::new(step)], output, ..Plan::default() }),
@@ -72,11 +76,11 @@ impl Task {
     }
 }
 
-fn prompt(text: String) -> Result<String> {
+fn words(field: &'static str, text: String) -> Result<String> {
     if (1..=65_536).contains(&text.len()) {
         Ok(text)
     } else {
-        Err(Error::invalid("prompt", "`prompt` has 1 to 65,536 bytes"))
+        Err(Error::invalid(field, format!("`{field}` has 1 to 65,536 bytes")))
     }
 }
 
@@ -116,12 +120,17 @@ impl Standing {
         self.run.state.status()
     }
 
-    /// What the model said, once it is done.
-    fn result(&self) -> Option<String> {
+    /// A part of what the model gave, once it has given it.
+    fn part(&self, name: &str) -> Option<String> {
         match self.stage() {
-            Some(Stage::Completed { output: Some(output) }) => output["text"].as_str().map(str::to_owned),
+            Some(Stage::Completed { output: Some(output) }) => output[name].as_str().map(str::to_owned),
             _ => None,
         }
+    }
+
+    /// What the model gave: its words, or a sound in base64.
+    fn result(&self) -> Option<String> {
+        self.part("text").or_else(|| self.part("audio"))
     }
 
     /// Why it came to nothing.

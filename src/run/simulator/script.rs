@@ -91,7 +91,7 @@ pub(super) fn script() -> impl Strategy<Value = Script> {
             step.needs = (0..n).filter(|up| mask & (1 << up) != 0).map(|up| ids[up].clone()).collect();
             step
         });
-        Plan { steps: steps.map(Arc::new).collect(), output: None, ..Plan::default() }
+        Plan { steps: steps.map(Arc::new).collect(), ..Plan::default() }
     });
     let on_denied = select(vec![OnDenied::Fail, OnDenied::Skip]);
     (plan, on_denied, budget(), vec(scene(), 0..80)).prop_map(|(plan, on_denied, budget, scenes)| Script {

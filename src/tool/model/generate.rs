@@ -4,13 +4,16 @@ use async_trait::async_trait;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{ask, failure};
+use super::{ask, choice, failure, reference, unless_cancelled, usage};
 use crate::{
-    journal::{Effect, Estimate},
+    journal::{Effect, Estimate, ModelPins},
     kernel::{Reference, TenantId},
     llm::{Answer, Image, Message, Models, Prompt},
     tool::{Call, Outcome, Tool, ToolError},
 };
+
+pub(super) const NAME: &str = "llm.generate";
+pub(super) const USUAL: &str = "default-smart";
 
 /// `llm.generate`: one question to a model.
 pub(in crate::tool) struct Generate {
@@ -42,13 +45,13 @@ struct Arguments {
 }
 
 fn usual() -> Reference {
-    Reference { name: "default-smart".to_owned(), version: None }
+    Reference { name: USUAL.to_owned(), version: None }
 }
 
 #[async_trait]
 impl Tool for Generate {
     fn name(&self) -> &str {
-        "llm.generate"
+        NAME
     }
 
     fn description(&self) -> &str {
@@ -56,14 +59,13 @@ impl Tool for Generate {
     }
 
     fn arguments(&self) -> Value {
-        let reference = json!({ "type": "string", "pattern": "^[a-z][a-z0-9._-]{0,62}(@[1-9][0-9]{0,8})?$" });
         json!({
             "type": "object",
             "additionalProperties": false,
             "anyOf": [{ "required": ["prompt"] }, { "required": ["template"] }],
             "dependentRequired": { "variables": ["template"] },
             "properties": {
-                "config": { "$ref": "#/$defs/reference", "default": "default-smart", "description": "A model configuration." },
+                "config": { "$ref": "#/$defs/reference", "default": USUAL, "description": "A model configuration." },
                 "template": { "$ref": "#/$defs/reference", "description": "A prompt template; `prompt` is one of its variables." },
                 "variables": { "type": "object", "description": "The template's other variables." },
                 "system": { "type": "string", "minLength": 1, "maxLength": 65536, "description": "Who the model is to be." },
@@ -87,7 +89,7 @@ impl Tool for Generate {
                 "maxTokens": { "type": "integer", "minimum": 1, "maximum": 1_000_000 },
                 "reasoning": { "type": "boolean", "default": false, "description": "Tell what the model thinks, too." }
             },
-            "$defs": { "reference": reference }
+            "$defs": { "reference": reference() }
         })
     }
 
@@ -104,14 +106,7 @@ impl Tool for Generate {
                 "provider": { "type": "string" },
                 "model": { "type": "string" },
                 "stop": { "enum": ["done", "length"], "description": "`length`: cut off at the most tokens." },
-                "usage": {
-                    "type": "object",
-                    "properties": {
-                        "inputTokens": { "type": "integer" },
-                        "cachedTokens": { "type": "integer" },
-                        "outputTokens": { "type": "integer" }
-                    }
-                }
+                "usage": usage()
             }
         })
     }
@@ -130,33 +125,36 @@ impl Tool for Generate {
         // What cannot be asked takes nothing: the call itself says what is wrong.
         let Ok(arguments) = serde_json::from_value::<Arguments>(arguments.clone()) else { return Estimate::default() };
         let config = arguments.config.clone();
-        let Ok((prompt, _)) = self.prompt(tenant, arguments).await else { return Estimate::default() };
+        let Ok((prompt, _)) = self.prompt(tenant, None, arguments).await else { return Estimate::default() };
         self.models.pin(tenant, &config).await.map(|config| config.body.estimate(&prompt)).unwrap_or_default()
     }
 
     async fn call(&self, call: Call) -> Result<Outcome, ToolError> {
-        tokio::select! {
-            biased;
-            () = call.cancel.cancelled() => Err(ToolError::cancelled()),
-            answered = self.generate(&call) => answered,
-        }
+        unless_cancelled(&call, self.generate(&call)).await
     }
 }
 
 impl Generate {
     async fn generate(&self, call: &Call) -> Result<Outcome, ToolError> {
         let arguments: Arguments = call.read()?;
-        let (config, reasoning) = (arguments.config.clone(), arguments.reasoning);
-        let (prompt, template) = self.prompt(call.tenant_id, arguments).await?;
-        let answer = ask(&self.models, call, &config, &prompt, reasoning).await?;
+        let (choice, reasoning) = (choice(call, arguments.config.clone()), arguments.reasoning);
+        let (prompt, template) = self.prompt(call.tenant_id, call.models.as_deref(), arguments).await?;
+        let answer = ask(&self.models, call, &choice, &prompt, reasoning).await?;
         Ok(Outcome::Done { cost: Some(answer.cost), output: output(answer, template, reasoning) })
     }
 
-    async fn prompt(&self, tenant: TenantId, arguments: Arguments) -> Result<(Prompt, Option<String>), ToolError> {
+    async fn prompt(
+        &self,
+        tenant: TenantId,
+        pins: Option<&ModelPins>,
+        arguments: Arguments,
+    ) -> Result<(Prompt, Option<String>), ToolError> {
         let Arguments { template, mut variables, system, prompt, images, schema, max_tokens, .. } = arguments;
         let (text, template) = match template {
             Some(template) => {
                 variables.extend(prompt.map(|prompt| ("prompt".to_owned(), Value::String(prompt))));
+                let pinned = pins.and_then(|pins| pins.templates.get(&template.to_string()));
+                let template = pinned.map_or(template, Reference::from);
                 let rendered = self.models.render(tenant, &template, &variables).await;
                 let (text, version) = rendered.map_err(failure)?;
                 (text, Some(version))

@@ -1,21 +1,28 @@
 //! Tools that ask a language model. Its words are told as they come, in company.
 
+mod embed;
 mod generate;
+mod named;
+mod speech;
 mod tell;
 mod turn;
 
 use std::num::NonZeroU32;
 
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::{Call, ToolError};
+use super::{Call, Outcome, ToolError};
 use crate::{
     journal::{Failure, MessageCompleted},
     kernel::Reference,
-    llm::{Answer, AskError, Models, Prompt},
+    llm::{Answer, AskError, Choice, Given, Models, Prompt, Teller},
 };
 
+pub(super) use embed::Embed;
 pub(super) use generate::Generate;
+pub use named::named;
+pub(super) use speech::{Synthesize, Transcribe};
 pub(super) use turn::AgentTurn;
 pub use turn::{Conversation, TurnCall, TurnOutput};
 
@@ -24,24 +31,78 @@ const NEWS: usize = 64;
 /// The longest text that its event carries.
 const INLINE: usize = 128 * 1024;
 
-/// Asks for a call of a tool, and tells what happens meanwhile; with `reasoning`, also what the model thinks.
+/// Asks for a call of a tool; with `reasoning`, what the model thinks is told as well.
 async fn ask(
     models: &Models,
     call: &Call,
-    config: &Reference,
+    choice: &Choice,
     prompt: &Prompt,
     reasoning: bool,
 ) -> Result<Answer, ToolError> {
-    let (teller, news) = mpsc::channel(NEWS);
-    let asking = async {
-        // Dropped with the question, so that whoever tells the news knows when it was the last.
-        let teller = teller;
-        models.ask(call.tenant_id, config, prompt, &teller).await
-    };
-    let (answered, ()) = tokio::join!(asking, tell::tell(news, &call.progress, reasoning));
-    let answer = answered.map_err(failure)?;
+    let asking = |teller: Teller| async move { models.ask(call.tenant_id, choice, prompt, &teller).await };
+    let answer = telling(call, reasoning, asking).await?;
     call.progress.report(completed(&answer)).await;
     Ok(answer)
+}
+
+/// Asks, and tells what happens meanwhile. The teller is dropped with the question, so that whoever tells the news knows
+/// when it was the last.
+async fn telling<T, A: Future<Output = Result<T, AskError>>>(
+    call: &Call,
+    reasoning: bool,
+    asking: impl FnOnce(Teller) -> A,
+) -> Result<T, ToolError> {
+    let (teller, news) = mpsc::channel(NEWS);
+    // On the heap: it is made of too much to lie within the tool's own.
+    let asking = Box::pin(asking(teller));
+    let (answered, ()) = tokio::join!(asking, tell::tell(news, &call.progress, reasoning));
+    answered.map_err(failure)
+}
+
+/// What comes of a call, unless that is cancelled before.
+async fn unless_cancelled(
+    call: &Call,
+    answering: impl Future<Output = Result<Outcome, ToolError>>,
+) -> Result<Outcome, ToolError> {
+    tokio::select! {
+        biased;
+        () = call.cancel.cancelled() => Err(ToolError::cancelled()),
+        answered = answering => answered,
+    }
+}
+
+/// The configurations that the name means in this run.
+fn choice(call: &Call, config: Reference) -> Choice {
+    let pins = call.models.as_ref();
+    let pinned = pins.and_then(|pins| pins.configs.get(&config.to_string()).cloned());
+    pinned.map_or(Choice::Named(config), Choice::Pinned)
+}
+
+/// JSON Schema of a name, perhaps with a version.
+fn reference() -> Value {
+    json!({ "type": "string", "pattern": "^[a-z][a-z0-9._-]{0,62}(@[1-9][0-9]{0,8})?$" })
+}
+
+/// JSON Schema of what was taken for an answer.
+fn usage() -> Value {
+    json!({
+        "type": "object",
+        "properties": {
+            "inputTokens": { "type": "integer" },
+            "cachedTokens": { "type": "integer" },
+            "outputTokens": { "type": "integer" }
+        }
+    })
+}
+
+/// The output of a tool that gives this.
+fn output<T>(given: Given<T>, fields: impl FnOnce(T) -> Value) -> Outcome {
+    let Given { it, usage, cost, config, provider, model } = given;
+    let mut output = json!({ "config": config, "provider": provider, "model": model, "usage": usage });
+    if let (Value::Object(output), Value::Object(fields)) = (&mut output, fields(it)) {
+        output.extend(fields);
+    }
+    Outcome::Done { output, cost: Some(cost) }
 }
 
 fn failure(error: AskError) -> ToolError {

@@ -5,11 +5,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::ask;
+use super::{ask, unless_cancelled};
 use crate::{
     journal::{AGENT_TURN, Effect},
-    kernel::{Error, Pinned, Reference},
-    llm::{Answer, Models, Prompt, Stop, Usage},
+    kernel::{Error, Pinned},
+    llm::{Answer, Choice, Models, Prompt, Stop, Usage},
     tool::{Call, Outcome, Tool, ToolError},
 };
 
@@ -20,6 +20,8 @@ pub struct Conversation {
     pub agent: String,
     /// The configuration.
     pub config: Pinned,
+    /// Those that are asked when it gives no answer.
+    pub fallback: Vec<Pinned>,
     /// What was said so far.
     pub prompt: Prompt,
     /// The tools by the names that the model knows them by.
@@ -121,15 +123,13 @@ impl Tool for AgentTurn {
         let Some(conversation) = call.conversation.clone() else {
             return Err(ToolError::failed("no_conversation", "only a run of an agent has turns"));
         };
-        let config = Reference::from(&conversation.config);
-        tokio::select! {
-            biased;
-            () = call.cancel.cancelled() => Err(ToolError::cancelled()),
-            answered = ask(&self.models, &call, &config, &conversation.prompt, false) => {
-                let answer = answered?;
-                Ok(Outcome::Done { cost: Some(answer.cost), output: output(answer, &conversation)? })
-            }
-        }
+        let chain = [&conversation.config].into_iter().chain(&conversation.fallback);
+        let choice = Choice::Pinned(chain.cloned().collect());
+        let answering = async {
+            let answer = ask(&self.models, &call, &choice, &conversation.prompt, false).await?;
+            Ok(Outcome::Done { cost: Some(answer.cost), output: output(answer, &conversation)? })
+        };
+        unless_cancelled(&call, answering).await
     }
 }
 

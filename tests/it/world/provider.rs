@@ -21,7 +21,7 @@ use secrecy::SecretString;
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::watch};
 
-use super::within;
+use super::{plain::Plain, within};
 
 /// Every protocol, with a name for its provider.
 pub const APIS: [(&str, Api); 4] = [
@@ -59,6 +59,8 @@ pub enum Turn {
     Empty,
     /// The words, and then an error in the stream itself.
     ErrorInside(Vec<String>),
+    /// A sound, where speech is asked for.
+    Sound(Vec<u8>),
 }
 
 impl Turn {
@@ -135,8 +137,20 @@ impl Provider {
     pub fn settings(&self) -> impl Iterator<Item = (String, ProviderSettings)> {
         APIS.map(|(name, api)| {
             let (url, key) = (self.url.clone(), Some(SecretString::from(KEY)));
-            let (smart, fast) = (Some("big".to_owned()), Some("small".to_owned()));
-            (name.to_owned(), ProviderSettings { api, url, key, keyless: false, smart, fast })
+            let model = |name: &str| Some(name.to_owned());
+            let speaks = matches!(api, Api::Openai | Api::OpenaiResponses);
+            let settings = ProviderSettings {
+                api,
+                url,
+                key,
+                keyless: false,
+                smart: model("big"),
+                fast: model("small"),
+                embed: model("vectors").filter(|_| speaks || api == Api::Gemini),
+                speech: model("voice").filter(|_| speaks),
+                transcribe: model("ear").filter(|_| speaks),
+            };
+            (name.to_owned(), settings)
         })
         .into_iter()
     }
@@ -176,9 +190,29 @@ impl Provider {
     }
 }
 
+impl Shared {
+    /// What is said next to a question.
+    fn next(&self, asked: Asked, is_paired: bool) -> Turn {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let unpaired = (!is_paired).then(|| asked.body.clone());
+        told.unpaired.extend(unpaired);
+        let scripted = told.script.pop_front().or_else(|| Some(told.answering.as_ref()?(&asked.body)));
+        told.asked.push(asked);
+        let turn = scripted.unwrap_or_else(|| Turn::say("Hello there."));
+        drop(told);
+        self.count.send_modify(|count| *count += 1);
+        turn
+    }
+}
+
 async fn answer(State(shared): State<Arc<Shared>>, uri: Uri, headers: HeaderMap, body: Bytes) -> Response {
-    let body: Value = serde_json::from_slice(&body).unwrap();
     let path = uri.path().to_owned();
+    if let Some(plain) = Plain::at(&path) {
+        let body = plain.read(&body);
+        let turn = shared.next(Asked { path, headers, body: body.clone() }, true);
+        return plain.give(turn, &body).await;
+    }
+    let body: Value = serde_json::from_slice(&body).unwrap();
     let api = match &path {
         path if path.ends_with("/chat/completions") => Api::Openai,
         path if path.ends_with("/responses") => Api::OpenaiResponses,
@@ -186,15 +220,8 @@ async fn answer(State(shared): State<Arc<Shared>>, uri: Uri, headers: HeaderMap,
         path if path.contains(":streamGenerateContent") => Api::Gemini,
         other => panic!("no model is asked at {other}"),
     };
-    let turn = {
-        let mut told = shared.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let unpaired = (!is_paired(api, &body)).then(|| body.clone());
-        told.unpaired.extend(unpaired);
-        let scripted = told.script.pop_front().or_else(|| Some(told.answering.as_ref()?(&body)));
-        told.asked.push(Asked { path, headers, body });
-        scripted.unwrap_or_else(|| Turn::say("Hello there."))
-    };
-    shared.count.send_modify(|count| *count += 1);
+    let is_paired = is_paired(api, &body);
+    let turn = shared.next(Asked { path, headers, body }, is_paired);
     let whole = |words: &[String], stop| [words_of(api, words), vec![end_of(api, words, stop)]].concat();
     match turn {
         Turn::Say(words) => frames(whole(&words, true)),
@@ -210,9 +237,10 @@ async fn answer(State(shared): State<Arc<Shared>>, uri: Uri, headers: HeaderMap,
             all.insert(1, format!("{name}data: {{\"type\": \"content_block_delta\", \"delta\": {{\"te\n\n"));
             frames(all)
         }
-        Turn::WrongJson => axum::Json(json!({ "weather": "fine" })).into_response(),
+        Turn::WrongJson => wrong(),
         Turn::Empty => frames(whole(&[], true)),
         Turn::ErrorInside(words) => frames([words_of(api, &words), vec![error_of(api)]].concat()),
+        Turn::Sound(_) => panic!("no sound is asked for"),
     }
 }
 
@@ -239,7 +267,11 @@ fn cut(all: Vec<String>) -> Response {
     ([(header::CONTENT_TYPE, "text/event-stream")], body).into_response()
 }
 
-fn refusal(status: u16, extra: Vec<(&'static str, &'static str)>) -> Response {
+pub(super) fn wrong() -> Response {
+    axum::Json(json!({ "weather": "fine" })).into_response()
+}
+
+pub(super) fn refusal(status: u16, extra: Vec<(&'static str, &'static str)>) -> Response {
     let message = format!("as told: {status}; your key is {KEY}");
     let body = axum::Json(json!({ "error": { "message": message, "type": "told" } }));
     let mut response = (StatusCode::from_u16(status).unwrap(), body).into_response();

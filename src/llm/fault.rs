@@ -1,0 +1,197 @@
+use std::time::Duration;
+
+use reqwest::{StatusCode, header::HeaderMap};
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::Value;
+
+use super::provider::Target;
+use crate::{
+    http::{self, Refusal},
+    kernel::Timestamp,
+};
+
+/// The longest message of a provider that is passed on, in characters.
+const MESSAGE: usize = 500;
+
+/// Why nothing came of a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Fault {
+    pub(super) kind: FaultKind,
+    /// For a person; no key is in it.
+    pub(super) message: String,
+    /// How long the provider asks to be left alone.
+    pub(super) retry_after: Option<Duration>,
+}
+
+/// What kind of a fault it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FaultKind {
+    /// The provider is asked too much.
+    Limited,
+    /// It is away, or fails.
+    Away,
+    /// It broke off in the middle, or spoke in a way that cannot be read.
+    Broken,
+    /// It took too long.
+    TimedOut,
+    /// It refuses the key.
+    Unauthorised,
+    /// It refuses what it is asked.
+    Refused,
+    /// It is not to be reached from here.
+    Unreachable,
+    /// It failed too often, and is not called for a while.
+    LeftAlone,
+    /// It gives more than there is room for.
+    TooLarge,
+}
+
+impl FaultKind {
+    /// A stable word.
+    pub(super) const fn code(self) -> &'static str {
+        match self {
+            Self::Limited => "model_rate_limited",
+            Self::Away => "model_unavailable",
+            Self::Broken => "model_broke_off",
+            Self::TimedOut => "model_timeout",
+            Self::Unauthorised => "model_key_refused",
+            Self::Refused => "model_refused",
+            Self::Unreachable => "address_refused",
+            Self::LeftAlone => "model_left_alone",
+            Self::TooLarge => "model_answer_too_large",
+        }
+    }
+
+    /// Whether the same call may be answered later.
+    pub(super) const fn passes(self) -> bool {
+        matches!(self, Self::Limited | Self::Away | Self::Broken | Self::TimedOut)
+    }
+}
+
+impl Fault {
+    /// What it said cannot be used.
+    pub(super) fn broken(target: &Target, why: &str) -> Self {
+        Self::plain(FaultKind::Broken, format!("{}: {why}", place(target)))
+    }
+
+    pub(super) fn plain(kind: FaultKind, message: String) -> Self {
+        Self { kind, message, retry_after: None }
+    }
+
+    /// What it answered instead, with a status that says so.
+    pub(super) fn answered(
+        target: &Target,
+        (status, headers): (StatusCode, &HeaderMap),
+        body: &str,
+        now: Timestamp,
+    ) -> Self {
+        let message = format!("{} answered {}: {}", place(target), status.as_u16(), reason(body));
+        let message = without_key(message, target.key.as_ref());
+        Self { kind: of_status(status), message, retry_after: retry_after(headers, now) }
+    }
+
+    /// It could not be reached, or the connection broke.
+    pub(super) fn transport(target: &Target, error: &reqwest::Error) -> Self {
+        if let Some(refusal) = Refusal::behind(error, target.url.host_str().unwrap_or_default()) {
+            return Self::plain(FaultKind::Unreachable, refusal.to_string());
+        }
+        let message = format!("{} cannot be reached, or hung up: {}", place(target), innermost(error));
+        Self::plain(FaultKind::Away, without_key(message, target.key.as_ref()))
+    }
+
+    pub(super) fn of(target: &Target, error: &genai::Error, now: Timestamp) -> Self {
+        use genai::{Error as E, webc};
+        let host = target.url.host_str().unwrap_or_default();
+        let source: &(dyn std::error::Error + 'static) = match error {
+            E::WebStream { error, .. } => &**error,
+            E::WebModelCall { webc_error: webc::Error::Reqwest(error), .. } => error,
+            E::WebModelCall { webc_error, .. } | E::WebAdapterCall { webc_error, .. } => webc_error,
+            other => other,
+        };
+        // The status of a stream that never began is found inside.
+        let inner = source.downcast_ref::<genai::Error>().unwrap_or(error);
+        if let Some(refusal) = Refusal::behind(source, host) {
+            return Self::plain(FaultKind::Unreachable, refusal.to_string());
+        }
+        let (kind, why) = match (inner.status(), inner) {
+            (Some(status), _) => (of_status(status), format!("answered {}", status.as_u16())),
+            (None, E::ChatResponse { .. }) => (FaultKind::Away, "failed in the middle".to_owned()),
+            (None, E::StreamParse { .. } | E::SerdeJson(_)) => {
+                (FaultKind::Broken, "said something that cannot be read".to_owned())
+            }
+            (
+                None,
+                E::WebModelCall {
+                    webc_error:
+                        webc::Error::ResponseFailedNotJson { .. } | webc::Error::ResponseFailedInvalidJson { .. },
+                    ..
+                },
+            ) => (FaultKind::Broken, "said something that cannot be read".to_owned()),
+            (None, E::WebStream { .. } | E::WebModelCall { .. } | E::WebAdapterCall { .. }) => {
+                (FaultKind::Away, "cannot be reached, or hung up".to_owned())
+            }
+            (None, _) => (FaultKind::Refused, "cannot be asked this".to_owned()),
+        };
+        let told = match inner {
+            E::HttpError { body, .. }
+            | E::WebModelCall { webc_error: webc::Error::ResponseFailedStatus { body, .. }, .. } => reason(body),
+            E::ChatResponse { body, .. } => reason(&body.to_string()),
+            E::WebStream { .. } | E::WebModelCall { .. } | E::WebAdapterCall { .. } => innermost(source),
+            other => brief(&other.to_string()),
+        };
+        let message = without_key(format!("{} {why}: {told}", place(target)), target.key.as_ref());
+        let retry_after = inner.headers().and_then(|headers| retry_after(headers, now));
+        Self { kind, message, retry_after }
+    }
+}
+
+/// Whom it was that was asked.
+pub(super) fn place(target: &Target) -> String {
+    format!("`{}` of {}", target.config.body.model, target.config.body.provider)
+}
+
+fn of_status(status: StatusCode) -> FaultKind {
+    match status.as_u16() {
+        429 => FaultKind::Limited,
+        401 | 403 => FaultKind::Unauthorised,
+        408 | 409 | 425 | 500.. => FaultKind::Away,
+        _ => FaultKind::Refused,
+    }
+}
+
+/// How long to wait, in the milliseconds that some providers give, or by `Retry-After`.
+fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+    let millis = || headers.get("retry-after-ms")?.to_str().ok()?.trim().parse().ok().map(Duration::from_millis);
+    let seconds = || http::retry_after(headers, now).map(|seconds| Duration::from_secs(u64::from(seconds.get())));
+    millis().or_else(seconds)
+}
+
+/// What a provider says of itself: the message in its JSON, or the beginning of whatever it sent.
+fn reason(body: &str) -> String {
+    let json = serde_json::from_str::<Value>(body).ok();
+    let message = json.as_ref().and_then(|json| {
+        let first = json.get(0).unwrap_or(json);
+        first.pointer("/error/message").or_else(|| first.get("message")).or_else(|| first.get("error"))?.as_str()
+    });
+    brief(message.unwrap_or(body))
+}
+
+fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    let last = std::iter::successors(Some(error), |&e| e.source()).last();
+    brief(&last.map_or_else(String::new, ToString::to_string))
+}
+
+fn brief(text: &str) -> String {
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(MESSAGE) {
+        Some((end, _)) => format!("{}…", line.get(..end).unwrap_or_default()),
+        None => line,
+    }
+}
+
+fn without_key(text: String, key: Option<&SecretString>) -> String {
+    match key.map(ExposeSecret::expose_secret).filter(|key| !key.is_empty()) {
+        Some(key) => text.replace(key, "[the key]"),
+        None => text,
+    }
+}

@@ -1,0 +1,206 @@
+//! Speech: texts read aloud, and recordings written down. Each is a trait of its own over what providers speak; so far
+//! that is OpenAI's, which most who serve such models speak too.
+
+mod openai;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{
+    AskError, Choice, Given, Models, Teller, Usage, fault::Fault, prompt, provider::Target, span, stack::Question,
+};
+use crate::{
+    config::Api,
+    kernel::{TenantId, Timestamp},
+    telemetry::Span,
+};
+use openai::OpenAi;
+
+/// A text that is to be read aloud.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Utterance {
+    /// The words.
+    pub text: String,
+    /// In whose voice, as the provider calls it.
+    pub voice: String,
+    /// As what.
+    pub format: AudioFormat,
+    /// The most bytes there is room for.
+    pub most: usize,
+}
+
+/// A form of audio.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum AudioFormat {
+    /// MP3.
+    #[default]
+    Mp3,
+    /// Opus, in Ogg.
+    Opus,
+    /// AAC.
+    Aac,
+    /// FLAC.
+    Flac,
+    /// WAV.
+    Wav,
+    /// Samples alone: 16 bits, little-endian, 24 kHz.
+    Pcm,
+}
+
+impl AudioFormat {
+    /// What a provider calls it, and its media type.
+    const fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Mp3 => ("mp3", "audio/mpeg"),
+            Self::Opus => ("opus", "audio/ogg"),
+            Self::Aac => ("aac", "audio/aac"),
+            Self::Flac => ("flac", "audio/flac"),
+            Self::Wav => ("wav", "audio/wav"),
+            Self::Pcm => ("pcm", "audio/pcm"),
+        }
+    }
+}
+
+/// A sound.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Audio {
+    /// Its bytes.
+    pub bytes: Bytes,
+    /// What they are.
+    pub media_type: String,
+}
+
+/// Speech that is to be written down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recording {
+    /// The sound.
+    pub audio: Audio,
+    /// The language spoken (`en`, `id`), where it is known.
+    pub language: Option<String>,
+}
+
+/// Reads texts aloud.
+#[async_trait]
+trait TextToSpeech: Send + Sync {
+    async fn synthesize(&self, target: &Target, wanted: &Utterance, now: Timestamp) -> Result<(Audio, Usage), Fault>;
+}
+
+/// Writes down what is said.
+#[async_trait]
+trait SpeechToText: Send + Sync {
+    async fn transcribe(&self, target: &Target, heard: &Recording, now: Timestamp) -> Result<(String, Usage), Fault>;
+}
+
+/// Who reads aloud at the provider.
+fn voice(api: Api) -> Option<&'static dyn TextToSpeech> {
+    match api {
+        Api::Openai | Api::OpenaiResponses => Some(&OpenAi),
+        Api::Anthropic | Api::Gemini => None,
+    }
+}
+
+/// Who writes down.
+fn ear(api: Api) -> Option<&'static dyn SpeechToText> {
+    match api {
+        Api::Openai | Api::OpenaiResponses => Some(&OpenAi),
+        Api::Anthropic | Api::Gemini => None,
+    }
+}
+
+/// A text, and who reads it.
+struct Reading<'a>(&'a dyn TextToSpeech, &'a Utterance);
+
+impl Question for Reading<'_> {
+    type Given = Audio;
+
+    fn tokens(&self) -> u32 {
+        prompt::tokens(self.1.text.len())
+    }
+
+    fn span(&self, target: &Target) -> Span {
+        span::of(target, "text_to_speech")
+    }
+
+    async fn call(&self, target: &Target, _: u32, now: Timestamp) -> Result<(Audio, Usage), Fault> {
+        self.0.synthesize(target, self.1, now).await
+    }
+}
+
+/// A recording, and who writes it down.
+struct Dictation<'a>(&'a dyn SpeechToText, &'a Recording);
+
+impl Question for Dictation<'_> {
+    type Given = String;
+
+    fn tokens(&self) -> u32 {
+        // How many a sound is, nobody knows before.
+        1
+    }
+
+    fn span(&self, target: &Target) -> Span {
+        span::of(target, "speech_to_text")
+    }
+
+    async fn call(&self, target: &Target, _: u32, now: Timestamp) -> Result<(String, Usage), Fault> {
+        self.0.transcribe(target, self.1, now).await
+    }
+}
+
+impl Models {
+    /// A text read aloud, by the first model of the choice that does it.
+    ///
+    /// # Errors
+    /// Why none did: of the last that was asked.
+    pub async fn synthesize(
+        &self,
+        tenant: TenantId,
+        choice: &Choice,
+        wanted: &Utterance,
+        teller: &Teller,
+    ) -> Result<Given<Audio>, AskError> {
+        let mut asking = self.asking(tenant, choice, teller).await?;
+        loop {
+            let target = self.next(&mut asking).await?;
+            let Some(voice) = voice(target.api) else {
+                asking.fail(mute(&target));
+                continue;
+            };
+            match self.insist(&mut asking, &target, &Reading(voice, wanted)).await {
+                Ok(audio) => return Ok(asking.given(&target, audio)),
+                Err(failure) => asking.fail(failure),
+            }
+        }
+    }
+
+    /// What is said in a recording, as the first model of the choice that does it writes it down.
+    ///
+    /// # Errors
+    /// Why none did: of the last that was asked.
+    pub async fn transcribe(
+        &self,
+        tenant: TenantId,
+        choice: &Choice,
+        heard: &Recording,
+        teller: &Teller,
+    ) -> Result<Given<String>, AskError> {
+        let mut asking = self.asking(tenant, choice, teller).await?;
+        loop {
+            let target = self.next(&mut asking).await?;
+            let Some(ear) = ear(target.api) else {
+                asking.fail(mute(&target));
+                continue;
+            };
+            match self.insist(&mut asking, &target, &Dictation(ear, heard)).await {
+                Ok(text) => return Ok(asking.given(&target, text)),
+                Err(failure) => asking.fail(failure),
+            }
+        }
+    }
+}
+
+fn mute(target: &Target) -> AskError {
+    AskError::misconfigured(&target.config, "what its provider speaks knows no speech".to_owned())
+}

@@ -1,0 +1,146 @@
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::Deserialize;
+use serde_json::{Number, Value, json};
+
+use super::{choice, output, reference, telling, unless_cancelled, usage};
+use crate::{
+    journal::Effect,
+    kernel::Reference,
+    llm::{Models, Teller, Texts},
+    tool::{Call, Outcome, Tool, ToolError, fits},
+};
+
+pub(super) const NAME: &str = "llm.embed";
+pub(super) const USUAL: &str = "default-embed";
+
+/// `llm.embed`: texts as vectors.
+pub(in crate::tool) struct Embed {
+    models: Models,
+    /// The most bytes of JSON that an output may take.
+    most: usize,
+}
+
+impl Embed {
+    pub(in crate::tool) fn new(models: Models, most: usize) -> Self {
+        Self { models, most }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Arguments {
+    #[serde(default = "usual")]
+    config: Reference,
+    text: Option<String>,
+    #[serde(default)]
+    texts: Vec<String>,
+    dimensions: Option<u32>,
+}
+
+fn usual() -> Reference {
+    Reference { name: USUAL.to_owned(), version: None }
+}
+
+#[async_trait]
+impl Tool for Embed {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn description(&self) -> &str {
+        "Turns texts into vectors, which lie close together where the texts mean alike."
+    }
+
+    fn arguments(&self) -> Value {
+        json!({
+            "type": "object",
+            "additionalProperties": false,
+            "oneOf": [{ "required": ["text"] }, { "required": ["texts"] }],
+            "properties": {
+                "config": { "$ref": "#/$defs/reference", "default": USUAL, "description": "A model configuration." },
+                "text": { "type": "string", "minLength": 1 },
+                "texts": { "type": "array", "minItems": 1, "maxItems": 256, "items": { "type": "string", "minLength": 1 } },
+                "dimensions": {
+                    "type": "integer", "minimum": 1, "maximum": 16384,
+                    "description": "How many numbers a vector has, where the model leaves a choice."
+                }
+            },
+            "$defs": { "reference": reference() }
+        })
+    }
+
+    fn output(&self) -> Value {
+        json!({
+            "type": "object",
+            "required": ["embeddings", "config", "provider", "model", "usage"],
+            "properties": {
+                "embeddings": {
+                    "type": "array",
+                    "items": { "type": "array", "items": { "type": "number" } },
+                    "description": "A vector for each text, in their order."
+                },
+                "config": { "type": "string", "description": "The configuration that gave them, with its version." },
+                "provider": { "type": "string" },
+                "model": { "type": "string" },
+                "usage": usage()
+            }
+        })
+    }
+
+    fn effect(&self, _: &Value) -> Effect {
+        Effect::Repeatable
+    }
+
+    fn timeout(&self) -> Duration {
+        // Repetitions and fallbacks have time-outs of their own.
+        Duration::from_secs(1800)
+    }
+
+    async fn call(&self, call: Call) -> Result<Outcome, ToolError> {
+        unless_cancelled(&call, self.embed(&call)).await
+    }
+}
+
+impl Embed {
+    async fn embed(&self, call: &Call) -> Result<Outcome, ToolError> {
+        let Arguments { config, text, texts, dimensions } = call.read()?;
+        let texts = Texts { texts: text.into_iter().chain(texts).collect(), dimensions };
+        let choice = choice(call, config);
+        let (models, choice, texts) = (&self.models, &choice, &texts);
+        let asking = |teller: Teller| async move { models.embed(call.tenant_id, choice, texts, &teller).await };
+        let given = telling(call, false, asking).await?;
+        let outcome = output(
+            given,
+            |vectors| json!({ "embeddings": vectors.iter().map(|vector| numbers(vector)).collect::<Value>() }),
+        );
+        match &outcome {
+            Outcome::Done { output, .. } if !fits(output, self.most) => {
+                let message = format!(
+                    "the vectors take more than the {} bytes of JSON that an output may have (`limits.output`): \
+                     fewer texts at once, or fewer `dimensions`, take less",
+                    self.most
+                );
+                Err(ToolError::failed("output_too_large", message))
+            }
+            _ => Ok(outcome),
+        }
+    }
+}
+
+/// A vector as JSON, with no more digits than its numbers have.
+fn numbers(vector: &[f32]) -> Value {
+    let number = |one: &f32| Number::from_f64(one.to_string().parse().ok()?);
+    vector.iter().map(|one| number(one).map_or(Value::Null, Value::Number)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_no_more_digits_than_they_need() {
+        assert_eq!(numbers(&[0.1, -0.25, 1.0, 3e-7]).to_string(), "[0.1,-0.25,1.0,3e-7]");
+    }
+}

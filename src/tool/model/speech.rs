@@ -1,0 +1,221 @@
+use std::time::Duration;
+
+use async_trait::async_trait;
+use base64::{Engine, prelude::BASE64_STANDARD};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{choice, output, reference, telling, unless_cancelled, usage};
+use crate::{
+    journal::Effect,
+    kernel::Reference,
+    llm::{Audio, AudioFormat, Models, Recording, Teller, Utterance},
+    tool::{Call, Outcome, Tool, ToolError},
+};
+
+pub(super) const SYNTHESIZE: &str = "speech.synthesize";
+pub(super) const USUAL_VOICE: &str = "default-speech";
+pub(super) const TRANSCRIBE: &str = "speech.transcribe";
+pub(super) const USUAL_EAR: &str = "default-transcription";
+
+/// Of an output, what is left to everything but the audio, in bytes.
+const BESIDES: usize = 1024;
+
+/// `speech.synthesize`: a text read aloud.
+pub(in crate::tool) struct Synthesize {
+    models: Models,
+    /// The most bytes of JSON that an output may take.
+    most: usize,
+}
+
+impl Synthesize {
+    pub(in crate::tool) fn new(models: Models, most: usize) -> Self {
+        Self { models, most }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Words {
+    #[serde(default = "usual_voice")]
+    config: Reference,
+    text: String,
+    #[serde(default = "alloy")]
+    voice: String,
+    #[serde(default)]
+    format: AudioFormat,
+}
+
+fn usual_voice() -> Reference {
+    Reference { name: USUAL_VOICE.to_owned(), version: None }
+}
+
+fn alloy() -> String {
+    "alloy".to_owned()
+}
+
+#[async_trait]
+impl Tool for Synthesize {
+    fn name(&self) -> &str {
+        SYNTHESIZE
+    }
+
+    fn description(&self) -> &str {
+        "Reads a text aloud and gives the audio."
+    }
+
+    fn arguments(&self) -> Value {
+        json!({
+            "type": "object",
+            "additionalProperties": false,
+            "required": ["text"],
+            "properties": {
+                "config": { "$ref": "#/$defs/reference", "default": USUAL_VOICE, "description": "A model configuration." },
+                "text": { "type": "string", "minLength": 1, "maxLength": 65536 },
+                "voice": {
+                    "type": "string", "minLength": 1, "maxLength": 200, "default": "alloy",
+                    "description": "Whose, as the provider calls it."
+                },
+                "format": { "enum": ["mp3", "opus", "aac", "flac", "wav", "pcm"], "default": "mp3" }
+            },
+            "$defs": { "reference": reference() }
+        })
+    }
+
+    fn output(&self) -> Value {
+        json!({
+            "type": "object",
+            "required": ["audio", "mediaType", "config", "provider", "model", "usage"],
+            "properties": {
+                "audio": { "type": "string", "contentEncoding": "base64" },
+                "mediaType": { "type": "string" },
+                "config": { "type": "string", "description": "The configuration that read it, with its version." },
+                "provider": { "type": "string" },
+                "model": { "type": "string" },
+                "usage": usage()
+            }
+        })
+    }
+
+    fn effect(&self, _: &Value) -> Effect {
+        Effect::Repeatable
+    }
+
+    fn timeout(&self) -> Duration {
+        // Repetitions and fallbacks have time-outs of their own.
+        Duration::from_secs(1800)
+    }
+
+    async fn call(&self, call: Call) -> Result<Outcome, ToolError> {
+        unless_cancelled(&call, self.synthesize(&call)).await
+    }
+}
+
+impl Synthesize {
+    async fn synthesize(&self, call: &Call) -> Result<Outcome, ToolError> {
+        let Words { config, text, voice, format } = call.read()?;
+        // Four letters of base64 are three bytes.
+        let most = self.most.saturating_sub(BESIDES) / 4 * 3;
+        let (wanted, choice) = (Utterance { text, voice, format, most }, choice(call, config));
+        let (models, choice, wanted) = (&self.models, &choice, &wanted);
+        let asking = |teller: Teller| async move { models.synthesize(call.tenant_id, choice, wanted, &teller).await };
+        let given = telling(call, false, asking).await?;
+        let fields =
+            |Audio { bytes, media_type }| json!({ "audio": BASE64_STANDARD.encode(bytes), "mediaType": media_type });
+        Ok(output(given, fields))
+    }
+}
+
+/// `speech.transcribe`: what is said in a recording.
+pub(in crate::tool) struct Transcribe {
+    models: Models,
+}
+
+impl Transcribe {
+    pub(in crate::tool) fn new(models: Models) -> Self {
+        Self { models }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Sound {
+    #[serde(default = "usual_ear")]
+    config: Reference,
+    audio: String,
+    media_type: String,
+    language: Option<String>,
+}
+
+fn usual_ear() -> Reference {
+    Reference { name: USUAL_EAR.to_owned(), version: None }
+}
+
+#[async_trait]
+impl Tool for Transcribe {
+    fn name(&self) -> &str {
+        TRANSCRIBE
+    }
+
+    fn description(&self) -> &str {
+        "Writes down what is said in a recording."
+    }
+
+    fn arguments(&self) -> Value {
+        json!({
+            "type": "object",
+            "additionalProperties": false,
+            "required": ["audio", "mediaType"],
+            "properties": {
+                "config": { "$ref": "#/$defs/reference", "default": USUAL_EAR, "description": "A model configuration." },
+                "audio": { "type": "string", "contentEncoding": "base64", "minLength": 4 },
+                "mediaType": { "type": "string", "pattern": "^(audio|video)/[a-z0-9.+-]+$" },
+                "language": {
+                    "type": "string", "pattern": "^[a-z]{2,3}$", "description": "What is spoken (`en`, `id`), where it is known."
+                }
+            },
+            "$defs": { "reference": reference() }
+        })
+    }
+
+    fn output(&self) -> Value {
+        json!({
+            "type": "object",
+            "required": ["text", "config", "provider", "model", "usage"],
+            "properties": {
+                "text": { "type": "string" },
+                "config": { "type": "string", "description": "The configuration that wrote it, with its version." },
+                "provider": { "type": "string" },
+                "model": { "type": "string" },
+                "usage": usage()
+            }
+        })
+    }
+
+    fn effect(&self, _: &Value) -> Effect {
+        Effect::Repeatable
+    }
+
+    fn timeout(&self) -> Duration {
+        // Repetitions and fallbacks have time-outs of their own.
+        Duration::from_secs(1800)
+    }
+
+    async fn call(&self, call: Call) -> Result<Outcome, ToolError> {
+        unless_cancelled(&call, self.transcribe(&call)).await
+    }
+}
+
+impl Transcribe {
+    async fn transcribe(&self, call: &Call) -> Result<Outcome, ToolError> {
+        let Sound { config, audio, media_type, language } = call.read()?;
+        let bytes = BASE64_STANDARD.decode(&audio).ok().filter(|bytes| !bytes.is_empty());
+        let bytes =
+            bytes.ok_or_else(|| ToolError::failed("invalid_arguments", "`audio` is no base64 of a recording"))?;
+        let heard = Recording { audio: Audio { bytes: bytes.into(), media_type }, language };
+        let choice = choice(call, config);
+        let (models, choice, heard) = (&self.models, &choice, &heard);
+        let asking = |teller: Teller| async move { models.transcribe(call.tenant_id, choice, heard, &teller).await };
+        Ok(output(telling(call, false, asking).await?, |text| json!({ "text": text })))
+    }
+}
