@@ -3,17 +3,15 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::{
+    compact::{Given, Past, compact},
     grow::{call_id, said},
     names,
 };
 use crate::{
     journal::{AgentPin, Ruling, RunHead, RunState, SkipReason, Stage, StepKey},
     llm::{Message, Prompt, ToolCall, ToolSpec},
-    tool::{Conversation, Registry},
+    tool::{Conversation, OUTPUT_READ, Registry},
 };
-
-/// The most of one output that a model is shown, in bytes.
-const SHOWN: usize = 32 * 1024;
 
 /// What every agent is told besides.
 const HOUSE_RULES: &str = "\
@@ -28,9 +26,9 @@ pub fn conversation(state: &RunState, head: &RunHead, agent: &AgentPin, n: u32, 
     let alias = |tool: &str| {
         names.iter().find(|(_, known)| *known == tool).map_or_else(|| tool.to_owned(), |(name, _)| name.clone())
     };
-    let mut messages = vec![Message::User { text: asked(head), images: vec![] }];
-    for turn in 1..n {
-        let Some(said) = said(state, turn) else { continue };
+    let reader = agent.may_call(OUTPUT_READ).then(|| alias(OUTPUT_READ));
+    let past = (1..n).filter_map(|turn| {
+        let said = said(state, turn)?;
         let calls: Vec<_> = said
             .calls
             .into_iter()
@@ -40,28 +38,25 @@ pub fn conversation(state: &RunState, head: &RunHead, agent: &AgentPin, n: u32, 
                 ToolCall { id, name, arguments: call.arguments, signatures: call.signatures }
             })
             .collect();
-        let given = calls.iter().map(|call| Message::Tool {
-            call_id: call.id.clone(),
-            name: call.name.clone(),
-            output: given(state, &StepKey::whole(&call.id)),
-        });
-        let given: Vec<_> = given.collect();
-        messages.push(Message::Assistant { text: said.text, calls });
-        messages.extend(given);
-    }
+        let given = calls.iter().map(|call| given(state, &call.id, &call.name)).collect();
+        Some(Past { n: turn, said: Message::Assistant { text: said.text, calls }, given })
+    });
+    let past = past.collect();
     let specs = tools.describe().into_iter().filter(|tool| agent.may_call(&tool.name)).map(|tool| ToolSpec {
         name: alias(&tool.name),
         description: tool.description,
         arguments: Arc::new(tool.arguments),
     });
-    let prompt = Prompt {
+    let mut prompt = Prompt {
         system: Some(system(agent)),
-        messages,
+        messages: vec![Message::User { text: asked(head), images: vec![] }],
         tools: specs.collect(),
         schema: agent.output.clone().map(Arc::new),
         max_tokens: None,
     };
-    Conversation { config: agent.config.clone(), prompt, names }
+    let (said, compacted) = compact(past, prompt.bytes(), agent.window, reader.as_deref());
+    prompt.messages.extend(said);
+    Conversation { config: agent.config.clone(), prompt, names, window: agent.window, compacted }
 }
 
 fn asked(head: &RunHead) -> String {
@@ -82,17 +77,23 @@ fn system(agent: &AgentPin) -> String {
 }
 
 /// What a call came to, as the model is told.
-fn given(state: &RunState, key: &StepKey) -> String {
-    match state.stage(key) {
-        Some(Stage::Completed { output }) => shown(output.as_deref().unwrap_or(&Value::Null)),
-        Some(Stage::Failed { error, .. }) => format!("The call failed: {}: {}", error.code, error.message),
-        Some(Stage::Skipped { reason: SkipReason::Denied }) => denied(state, key),
-        Some(Stage::Skipped { reason: SkipReason::TakenAsDone }) => {
-            "A person takes the call as made; what it gave is not known.".to_owned()
+fn given(state: &RunState, id: &str, name: &str) -> Given {
+    let key = StepKey::whole(id);
+    let (text, end) = match state.stage(&key) {
+        Some(Stage::Completed { output }) => {
+            return Given::output(id, name, output.as_deref().unwrap_or(&Value::Null));
         }
-        Some(Stage::Skipped { .. }) => "The call was not made.".to_owned(),
-        _ => "The call has not ended.".to_owned(),
-    }
+        Some(Stage::Failed { error, .. }) => {
+            (format!("The call failed: {}: {}", error.code, error.message), format!("failed: {}", error.code))
+        }
+        Some(Stage::Skipped { reason: SkipReason::Denied }) => (denied(state, &key), "denied".to_owned()),
+        Some(Stage::Skipped { reason: SkipReason::TakenAsDone }) => {
+            ("A person takes the call as made; what it gave is not known.".to_owned(), "taken as made".to_owned())
+        }
+        Some(Stage::Skipped { .. }) => ("The call was not made.".to_owned(), "not made".to_owned()),
+        _ => ("The call has not ended.".to_owned(), "not ended".to_owned()),
+    };
+    Given::other(id, name, text, end)
 }
 
 fn denied(state: &RunState, key: &StepKey) -> String {
@@ -102,16 +103,4 @@ fn denied(state: &RunState, key: &StepKey) -> String {
         Some(Ruling::Expired) => "Nobody decided on the call in time, which counts as a denial.".to_owned(),
         _ => "A person denied the call.".to_owned(),
     }
-}
-
-fn shown(output: &Value) -> String {
-    let text = match output {
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
-    };
-    if text.len() <= SHOWN {
-        return text;
-    }
-    let end = (0..=SHOWN).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default();
-    format!("{}\n[cut off here: these are {end} of {} bytes]", text.get(..end).unwrap_or_default(), text.len())
 }

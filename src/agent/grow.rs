@@ -155,6 +155,7 @@ mod tests {
                 max_turns,
                 max_parallel,
                 output: None,
+                window: 100_000,
                 rate: None,
             };
             let plan = Plan { steps: vec![Arc::new(turn(1, vec![]))], output: None, agent: Some(Arc::new(agent)) };

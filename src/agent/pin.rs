@@ -11,11 +11,14 @@ use crate::{
         template::{self, Context},
     },
     llm::{Models, shelf},
-    tool::{Registry, Toolbox},
+    tool::{OUTPUT_READ, Registry, Toolbox},
 };
 
 /// Tokens of the longest answer, where the configuration sets no bound: models rarely say more at once.
 const ANSWER: u32 = 4096;
+
+/// Tokens that a model takes, where the configuration does not say: few take less.
+const WINDOW: u32 = 128_000;
 
 /// The agents of this installation.
 #[derive(Clone)]
@@ -46,6 +49,7 @@ impl Agents {
             let detail = format!("{}: put the configuration, or have the operator set a key", error.message);
             Error::new(Problem::NoPlanner, detail).with("field", "agent")
         })?;
+        let answer = config.body.max_tokens.unwrap_or(ANSWER);
         let pin = AgentPin {
             agent: document.reference(),
             config: Pinned { name: config.name, version: config.version },
@@ -55,10 +59,11 @@ impl Agents {
             max_turns: body.max_turns.unwrap_or(10),
             max_parallel: body.max_parallel.unwrap_or(8),
             output: body.output.clone(),
-            rate: config.body.price.map(|price| TurnRate {
-                input: price.input,
-                answer: f64::from(config.body.max_tokens.unwrap_or(ANSWER)) * price.output / 1_000_000.0,
-            }),
+            window: question(config.body.window.unwrap_or(WINDOW), answer),
+            rate: config
+                .body
+                .price
+                .map(|price| TurnRate { input: price.input, answer: f64::from(answer) * price.output / 1_000_000.0 }),
         };
         let first = Arc::new(turn(1, vec![]));
         Ok(Plan { steps: vec![first], output: None, agent: Some(Arc::new(pin)) })
@@ -71,9 +76,21 @@ impl std::fmt::Debug for Agents {
     }
 }
 
-/// The tools that the names and patterns mean.
+/// The tools that the names and patterns mean. Whoever has any can read what they gave: from the beginning, so that the
+/// list stays as it is from turn to turn, and what a provider has cached of a question is of use for the next.
 fn given(tools: &Registry, patterns: &[String]) -> Vec<String> {
-    tools.names().filter(|name| patterns.iter().any(|pattern| fits(pattern, name))).map(str::to_owned).collect()
+    let named = |name: &&str| patterns.iter().any(|pattern| fits(pattern, name));
+    let mut given: Vec<_> = tools.names().filter(named).map(str::to_owned).collect();
+    if !given.is_empty() && !given.iter().any(|name| name == OUTPUT_READ) {
+        given.push(OUTPUT_READ.to_owned());
+    }
+    given
+}
+
+/// The tokens that are left for a question beside the longest answer; half of the window at least.
+const fn question(window: u32, answer: u32) -> u32 {
+    let (left, half) = (window.saturating_sub(answer), window / 2);
+    if left > half { left } else { half }
 }
 
 fn instructions(text: &str, goal: &str, input: &Value) -> Result<String> {

@@ -43,9 +43,18 @@ pub struct AgentPin {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub output: Option<Value>,
+    /// The most tokens of a question: what the model takes, less its longest answer.
+    #[serde(default = "usual_window")]
+    #[schema(minimum = 1)]
+    pub window: u32,
     /// What a turn is expected to cost; nothing when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<TurnRate>,
+}
+
+/// The window of runs that began before it was pinned: of 128,000 tokens, what an answer of 4,096 leaves.
+const fn usual_window() -> u32 {
+    123_904
 }
 
 /// What a turn of an agent is expected to cost at most, before it is known.
@@ -153,6 +162,7 @@ mod tests {
             max_turns: 1,
             max_parallel: 1,
             output: None,
+            window: 1000,
             rate: None,
         };
         let reason = |pin: &AgentPin, tool: &str, acts| pin.terms(tool, acts).map(|terms| terms.reason);

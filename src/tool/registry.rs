@@ -16,6 +16,7 @@ use super::{
     debug,
     http::HttpRequest,
     model::{AgentTurn, Generate},
+    output::OutputRead,
     size,
     time::TimeWait,
 };
@@ -96,6 +97,7 @@ impl Registry {
         let mut tools: Vec<Arc<dyn Tool>> = vec![
             Arc::new(HttpRequest::new(ports.outbound, limits.output)),
             Arc::new(Transform),
+            Arc::new(OutputRead),
             Arc::new(TimeWait),
             Arc::new(RunStart::new(ports.child_runs)),
             Arc::new(Generate::new(ports.models.clone())),
@@ -292,7 +294,7 @@ mod tests {
     #[test]
     fn debug_tools_exist_only_where_wanted() {
         let names = |debug| registry(debug).names().collect::<Vec<_>>().join(" ");
-        assert_eq!(names(false), "data.transform http.request llm.generate run.start time.wait");
+        assert_eq!(names(false), "data.transform http.request llm.generate output.read run.start time.wait");
         assert!(names(true).contains("debug.echo debug.emit debug.fail debug.sleep"));
     }
 
