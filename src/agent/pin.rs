@@ -12,11 +12,14 @@ use crate::{
         template::{self, Context},
     },
     llm::{Choice, Document, ModelConfig, Models, shelf},
-    tool::Toolbox,
+    tool::{OUTPUT_READ, Toolbox},
 };
 
 /// What an event says besides the plan, in bytes.
 const ENVELOPE: usize = 1024;
+
+/// Tokens that a model takes, where the configuration does not say: few take less.
+const WINDOW: u32 = 128_000;
 
 /// The agents of this installation.
 #[derive(Clone)]
@@ -125,6 +128,7 @@ impl Agents {
             output: body.output.clone(),
             rate: rate(&config.body),
             longest_answer: config.body.longest_answer(),
+            window: question(config.body.window.unwrap_or(WINDOW), config.body.longest_answer()),
         })
     }
 
@@ -176,13 +180,19 @@ fn references(names: &[String]) -> Result<Vec<Reference>> {
     names.iter().map(|name| name.parse().map_err(|wrong: &str| Error::internal(wrong))).collect()
 }
 
-/// The tools that the names and patterns mean. An agent is its own tool only where it is named in full.
+/// The tools that the names and patterns mean. An agent is its own tool only where it is named in full. Whoever has any can
+/// read what they gave: from the beginning, so that the list stays as it is from turn to turn, and what a provider has
+/// cached of a question is of use for the next.
 fn given(agent: &str, tools: &[String], patterns: &[String]) -> Vec<String> {
     let itself = tool::name(agent);
     let is_given = |name: &&String| {
         patterns.iter().any(|pattern| if **name == itself { pattern == *name } else { fits(pattern, name) })
     };
-    tools.iter().filter(is_given).cloned().collect()
+    let mut given: Vec<_> = tools.iter().filter(is_given).cloned().collect();
+    if !given.is_empty() && !given.iter().any(|name| name == OUTPUT_READ) {
+        given.push(OUTPUT_READ.to_owned());
+    }
+    given
 }
 
 /// What a question costs at most by the configuration's prices.
@@ -191,6 +201,12 @@ fn rate(config: &ModelConfig) -> Option<TurnRate> {
         input: price.input,
         answer: f64::from(config.longest_answer()) * price.output / 1_000_000.0,
     })
+}
+
+/// The tokens that are left for a question beside the longest answer; half of the window at least.
+const fn question(window: u32, answer: u32) -> u32 {
+    let (left, half) = (window.saturating_sub(answer), window / 2);
+    if left > half { left } else { half }
 }
 
 fn instructions(text: &str, goal: &str, input: &Value) -> Result<String> {

@@ -8,7 +8,7 @@ use super::conversation::asked;
 use crate::{
     journal::{ApprovalTerms, PLANNING, Plan, PlanRefused, Planner, RunHead, Step},
     llm::{Message, Prompt, ToolCall, ToolSpec},
-    tool::{Conversation, Registry, TurnOutput},
+    tool::{Compacted, Conversation, Registry, TurnOutput},
 };
 
 /// What the model calls to hand its plan in.
@@ -58,7 +58,9 @@ pub fn question(planner: &Planner, head: &RunHead, refused: &[PlanRefused], tool
     let names = BTreeMap::from([(HAND_IN.to_owned(), HAND_IN.to_owned())]);
     let prompt = Prompt { system, messages, tools: vec![hand_in], schema: None, max_tokens: None };
     let (config, fallback) = (planner.config.clone(), planner.fallback.clone());
-    Conversation { agent: PLANNING.to_owned(), config, fallback, prompt, names }
+    // What it is told is bounded as it is.
+    let (window, compacted) = (u32::MAX, Compacted::default());
+    Conversation { agent: PLANNING.to_owned(), config, fallback, prompt, names, window, compacted }
 }
 
 /// The tools there are, one a line.

@@ -85,9 +85,18 @@ pub struct AgentPin {
     /// Tokens of an answer at the longest.
     #[serde(default = "longest_answer")]
     pub longest_answer: u32,
+    /// The most tokens of a question: what the model takes, less its longest answer.
+    #[serde(default = "usual_window")]
+    #[schema(minimum = 1)]
+    pub window: u32,
     /// What a turn is expected to cost; nothing when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<TurnRate>,
+}
+
+/// The window of runs that began before it was pinned: of 128,000 tokens, what an answer of 4,096 leaves.
+const fn usual_window() -> u32 {
+    123_904
 }
 
 /// What a turn of an agent is expected to cost at most, before it is known.
@@ -206,7 +215,8 @@ impl<'a> Wanted<'a> {
         };
         let or = |said: Vec<String>, own: Vec<String>| if said.is_empty() { own } else { said };
         let (scope, requires) = (or(said.scope, own.scope), or(said.requires, own.requires));
-        Some(ApprovalTerms { scope, requires, cost: said.cost.or(own.cost), ..said })
+        let approvers = or(said.approvers, own.approvers);
+        Some(ApprovalTerms { scope, requires, approvers, cost: said.cost.or(own.cost), ..said })
     }
 }
 

@@ -17,7 +17,7 @@ use crate::{
     agent,
     journal::{AGENT_TURN, Command, DRAFTS, Draft, Estimate, Failure, Plan, PlanRefused, Refusal, planning_key},
     kernel::{Error, Result, Timestamp},
-    tool::TurnOutput,
+    tool::{Handed, TurnOutput},
 };
 
 impl Turn {
@@ -25,6 +25,10 @@ impl Turn {
     pub(super) async fn plan(&mut self, now: Timestamp) -> Result<(), Refusal> {
         let Some(planner) = self.state.planner.clone() else { return Err(Refusal::Stale) };
         let conversation = agent::question(&planner, &self.head, &self.state.refused, &self.tools);
+        let arguments = match conversation.digest() {
+            Ok(digest) => Arc::new(digest),
+            Err(failure) => return self.decide(Command::Draft(Draft::Failed(failure)), now),
+        };
         let Some(slot) = self.slot.take().or_else(|| self.shared.try_slot(self.state.tenant_id)) else {
             self.starved = true;
             return Ok(());
@@ -45,8 +49,8 @@ impl Turn {
             step: planning_key(),
             attempt,
             tool: AGENT_TURN.to_owned(),
-            arguments: Arc::new(conversation.digest()),
-            conversation: Some(Arc::new(conversation)),
+            arguments,
+            handed: Handed::Conversation(Arc::new(conversation)),
             timeout,
             at_once: false,
             slot,

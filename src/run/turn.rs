@@ -389,7 +389,7 @@ impl Turn {
             attempt: launch.attempt,
             actor: self.head.created_by.clone(),
             arguments: launch.arguments,
-            conversation: launch.conversation,
+            handed: launch.handed,
             models: self.state.plan.as_ref().and_then(|plan| plan.models.clone()),
             idempotency_key: format!("{}/{}", self.state.run_id, launch.step),
             now,

@@ -17,6 +17,7 @@ use super::{
     handoff::Handoff,
     http::{HttpRequest, Sender},
     model::{AgentTurn, Embed, Generate, Synthesize, Transcribe},
+    output::OutputRead,
     schema::compile,
     size,
     time::TimeWait,
@@ -118,6 +119,7 @@ impl Registry {
         let mut tools: Vec<Arc<dyn Tool>> = vec![
             Arc::new(HttpRequest::new(Sender::new(ports.outbound, limits.output))),
             Arc::new(Transform),
+            Arc::new(OutputRead),
             Arc::new(TimeWait),
             Arc::new(RunStart::new(ports.child_runs)),
             Arc::new(Generate::new(ports.models.clone())),
@@ -334,8 +336,8 @@ mod tests {
     #[test]
     fn debug_tools_exist_only_where_wanted() {
         let names = |debug| registry(debug).names().collect::<Vec<_>>().join(" ");
-        let always = "data.transform http.request llm.embed llm.generate run.start speech.synthesize speech.transcribe \
-                      time.wait";
+        let always = "data.transform http.request llm.embed llm.generate output.read run.start speech.synthesize \
+                      speech.transcribe time.wait";
         assert_eq!(names(false), always);
         assert!(names(true).contains("debug.echo debug.emit debug.fail debug.sleep"));
     }

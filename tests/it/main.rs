@@ -39,5 +39,6 @@ mod vitals;
 mod walk;
 mod wall;
 mod walls;
+mod window;
 mod wire;
 mod world;
