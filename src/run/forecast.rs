@@ -1,9 +1,9 @@
 //! What would become of each step of a plan, as things stand. Pure.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::{
-    journal::{Effect, Forecast, Outlook, Plan, Step},
+    journal::{Forecast, Outlook, Plan, Step},
     kernel::template,
     tool::Registry,
 };
@@ -32,8 +32,8 @@ fn of_step(step: &Step, tools: &Registry) -> Forecast {
     let tool = tools.tool(&step.uses).ok();
     let effect = tool.and_then(|tool| match tool.effects()[..] {
         [only] => Some(only),
-        // What a template comes to is not known yet; a doubt about it is none about constant arguments.
-        _ => Some(tool.effect(&with)).filter(|effect| *effect != Effect::Once || !template::is_template(&with)),
+        // What a template comes to is not known yet: the effect is, where it does not hang on that.
+        _ => Some(tool.effect(&with)).filter(|effect| tool.effect(&Value::Object(constant(step))) == *effect),
     });
     let (verdict, reason) = match (tool, terms) {
         (None, _) => (Outlook::Forbid, Some(format!("there is no tool `{}`", step.uses))),
@@ -49,6 +49,12 @@ fn of_step(step: &Step, tools: &Registry) -> Forecast {
         scope: terms.map(|terms| terms.scope.clone()).unwrap_or_default(),
         requires: terms.map(|terms| terms.requires.clone()).unwrap_or_default(),
     }
+}
+
+/// The arguments that are no templates.
+fn constant(step: &Step) -> Map<String, Value> {
+    let with = step.with.iter().filter(|(_, value)| step.verbatim || !template::is_template(value));
+    with.map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
 #[cfg(test)]

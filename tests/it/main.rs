@@ -15,6 +15,7 @@ mod fire;
 mod fork;
 mod handoff;
 mod house;
+mod imports;
 mod input;
 mod jobs;
 mod killed;

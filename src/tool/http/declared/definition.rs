@@ -255,7 +255,6 @@ impl DocumentKind for HttpTool {
                 self.arguments.get("type").is_some_and(|kind| kind == "object"),
                 "`arguments` are a JSON Schema of `type: object`",
             ),
-            ("arguments", is_small(self), "the tool, with its schemas, takes at most 64 KiB of JSON"),
             ("query", self.query.len() <= 64, "`query` has 64 names at most"),
             ("headers", self.headers.len() <= 32, "`headers` are 32 at most"),
             (
@@ -287,6 +286,8 @@ impl DocumentKind for HttpTool {
                 }),
                 "`expect` has 1 to 32 statuses from 100 to 599",
             ),
+            ("url", self.url.len() <= 8192, "`url` has 8,192 bytes at most"),
+            ("arguments", is_small(self), "the tool, with its schemas, takes at most 64 KiB of JSON"),
         ];
         let broken = rules.into_iter().find(|(_, holds, _)| !holds).map(|(field, _, rule)| (field, rule.to_owned()));
         broken
