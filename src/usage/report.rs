@@ -1,4 +1,4 @@
-use chrono::{Days, NaiveDate};
+use chrono::{Datelike, Days, NaiveDate};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -38,6 +38,7 @@ pub struct UsageQuery {
     #[param(value_type = Option<String>, format = Date)]
     pub to: Option<NaiveDate>,
     /// By what it is summed, `day` when absent; `step` needs a `runId`.
+    #[param(inline)]
     pub group_by: Option<GroupBy>,
     /// Only that of one run.
     pub run_id: Option<RunId>,
@@ -98,6 +99,13 @@ impl UsageQuery {
         let to = self.to.unwrap_or(today);
         let usual = || to.checked_sub_days(Days::new(30)).filter(|_| self.run_id.is_none());
         let from = self.from.or_else(usual);
+        // Beyond are days that the database does not know.
+        let strange = |day: NaiveDate| !(1..=9999).contains(&day.year());
+        if let Some((field, _)) =
+            [("from", from), ("to", Some(to))].into_iter().find(|(_, day)| day.is_some_and(strange))
+        {
+            return Err(Error::invalid(field, format!("`{field}` is a day of the years 1 to 9999")));
+        }
         if from.is_some_and(|from| from > to) {
             return Err(Error::invalid("from", "`from` comes after `to`"));
         }

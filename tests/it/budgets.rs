@@ -409,6 +409,7 @@ async fn usage_is_what_the_runs_cost_by_day_run_step_and_model_and_behind_the_wa
     assert_eq!(usage(&world.viewer(), "?to=2020-01-01").await, Vec::<Value>::new());
     world.viewer().get("/usage?groupBy=step").await.problem(422, "invalid-input");
     world.viewer().get("/usage?from=2020-01-01").await.problem(422, "invalid-input");
+    world.viewer().get("/usage?to=%2B262142-12-31").await.problem(422, "invalid-input");
     world.viewer().get("/usage?from=yesterday").await.problem(400, "malformed-request");
     assert_eq!(usage(&world.stranger(), &format!("?groupBy=step&runId={}", runs[2].id)).await, Vec::<Value>::new());
     assert_eq!(usage(&world.stranger(), "").await, Vec::<Value>::new());

@@ -77,10 +77,13 @@ impl Table {
 
 /// Leaves a row of a tenant in every table.
 async fn lived_in(client: &Client, decider: &Client, admin: &Client) {
+    // What waits has reserved, and what costs is in the books.
+    admin.request(Method::PUT, "/usage/budget").json(&json!({ "toolCalls": 1000 })).send().await.expect(200);
     // An output that is too large for its event has a row.
     let large = "x".repeat(100_000);
     let definition = format!(
-        "name: held\nsteps: [{{ id: a, uses: debug.echo, approval: {{}} }},
+        "name: held\nsteps: [{{ id: a, uses: debug.echo, approval: {{ cost: 1 }} }},
+        {{ id: nap, uses: time.wait, with: {{ for: 20d }} }},
         {{ id: large, uses: debug.echo, forEach: [1, 2, 3], with: {{ value: {large} }} }},
         {{ id: b, needs: [a, large], uses: debug.echo, approval: {{}} }}]"
     );
