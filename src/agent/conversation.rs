@@ -2,15 +2,16 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use serde_json::{Value, json};
 
-use super::{grow::said, names};
+use super::{
+    compact::{Given, Past, compact},
+    grow::said,
+    names,
+};
 use crate::{
     journal::{AgentPin, Denial, RunHead, RunState, SkipReason, Stage, StepKey, call_id, turn_id},
     llm::{Message, Prompt, ToolCall, ToolSpec},
-    tool::{Conversation, Registry},
+    tool::{Conversation, OUTPUT_READ, Registry},
 };
-
-/// The most of one output that a model is shown, in bytes.
-const SHOWN: usize = 32 * 1024;
 
 /// What every agent is told besides.
 const HOUSE_RULES: &str = "\
@@ -23,9 +24,8 @@ another way. Never ask for or pass on keys, passwords or tokens.";
 #[must_use]
 pub fn conversation(state: &RunState, head: &RunHead, agent: &AgentPin, n: u32, tools: &Registry) -> Conversation {
     let known = Names::of(agent);
-    let mut messages = vec![Message::User { text: asked(head), images: vec![] }];
-    for turn in 1..n {
-        let Some(said) = said(state, turn) else { continue };
+    let past = (1..n).filter_map(|turn| {
+        let said = said(state, turn)?;
         let speaker = state.step(&StepKey::whole(&turn_id(turn))).and_then(|step| state.agent_of(step));
         // An agent hears of others' calls by the names that these knew, and what a provider wants to see again is for
         // that provider.
@@ -41,29 +41,27 @@ pub fn conversation(state: &RunState, head: &RunHead, agent: &AgentPin, n: u32, 
                 ToolCall { id, name, arguments: call.arguments, signatures: call.signatures.filter(|_| is_its) }
             })
             .collect();
-        let given = calls.iter().map(|call| Message::Tool {
-            call_id: call.id.clone(),
-            name: call.name.clone(),
-            output: given(state, &StepKey::whole(&call.id)),
-        });
-        let given: Vec<_> = given.collect();
-        messages.push(Message::Assistant { text: said.text, calls });
-        messages.extend(given);
-    }
+        let given = calls.iter().map(|call| given(state, &call.id, &call.name)).collect();
+        Some(Past { n: turn, said: Message::Assistant { text: said.text, calls }, given })
+    });
+    let past = past.collect();
     let specs = tools.describe().into_iter().filter(|tool| agent.may_call(&tool.name)).map(|tool| ToolSpec {
         name: known.alias(&tool.name),
         description: tool.description,
         arguments: Arc::new(tool.arguments),
     });
-    let tools: Vec<_> = specs.chain(handoffs(state, agent, &known)).collect();
-    let prompt = Prompt {
+    let mut prompt = Prompt {
         system: Some(system(agent)),
-        messages: if tools.is_empty() { told(messages) } else { messages },
-        tools,
+        messages: vec![Message::User { text: asked(head), images: vec![] }],
+        tools: specs.chain(handoffs(state, agent, &known)).collect(),
         schema: agent.output.clone().map(Arc::new),
         max_tokens: None,
     };
-    Conversation { agent: agent.agent.clone(), config: agent.config.clone(), prompt, names: known.0 }
+    let reader = agent.may_call(OUTPUT_READ).then(|| known.alias(OUTPUT_READ));
+    let (said, compacted) = compact(past, prompt.bytes(), agent.window, reader.as_deref());
+    prompt.messages.extend(if prompt.tools.is_empty() { told(said) } else { said });
+    let (agent, config, window) = (agent.agent.clone(), agent.config.clone(), agent.window);
+    Conversation { agent, config, prompt, names: known.0, window, compacted }
 }
 
 /// The tools of an agent by the names that its model knows them by, hand-offs among them.
@@ -131,17 +129,23 @@ fn system(agent: &AgentPin) -> String {
 }
 
 /// What a call came to, as the model is told.
-fn given(state: &RunState, key: &StepKey) -> String {
-    match state.stage(key) {
-        Some(Stage::Completed { output }) => shown(output.as_deref().unwrap_or(&Value::Null)),
-        Some(Stage::Failed { error, .. }) => format!("The call failed: {}: {}", error.code, error.message),
-        Some(Stage::Skipped { reason: SkipReason::Denied, .. }) => denied(state, key),
-        Some(Stage::Skipped { reason: SkipReason::TakenAsDone, .. }) => {
-            "A person takes the call as made; what it gave is not known.".to_owned()
+fn given(state: &RunState, id: &str, name: &str) -> Given {
+    let key = StepKey::whole(id);
+    let (text, end) = match state.stage(&key) {
+        Some(Stage::Completed { output }) => {
+            return Given::output(id, name, output.as_deref().unwrap_or(&Value::Null));
         }
-        Some(Stage::Skipped { .. }) => "The call was not made.".to_owned(),
-        _ => "The call has not ended.".to_owned(),
-    }
+        Some(Stage::Failed { error, .. }) => {
+            (format!("The call failed: {}: {}", error.code, error.message), format!("failed: {}", error.code))
+        }
+        Some(Stage::Skipped { reason: SkipReason::Denied, .. }) => (denied(state, &key), "denied".to_owned()),
+        Some(Stage::Skipped { reason: SkipReason::TakenAsDone, .. }) => {
+            ("A person takes the call as made; what it gave is not known.".to_owned(), "taken as made".to_owned())
+        }
+        Some(Stage::Skipped { .. }) => ("The call was not made.".to_owned(), "not made".to_owned()),
+        _ => ("The call has not ended.".to_owned(), "not ended".to_owned()),
+    };
+    Given::other(id, name, text, end)
 }
 
 fn denied(state: &RunState, key: &StepKey) -> String {
@@ -150,16 +154,4 @@ fn denied(state: &RunState, key: &StepKey) -> String {
         Some(Denial { by: None, .. }) => "Nobody decided on the call in time, which counts as a denial.".to_owned(),
         _ => "A person denied the call.".to_owned(),
     }
-}
-
-fn shown(output: &Value) -> String {
-    let text = match output {
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
-    };
-    if text.len() <= SHOWN {
-        return text;
-    }
-    let end = (0..=SHOWN).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default();
-    format!("{}\n[cut off here: these are {end} of {} bytes]", text.get(..end).unwrap_or_default(), text.len())
 }

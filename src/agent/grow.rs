@@ -196,6 +196,7 @@ mod tests {
                 max_parallel,
                 output: None,
                 longest_answer: 100,
+                window: 100_000,
                 rate: None,
             };
             let [first, second] = [agent("a", "b"), agent("b", "a")].map(Arc::new);

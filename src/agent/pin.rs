@@ -12,7 +12,7 @@ use crate::{
         template::{self, Context},
     },
     llm::{Document, ModelConfig, Models, shelf},
-    tool::Toolbox,
+    tool::{OUTPUT_READ, Toolbox},
 };
 
 /// What an event says besides the plan, in bytes.
@@ -123,6 +123,7 @@ impl Agents {
             output: body.output.clone(),
             rate: rate(&config.body),
             longest_answer: config.body.longest_answer(),
+            window: config.body.question_window(),
         })
     }
 
@@ -133,8 +134,9 @@ impl Agents {
     pub async fn planner(&self, tenant: TenantId, execute: bool) -> Result<Planner> {
         let config = self.config(tenant, "goal", None).await?;
         let rate = rate(&config.body);
-        let longest_answer = config.body.longest_answer();
-        Ok(Planner { config: Pinned { name: config.name, version: config.version }, rate, longest_answer, execute })
+        let (longest_answer, window) = (config.body.longest_answer(), config.body.question_window());
+        let config = Pinned { name: config.name, version: config.version };
+        Ok(Planner { config, rate, longest_answer, window, execute })
     }
 
     /// The configuration that is meant now, which is named in, or missing from, that field.
@@ -175,7 +177,12 @@ fn given(agent: &str, tools: &[String], patterns: &[String]) -> Vec<String> {
     let is_given = |name: &&String| {
         patterns.iter().any(|pattern| if **name == itself { pattern == *name } else { fits(pattern, name) })
     };
-    tools.iter().filter(is_given).cloned().collect()
+    let mut given: Vec<_> = tools.iter().filter(is_given).cloned().collect();
+    // From the beginning, so that the list stays as it is from turn to turn: a provider's cache has its beginning.
+    if !given.is_empty() && !given.iter().any(|name| name == OUTPUT_READ) {
+        given.push(OUTPUT_READ.to_owned());
+    }
+    given
 }
 
 /// What a question costs at most by the configuration's prices.

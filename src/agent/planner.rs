@@ -8,7 +8,7 @@ use super::conversation::asked;
 use crate::{
     journal::{ApprovalTerms, PLANNING, Plan, PlanRefused, Planner, RunHead, Step},
     llm::{Message, Prompt, ToolCall, ToolSpec},
-    tool::{Conversation, Registry, TurnOutput},
+    tool::{Compacted, Conversation, Registry, TurnOutput},
 };
 
 /// What the model calls to hand its plan in.
@@ -57,7 +57,14 @@ pub fn question(planner: &Planner, head: &RunHead, refused: &[PlanRefused], tool
     let system = Some(format!("{RULES}\n\nThe tools:\n{}", told(tools)));
     let names = BTreeMap::from([(HAND_IN.to_owned(), HAND_IN.to_owned())]);
     let prompt = Prompt { system, messages, tools: vec![hand_in], schema: None, max_tokens: None };
-    Conversation { agent: PLANNING.to_owned(), config: planner.config.clone(), prompt, names }
+    Conversation {
+        agent: PLANNING.to_owned(),
+        config: planner.config.clone(),
+        prompt,
+        names,
+        window: planner.window,
+        compacted: Compacted::default(),
+    }
 }
 
 /// The tools there are, one a line.

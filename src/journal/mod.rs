@@ -26,7 +26,7 @@ mod tests;
 mod write;
 
 pub use agent::{
-    AGENT_HANDOFF, AGENT_TURN, AgentPin, ApprovalRule, LONGEST_ANSWER, TurnRate, Wanted, Word, call_id, call_of, fits,
+    AGENT_HANDOFF, AGENT_TURN, AgentPin, ApprovalRule, LONGEST_ANSWER, TurnRate, WINDOW, Wanted, Word, call_id, call_of, fits,
     turn_id, turn_of,
 };
 pub use append::{Append, Claim, Shown};

@@ -3,7 +3,7 @@ use utoipa::ToSchema;
 
 use super::{Prompt, Usage, document::DocumentKind};
 use crate::{
-    journal::{Estimate, LONGEST_ANSWER},
+    journal::{Estimate, LONGEST_ANSWER, WINDOW},
     kernel::{Error, Result, Span, is_name},
 };
 
@@ -33,6 +33,10 @@ pub struct ModelConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 1_000_000)]
     pub max_tokens: Option<u32>,
+    /// The tokens that the model takes in all, question and answer; 128,000 when absent. Agents keep below it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1000, maximum = 100_000_000, example = 200_000)]
+    pub window: Option<u32>,
     /// The longest one call may take; the server's own bound when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Span>,
@@ -62,6 +66,7 @@ impl ModelConfig {
             key: None,
             temperature: None,
             max_tokens: None,
+            window: None,
             timeout: None,
             price: None,
             expect: None,
@@ -74,6 +79,13 @@ impl ModelConfig {
     #[must_use]
     pub fn longest_answer(&self) -> u32 {
         self.max_tokens.unwrap_or(LONGEST_ANSWER)
+    }
+
+    /// The most tokens of a question: what the longest answer leaves of the window, half of it at least.
+    #[must_use]
+    pub fn question_window(&self) -> u32 {
+        let window = self.window.unwrap_or(WINDOW);
+        window.saturating_sub(self.longest_answer()).max(window / 2)
     }
 
     /// What asking this is expected to take at most.
@@ -155,6 +167,11 @@ impl DocumentKind for ModelConfig {
                 "`maxTokens` is from 1 to 1,000,000",
             ),
             (
+                "window",
+                self.window.is_none_or(|all| (1000..=100_000_000).contains(&all)),
+                "`window` is from 1,000 to 100,000,000",
+            ),
+            (
                 "timeout",
                 self.timeout.is_none_or(|t| (Span::seconds(1)..=LONGEST).contains(&t)),
                 "`timeout` is from `1s` to `1h`",
@@ -205,6 +222,8 @@ mod tests {
             (json!({ "temperature": -0.1 }), Some("temperature")),
             (json!({ "model": "" }), Some("model")),
             (json!({ "maxTokens": 0 }), Some("maxTokens")),
+            (json!({ "window": 1000 }), None),
+            (json!({ "window": 999 }), Some("window")),
             (json!({ "timeout": "500ms" }), Some("timeout")),
             (json!({ "timeout": "2h" }), Some("timeout")),
             (json!({ "endpoint": "https://a.example/v1/" }), None),

@@ -76,21 +76,46 @@ pub struct ToolSpec {
     pub arguments: Arc<Value>,
 }
 
+/// What surrounds a message, a call or an output, in bytes: its role and its marks, or what they are put in words with.
+const FRAME: usize = 24;
+/// What an image counts for, in bytes.
+const IMAGE: usize = 4096;
+
+impl Message {
+    /// About how many bytes of it a model reads.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let call = |call: &ToolCall| {
+            let signatures = call.signatures.iter().flatten().map(String::len).sum::<usize>();
+            FRAME + call.id.len() + call.name.len() + call.arguments.to_string().len() + signatures
+        };
+        FRAME
+            + match self {
+                Self::User { text, images } => text.len() + images.len() * IMAGE,
+                Self::Assistant { text, calls } => text.len() + calls.iter().map(call).sum::<usize>(),
+                Self::Tool { call_id, name, output } => FRAME + call_id.len() + name.len() + output.len(),
+            }
+    }
+}
+
 impl Prompt {
-    /// About how many tokens it has: four bytes make one in most languages.
+    /// Bytes that make a token, in most languages.
+    pub const TOKEN: usize = 4;
+
+    /// About how many bytes of it a model reads.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let json = |value: &Arc<Value>| value.to_string().len();
+        let tool = |tool: &ToolSpec| FRAME + tool.name.len() + tool.description.len() + json(&tool.arguments);
+        self.system.as_ref().map_or(0, String::len)
+            + self.messages.iter().map(Message::bytes).sum::<usize>()
+            + self.tools.iter().map(tool).sum::<usize>()
+            + self.schema.as_ref().map_or(0, json)
+    }
+
+    /// About how many tokens it has.
     #[must_use]
     pub fn tokens(&self) -> u32 {
-        let message = |message: &Message| match message {
-            Message::User { text, images } => text.len() + images.len() * 4096,
-            Message::Assistant { text, calls } => {
-                text.len() + calls.iter().map(|call| call.arguments.to_string().len()).sum::<usize>()
-            }
-            Message::Tool { output, .. } => output.len(),
-        };
-        let tools = self.tools.iter().map(|tool| tool.description.len() + tool.arguments.to_string().len());
-        let bytes = self.system.as_ref().map_or(0, String::len)
-            + self.messages.iter().map(message).sum::<usize>()
-            + tools.sum::<usize>();
-        u32::try_from(bytes / 4 + 1).unwrap_or(u32::MAX)
+        u32::try_from(self.bytes() / Self::TOKEN + 1).unwrap_or(u32::MAX)
     }
 }

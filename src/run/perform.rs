@@ -14,7 +14,7 @@ use crate::{
         ApprovalId, Result, Timestamp,
         template::{self, Context, RunFacts, Scope, StepFacts},
     },
-    tool::{Conversation, ToolError},
+    tool::{Conversation, Handed, Tool, ToolError},
 };
 
 /// A call that is to be made once its intent is journaled.
@@ -23,7 +23,7 @@ pub(super) struct Launch {
     pub(super) attempt: u32,
     pub(super) tool: String,
     pub(super) arguments: Arc<Value>,
-    pub(super) conversation: Option<Arc<Conversation>>,
+    pub(super) handed: Handed,
     pub(super) timeout: Duration,
     /// It touches nothing, so it need not wait for its intent to be journaled.
     pub(super) at_once: bool,
@@ -212,12 +212,12 @@ impl Turn {
         let (tool, arguments) = (intent.tool.clone(), Arc::clone(&intent.arguments));
         let known = self.tools.tool(&tool).ok();
         let usual = known.map_or(Duration::from_secs(60), |tool| tool.timeout());
-        let conversation = self.conversation(step).map(Arc::new);
+        let handed = self.handed(step, known.map(Arc::as_ref), &arguments);
         let (timeout, at_once) = (step.timeout.map_or(usual, |span| span.0), known.is_some_and(|tool| tool.at_once()));
         self.decide(Command::Start { step: key.clone(), intent, reserved }, now)?;
         let attempt = self.state.next_attempt(key);
         let step = key.clone();
-        self.prepare(Launch { step, attempt, tool, arguments, conversation, timeout, at_once, slot });
+        self.prepare(Launch { step, attempt, tool, arguments, handed, timeout, at_once, slot });
         Ok(())
     }
 
@@ -258,6 +258,15 @@ impl Turn {
         Ok(Intent { tool: step.uses.clone(), tool_version: version, effect, arguments, digest })
     }
 
+    /// What a call is handed besides its arguments.
+    fn handed(&self, step: &Step, tool: Option<&dyn Tool>, arguments: &Value) -> Handed {
+        if let Some(conversation) = self.conversation(step) {
+            return Handed::Conversation(Arc::new(conversation));
+        }
+        let read = tool.and_then(|tool| tool.reads(arguments));
+        read.and_then(|key| self.state.stage(&key)).map_or(Handed::Nothing, |stage| Handed::Stage(stage.clone()))
+    }
+
     /// What an agent's model is to be asked, in a turn.
     pub(super) fn conversation(&self, step: &Step) -> Option<Conversation> {
         let turn = journal::turn_of(step)?;
@@ -267,7 +276,7 @@ impl Turn {
 
     fn arguments(&mut self, step: &Step, key: &StepKey) -> Result<Arc<Value>, Failure> {
         if let Some(conversation) = self.conversation(step) {
-            return Ok(Arc::new(conversation.digest()));
+            return conversation.digest().map(Arc::new);
         }
         let with = Value::Object(step.with.clone());
         if step.verbatim || !template::is_template(&with) {

@@ -17,7 +17,7 @@ use crate::{
     agent,
     journal::{AGENT_TURN, Command, DRAFTS, Draft, Estimate, Failure, Plan, PlanRefused, Refusal, planning_key},
     kernel::{Error, Timestamp},
-    tool::TurnOutput,
+    tool::{Handed, TurnOutput},
 };
 
 impl Turn {
@@ -32,6 +32,10 @@ impl Turn {
         let attempt = u32::try_from(self.state.refused.len()).unwrap_or(u32::MAX).saturating_add(1);
         let asked = conversation.prompt.tokens();
         let call = Estimate::of_question(planner.rate, asked, planner.longest_answer);
+        let arguments = match conversation.digest() {
+            Ok(arguments) => Arc::new(arguments),
+            Err(failure) => return self.decide(Command::Draft(Draft::Failed(failure)), now),
+        };
         let failed = match self.room_for((&planning_key(), attempt), call, now).await {
             Room::There { .. } => None,
             Room::Lacks(raise) => Some(Failure::new("budget_exceeded", raise.lack())),
@@ -45,8 +49,8 @@ impl Turn {
             step: planning_key(),
             attempt,
             tool: AGENT_TURN.to_owned(),
-            arguments: Arc::new(conversation.digest()),
-            conversation: Some(Arc::new(conversation)),
+            arguments,
+            handed: Handed::Conversation(Arc::new(conversation)),
             timeout,
             at_once: false,
             slot,

@@ -2,7 +2,7 @@
 
 use crate::{
     telemetry::{KeyValue, Span, SpanKind},
-    tool::{Call, Outcome, ToolError},
+    tool::{Call, Handed, Outcome, ToolError},
 };
 
 /// Begins it: `execute_tool`, or `invoke_agent` where it is a turn of one.
@@ -10,7 +10,10 @@ pub(super) fn begin(tool: &str, call: &Call) -> Span {
     if !call.traces.is_on() {
         return Span::default();
     }
-    let agent = call.conversation.as_ref().map(|conversation| conversation.agent.as_str());
+    let agent = match &call.handed {
+        Handed::Conversation(conversation) => Some(conversation.agent.as_str()),
+        _ => None,
+    };
     let (operation, subject) = match agent {
         Some(agent) => ("invoke_agent", agent.split('@').next().unwrap_or_default()),
         None => ("execute_tool", tool),

@@ -388,7 +388,7 @@ impl Turn {
             attempt: launch.attempt,
             actor: self.head.created_by.clone(),
             arguments: launch.arguments,
-            conversation: launch.conversation,
+            handed: launch.handed,
             idempotency_key: format!("{}/{}", self.state.run_id, launch.step),
             now,
             progress: crate::tool::Progress::new(self.reports.0.clone(), launch.step, launch.attempt),

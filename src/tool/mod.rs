@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     db,
-    journal::{ApprovalRule, Effect, Estimate, Failure, Report, StepKey, Wait},
+    journal::{ApprovalRule, Effect, Estimate, Failure, Report, Stage, StepKey, Wait},
     kernel::{Actor, Error, Problem, Result, RunId, TenantId, Timestamp},
     telemetry::{Trace, Traces},
 };
@@ -23,6 +23,7 @@ pub(crate) mod fixture;
 mod handoff;
 mod http;
 mod model;
+mod output;
 mod registry;
 mod routes;
 mod schema;
@@ -32,7 +33,8 @@ mod toolbox;
 
 pub use child::{AGENT, ChildRequest, ChildRuns, ChildSource, child_output, child_run_id};
 pub use http::{HttpTool, HttpTools};
-pub use model::{Conversation, TurnCall, TurnOutput};
+pub use model::{Compacted, Conversation, TurnCall, TurnOutput};
+pub use output::{OUTPUT_READ, text};
 pub use registry::{Described, Ports, Registry};
 pub use routes::routes;
 pub use schema::compile;
@@ -90,6 +92,11 @@ pub trait Tool: Send + Sync + 'static {
         false
     }
 
+    /// The step of its own run whose end it reads, if it reads one: the engine hands that over.
+    fn reads(&self, _arguments: &Value) -> Option<StepKey> {
+        None
+    }
+
     /// Whether only the engine puts it into plans.
     fn internal(&self) -> bool {
         false
@@ -109,6 +116,18 @@ pub trait Tool: Send + Sync + 'static {
     async fn call(&self, call: Call) -> Result<Outcome, ToolError>;
 }
 
+/// What the engine hands a tool besides arguments: too much for them, and in the journal already.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Handed {
+    /// Nothing: most have all they need in their arguments.
+    #[default]
+    Nothing,
+    /// What a model is to be asked, in a turn of an agent.
+    Conversation(Arc<Conversation>),
+    /// Where the step of this run stands that the tool [reads](Tool::reads).
+    Stage(Stage),
+}
+
 /// One call of a tool.
 #[derive(Clone, Debug)]
 pub struct Call {
@@ -126,8 +145,8 @@ pub struct Call {
     pub arguments: Arc<Value>,
     /// The same for every attempt of this step of this run.
     pub idempotency_key: String,
-    /// What a model is to be asked, in a turn of an agent.
-    pub conversation: Option<Arc<Conversation>>,
+    /// What the engine hands over besides.
+    pub handed: Handed,
     /// When the call was decided.
     pub now: Timestamp,
     /// Reports how far it is.
@@ -286,7 +305,7 @@ mod tests {
             actor: Actor::System,
             arguments: Arc::new(arguments),
             idempotency_key: "run_1/step".to_owned(),
-            conversation: None,
+            handed: Handed::Nothing,
             now: DateTime::UNIX_EPOCH,
             progress: Progress::new(sender, step, 1),
             cancel: CancellationToken::new(),

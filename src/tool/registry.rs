@@ -17,6 +17,7 @@ use super::{
     handoff::Handoff,
     http::{HttpRequest, Sender},
     model::{AgentTurn, Generate},
+    output::OutputRead,
     schema::compile,
     size,
     time::TimeWait,
@@ -118,6 +119,7 @@ impl Registry {
         let mut tools: Vec<Arc<dyn Tool>> = vec![
             Arc::new(HttpRequest::new(Sender::new(ports.outbound, limits.output))),
             Arc::new(Transform),
+            Arc::new(OutputRead),
             Arc::new(TimeWait),
             Arc::new(RunStart::new(ports.child_runs)),
             Arc::new(Generate::new(ports.models.clone())),
@@ -331,7 +333,7 @@ mod tests {
     #[test]
     fn debug_tools_exist_only_where_wanted() {
         let names = |debug| registry(debug).names().collect::<Vec<_>>().join(" ");
-        assert_eq!(names(false), "data.transform http.request llm.generate run.start time.wait");
+        assert_eq!(names(false), "data.transform http.request llm.generate output.read run.start time.wait");
         assert!(names(true).contains("debug.echo debug.emit debug.fail debug.sleep"));
     }
 

@@ -5,7 +5,7 @@ use serde_json::Value;
 use sqlx::ConnectOptions;
 use tokio::process::Command;
 
-use crate::world::{World, within};
+use crate::world::{World, campaign::scale, within};
 
 /// What `fermata bench` prints about this world.
 async fn bench(world: &World, arguments: &str) -> Value {
@@ -82,6 +82,21 @@ async fn w4_is_exact_through_its_cuts() {
     assert_eq!((at("/events"), at("/lost"), at("/repeated")), (307.0, 0.0, 0.0));
     assert!(at("/cuts") > 0.0 && at("/cuts") <= 10.0, "{figures:#}");
     assert!(["/livePerSecond", "/replayedPerSecond", "/rereadPerSecond"].into_iter().all(|rate| at(rate) > 0.0));
+}
+
+#[tokio::test]
+async fn w5_hears_every_word_of_every_agent() {
+    let world = World::with(|settings| settings.llm.concurrency = 100).await;
+    let clients = scale(100, 12);
+    let figures = bench(&world, &format!("w5 --clients {clients} --words 60 --rate 200 --seconds 0")).await;
+    let at = |pointer| number(&figures, pointer);
+    assert_eq!((at("/wrong"), at("/lost"), at("/repeated")), (0.0, 0.0, 0.0), "{figures:#}");
+    assert_eq!((at("/askedWordsPerSecond"), at("/spanMs")), (200.0 * f64::from(clients), 295.0));
+    assert!(at("/heardWordsPerSecond") > 0.0 && at("/deltasPerSecond") > 0.0);
+    let page = world.viewer().get("/workflow/runs?limit=200").await.json();
+    let runs = page["items"].as_array().unwrap();
+    assert_eq!(runs.len(), usize::try_from(clients).unwrap());
+    assert!(runs.iter().all(|run| run["status"] == "completed"), "each was held once and let go on");
 }
 
 #[tokio::test]

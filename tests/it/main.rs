@@ -37,5 +37,6 @@ mod vitals;
 mod walk;
 mod wall;
 mod walls;
+mod window;
 mod wire;
 mod world;

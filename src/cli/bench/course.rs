@@ -1,6 +1,9 @@
 use std::{
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -53,6 +56,7 @@ pub(super) struct Course {
     pub(super) site: Arc<Site>,
     operator: Arc<str>,
     approver: Arc<str>,
+    admin: Arc<str>,
     pub(super) server: Option<u32>,
 }
 
@@ -98,11 +102,13 @@ impl Terms {
     pub(super) async fn course(&self) -> Result<Course> {
         let operator = self.connection.target(Role::Operator)?;
         let approver = self.connection.target(Role::Approver)?;
+        let admin = self.connection.target(Role::Admin)?;
         let noted = operator.data_dir().map(|dir| dir.join("lock")).and_then(holder);
         let course = Course {
             site: Arc::new(Site::find(&operator.base).await?),
             operator: operator.token.expose_secret().into(),
             approver: approver.token.expose_secret().into(),
+            admin: admin.token.expose_secret().into(),
             server: self.server_pid.or(noted),
         };
         let tools = course.ask("GET /tools?limit=200", b"").await?;
@@ -139,6 +145,12 @@ impl Course {
     pub(super) async fn ask(&self, what: &str, body: &[u8]) -> Result<Value> {
         let answer = Wire::new(&self.site).call(&self.request(what, "", body)).await?;
         serde_json::from_slice(&answer).map_err(|e| Failure::Unreadable(e.to_string()))
+    }
+
+    /// Puts what only those may put who set a tenant up.
+    pub(super) async fn put(&self, path: &str, body: &Value) -> Result<()> {
+        let request = self.site.request(&format!("PUT {path}"), &self.admin, "", body.to_string().as_bytes());
+        Wire::new(&self.site).call(&request).await.map(drop)
     }
 
     /// Puts a definition, as who runs a workflow many times does, and returns what starts it.
@@ -182,6 +194,20 @@ impl Course {
     /// The memory of the server's process, where it is known.
     pub(super) fn resident(&self) -> Option<u64> {
         self.server.and_then(vitals::resident)
+    }
+
+    /// The most memory the server has from now on; looked at a few times a second for as long as anybody wants to know.
+    pub(super) fn watch_memory(&self) -> Arc<AtomicU64> {
+        let most = Arc::new(AtomicU64::new(0));
+        let (seen, course) = (Arc::downgrade(&most), self.clone());
+        tokio::spawn(async move {
+            while let Some((most, bytes)) = Option::zip(seen.upgrade(), course.resident()) {
+                most.fetch_max(bytes, Ordering::Relaxed);
+                drop(most);
+                tokio::time::sleep(Duration::from_millis(250)).await;
+            }
+        });
+        most
     }
 
     /// Lets every client do its piece again and again until the window is over. What they do is counted by

@@ -1,10 +1,7 @@
 //! W3, the fan-out: one run's events to many subscribers.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
@@ -148,7 +145,7 @@ impl FanOut {
         let connected = course.resident();
         let mut crowd = JoinSet::new();
         subscribers.into_iter().for_each(|subscriber| drop(crowd.spawn(subscriber.listen())));
-        let (peak, meter) = (watch_memory(&course), Meter::start(course.server));
+        let (peak, meter) = (course.watch_memory(), Meter::start(course.server));
         course.begin(&emission).await?;
         let all = timeout(Duration::from_secs(self.seconds) + PATIENCE, crowd.join_all());
         let late = |_| Failure::Unreadable("not everybody had the whole run in time".to_owned());
@@ -192,20 +189,6 @@ fn figures(heard: Vec<Subscriber>, last: u64, rate: f64) -> Figures {
         repeated,
         memory: None,
     }
-}
-
-/// The most the server has from now on; looked at a few times a second for as long as anybody wants to know.
-fn watch_memory(course: &Course) -> Arc<AtomicU64> {
-    let most = Arc::new(AtomicU64::new(0));
-    let (seen, course) = (Arc::downgrade(&most), course.clone());
-    tokio::spawn(async move {
-        while let Some((most, bytes)) = Option::zip(seen.upgrade(), course.resident()) {
-            most.fetch_max(bytes, Ordering::Relaxed);
-            drop(most);
-            tokio::time::sleep(Duration::from_millis(250)).await;
-        }
-    });
-    most
 }
 
 impl report::Rows for Figures {

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
+mod agents;
 mod approve;
 mod course;
 mod fan_out;
@@ -15,6 +16,7 @@ mod figures;
 mod frames;
 mod limits;
 mod long_stream;
+mod model;
 mod report;
 mod store;
 mod storm;
@@ -34,6 +36,8 @@ pub enum Command {
     W3(fan_out::FanOut),
     /// Long stream: a run that tells much, to readers that are cut off
     W4(long_stream::LongStream),
+    /// Agents: many runs of a model that speaks, all at once, each held in the middle
+    W5(agents::Agents),
     /// What the machine and the database can do at this moment
     Limits(limits::Limits),
 }
@@ -56,6 +60,7 @@ fn alone(command: Command) -> Result<()> {
             Command::W2(storm) => storm.run().await,
             Command::W3(fan_out) => fan_out.run().await,
             Command::W4(long_stream) => long_stream.run().await,
+            Command::W5(agents) => agents.run().await,
             Command::Limits(limits) => limits.run().await,
         }
     })

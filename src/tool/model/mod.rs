@@ -17,7 +17,7 @@ use crate::{
 
 pub(super) use generate::Generate;
 pub(super) use turn::AgentTurn;
-pub use turn::{Conversation, TurnCall, TurnOutput};
+pub use turn::{Compacted, Conversation, TurnCall, TurnOutput};
 
 /// News that may wait to be told; then the model is read more slowly.
 const NEWS: usize = 64;

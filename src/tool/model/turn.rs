@@ -7,10 +7,10 @@ use sha2::{Digest, Sha256};
 
 use super::ask;
 use crate::{
-    journal::{AGENT_TURN, Effect},
+    journal::{AGENT_TURN, Effect, Failure},
     kernel::{Error, Pinned, Reference},
     llm::{Answer, Models, Prompt, Stop, Usage},
-    tool::{Call, Outcome, Tool, ToolError},
+    tool::{Call, Handed, Outcome, Tool, ToolError},
 };
 
 /// What an agent's model is to be asked: too much for arguments, and all of it in the journal already.
@@ -24,17 +24,50 @@ pub struct Conversation {
     pub prompt: Prompt,
     /// The tools by the names that the model knows them by.
     pub names: BTreeMap<String, String>,
+    /// The most tokens that the question may have.
+    pub window: u32,
+    /// What of all that was said it does not have.
+    pub compacted: Compacted,
+}
+
+/// What a question leaves out of what was said, so that it stays within the model's window.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Compacted {
+    /// Outputs of which it only says where to read them.
+    pub outputs: usize,
+    /// Turns of which it only says what they called.
+    pub turns: usize,
+    /// Outputs of the last turns that are shown shorter than usual.
+    pub cut: usize,
 }
 
 impl Conversation {
-    /// What the journal keeps of a question: which configuration is asked, how long it is, and a digest of it.
-    #[must_use]
-    pub fn digest(&self) -> Value {
+    /// What the journal keeps of a question: which configuration is asked, how long it is, a digest of it, and what it
+    /// leaves out.
+    ///
+    /// # Errors
+    /// `window_exceeded`, where it is more than the model takes.
+    pub fn digest(&self) -> Result<Value, Failure> {
+        let tokens = self.prompt.tokens();
+        if tokens > self.window {
+            let message = format!(
+                "the question has some {tokens} tokens and the model takes {}, whatever is left out of what was said: \
+                 the goal, the input or the last answer is too long for it",
+                self.window
+            );
+            return Err(Failure::new("window_exceeded", message));
+        }
         let Prompt { system, messages, tools, .. } = &self.prompt;
         let tools: Vec<_> = tools.iter().map(|tool| json!([tool.name, tool.description, tool.arguments])).collect();
         let whole = json!({ "system": system, "messages": messages, "tools": tools });
         let hex: String = Sha256::digest(whole.to_string()).iter().map(|byte| format!("{byte:02x}")).collect();
-        json!({ "config": self.config, "messages": messages.len(), "request": format!("sha256:{hex}") })
+        let mut digest =
+            json!({ "config": self.config, "messages": messages.len(), "request": format!("sha256:{hex}") });
+        if self.compacted != Compacted::default() {
+            digest["compacted"] = json!(self.compacted);
+        }
+        Ok(digest)
     }
 }
 
@@ -118,7 +151,7 @@ impl Tool for AgentTurn {
     }
 
     async fn call(&self, call: Call) -> Result<Outcome, ToolError> {
-        let Some(conversation) = call.conversation.clone() else {
+        let Handed::Conversation(conversation) = call.handed.clone() else {
             return Err(ToolError::failed("no_conversation", "only a run of an agent has turns"));
         };
         let config = Reference::from(&conversation.config);
