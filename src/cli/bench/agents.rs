@@ -191,7 +191,7 @@ impl Agents {
     pub(super) async fn run(self) -> Result<()> {
         let course = self.terms.course().await?;
         vitals::allow_files(u64::from(self.clients) * 3 + 100)?;
-        let model = Model { words: self.words, rate: self.rate };
+        let model = Model { words: self.words, rate: self.rate, crowd: self.clients };
         self.put(&course, &model.serve().await?).await?;
         let before = course.resident();
         let (peak, meter) = (course.watch_memory(), Meter::start(course.server));
@@ -231,7 +231,7 @@ impl Agents {
     async fn put(&self, course: &Course, url: &str) -> Result<()> {
         let config = json!({ "provider": "openai", "model": "bench", "endpoint": url, "timeout": "10m" });
         course.put(&format!("/llm/configs/{NAME}"), &config).await?;
-        let rule = json!({ "tools": [TOOL], "terms": { "reason": "Held in the middle" } });
+        let rule = json!({ "tools": [TOOL], "terms": { "selfApproval": true } });
         let agent = json!({ "instructions": "Speak.", "config": NAME, "tools": [TOOL], "approval": [rule] });
         course.put(&format!("/agents/{NAME}"), &agent).await
     }

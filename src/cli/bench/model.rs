@@ -1,7 +1,7 @@
 //! A model for the bench: it speaks OpenAI's chat completions over HTTP, so many words a second, and what it says follows
-//! from what it is asked.
+//! from what it is asked. It does not begin before everybody has asked, so that all are spoken to at once.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use memchr::memmem;
 use serde::Deserialize;
@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    sync::watch,
     time::{Instant, sleep_until},
 };
 
@@ -24,7 +25,12 @@ pub(super) struct Model {
     pub(super) words: u32,
     /// Words a second.
     pub(super) rate: u32,
+    /// Those who ask.
+    pub(super) crowd: u16,
 }
+
+/// How many have asked in each of the two turns.
+type Asked = Arc<[watch::Sender<u16>; 2]>;
 
 #[derive(Deserialize)]
 struct Question {
@@ -36,10 +42,12 @@ impl Model {
     pub(super) async fn serve(self) -> Result<String> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(Failure::from)?;
         let address = listener.local_addr().map_err(Failure::from)?;
+        let asked = Asked::default();
         tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
+                let asked = Arc::clone(&asked);
                 // A caller that goes away is the server's to tell of.
-                tokio::spawn(async move { drop(self.answer(socket).await) });
+                tokio::spawn(async move { drop(self.answer(socket, &asked).await) });
             }
         });
         Ok(format!("http://{address}/v1/"))
@@ -60,12 +68,18 @@ impl Model {
         Duration::from_secs(1) * self.words.saturating_sub(1) / self.rate
     }
 
-    async fn answer(self, mut socket: TcpStream) -> std::io::Result<()> {
+    async fn answer(self, mut socket: TcpStream, [first, second]: &[watch::Sender<u16>; 2]) -> std::io::Result<()> {
         socket.set_nodelay(true)?;
         let Some(question) = read(&mut socket).await? else { return Ok(()) };
         let of = |role: &str| question.messages.iter().find(|message| message.get("role") == Some(&json!(role)));
         let goal = of("user").and_then(|asked| asked.get("content")?.as_str()).unwrap_or_default();
-        let turn = if of("tool").is_some() { 2 } else { 1 };
+        let (turn, asked) = if of("tool").is_some() { (2, second) } else { (1, first) };
+        asked.send_if_modified(|count| {
+            *count += 1;
+            *count >= self.crowd
+        });
+        // The sender is there for as long as this is.
+        drop(asked.subscribe().wait_for(|count| *count >= self.crowd).await);
         socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n").await?;
         let begun = Instant::now();
         for place in 0..self.words {
