@@ -15,6 +15,14 @@ fn longest_answer() -> u32 {
     LONGEST_ANSWER
 }
 
+/// Tokens that a model takes, where its configuration does not say: few take less.
+pub const WINDOW: u32 = 128_000;
+
+/// What they leave for a question, for runs that began before it was pinned.
+pub(super) const fn usual_window() -> u32 {
+    WINDOW - LONGEST_ANSWER
+}
+
 /// The tool of the steps in which a conversation goes over to another agent. Only the engine puts it into plans.
 pub const AGENT_HANDOFF: &str = "agent.handoff";
 

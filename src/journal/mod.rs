@@ -27,8 +27,8 @@ mod tests;
 mod write;
 
 pub use agent::{
-    AGENT_HANDOFF, AGENT_TURN, AgentPin, ApprovalRule, LONGEST_ANSWER, TurnRate, Wanted, Word, call_id, call_of, fits,
-    turn_id, turn_of,
+    AGENT_HANDOFF, AGENT_TURN, AgentPin, ApprovalRule, LONGEST_ANSWER, TurnRate, WINDOW, Wanted, Word, call_id,
+    call_of, fits, turn_id, turn_of,
 };
 pub use append::{Append, Claim, Shown};
 pub use budget::{Budget, BudgetBody, Cap, Estimate, Purse, Raise, as_f64};

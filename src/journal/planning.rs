@@ -8,6 +8,7 @@ use utoipa::ToSchema;
 
 use super::{
     Event, Executing, Failed, Failure, Phase, Plan, Refusal, Report, RunState, TurnRate,
+    agent::usual_window,
     plan::{Forecast, StepKey},
 };
 use crate::kernel::{Actor, Pinned};
@@ -43,6 +44,9 @@ pub struct Planner {
     pub rate: Option<TurnRate>,
     /// The most tokens of a draft.
     pub longest_answer: u32,
+    /// The most tokens of a question.
+    #[serde(default = "usual_window")]
+    pub window: u32,
     /// Whether the run begins as soon as the plan stands.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub execute: bool,
@@ -163,6 +167,7 @@ mod tests {
                 fallback: vec![],
                 rate: None,
                 longest_answer: 1,
+                window: 1000,
                 execute,
             });
             let state = RunState::new(Id::new(NOW), Id::new(NOW), Actor::System, OnDenied::Fail);

@@ -3,7 +3,7 @@ use utoipa::ToSchema;
 
 use super::{Prompt, Usage, document::DocumentKind};
 use crate::{
-    journal::{Estimate, LONGEST_ANSWER},
+    journal::{Estimate, LONGEST_ANSWER, WINDOW},
     kernel::{Error, Result, Span, is_name},
 };
 
@@ -79,6 +79,13 @@ impl ModelConfig {
     #[must_use]
     pub fn longest_answer(&self) -> u32 {
         self.max_tokens.unwrap_or(LONGEST_ANSWER)
+    }
+
+    /// The most tokens of a question: what the longest answer leaves of the window, half of it at least.
+    #[must_use]
+    pub fn question_window(&self) -> u32 {
+        let window = self.window.unwrap_or(WINDOW);
+        window.saturating_sub(self.longest_answer()).max(window / 2)
     }
 
     /// What asking this is expected to take at most.

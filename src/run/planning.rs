@@ -36,6 +36,10 @@ impl Turn {
         let attempt = u32::try_from(self.state.refused.len()).unwrap_or(u32::MAX).saturating_add(1);
         let asked = conversation.prompt.tokens();
         let call = Estimate::of_question(planner.rate, asked, planner.longest_answer);
+        let arguments = match conversation.digest() {
+            Ok(arguments) => Arc::new(arguments),
+            Err(failure) => return self.decide(Command::Draft(Draft::Failed(failure)), now),
+        };
         let failed = match self.room_for((&planning_key(), attempt), call, now).await {
             Room::There { .. } => None,
             Room::Lacks(raise) => Some(Failure::new("budget_exceeded", raise.lack())),
