@@ -18,9 +18,6 @@ use crate::{
 /// What an event says besides the plan, in bytes.
 const ENVELOPE: usize = 1024;
 
-/// Tokens that a model takes, where the configuration does not say: few take less.
-const WINDOW: u32 = 128_000;
-
 /// The agents of this installation.
 #[derive(Clone)]
 pub struct Agents {
@@ -128,7 +125,7 @@ impl Agents {
             output: body.output.clone(),
             rate: rate(&config.body),
             longest_answer: config.body.longest_answer(),
-            window: question(config.body.window.unwrap_or(WINDOW), config.body.longest_answer()),
+            window: config.body.question_window(),
         })
     }
 
@@ -144,6 +141,7 @@ impl Agents {
             fallback: fallback.iter().map(Document::pinned).collect(),
             rate: rate(&first.body),
             longest_answer: first.body.longest_answer(),
+            window: first.body.question_window(),
             execute,
         })
     }
@@ -201,12 +199,6 @@ fn rate(config: &ModelConfig) -> Option<TurnRate> {
         input: price.input,
         answer: f64::from(config.longest_answer()) * price.output / 1_000_000.0,
     })
-}
-
-/// The tokens that are left for a question beside the longest answer; half of the window at least.
-const fn question(window: u32, answer: u32) -> u32 {
-    let (left, half) = (window.saturating_sub(answer), window / 2);
-    if left > half { left } else { half }
 }
 
 fn instructions(text: &str, goal: &str, input: &Value) -> Result<String> {

@@ -58,8 +58,7 @@ pub fn question(planner: &Planner, head: &RunHead, refused: &[PlanRefused], tool
     let names = BTreeMap::from([(HAND_IN.to_owned(), HAND_IN.to_owned())]);
     let prompt = Prompt { system, messages, tools: vec![hand_in], schema: None, max_tokens: None };
     let (config, fallback) = (planner.config.clone(), planner.fallback.clone());
-    // What it is told is bounded as it is.
-    let (window, compacted) = (u32::MAX, Compacted::default());
+    let (window, compacted) = (planner.window, Compacted::default());
     Conversation { agent: PLANNING.to_owned(), config, fallback, prompt, names, window, compacted }
 }
 

@@ -102,11 +102,6 @@ pub struct AgentPin {
     pub rate: Option<TurnRate>,
 }
 
-/// The window of runs that began before it was pinned: of 128,000 tokens, what an answer of 4,096 leaves.
-const fn usual_window() -> u32 {
-    123_904
-}
-
 /// What a turn of an agent is expected to cost at most, before it is known.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

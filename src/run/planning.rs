@@ -25,10 +25,6 @@ impl Turn {
     pub(super) async fn plan(&mut self, now: Timestamp) -> Result<(), Refusal> {
         let Some(planner) = self.state.planner.clone() else { return Err(Refusal::Stale) };
         let conversation = agent::question(&planner, &self.head, &self.state.refused, &self.tools);
-        let arguments = match conversation.digest() {
-            Ok(digest) => Arc::new(digest),
-            Err(failure) => return self.decide(Command::Draft(Draft::Failed(failure)), now),
-        };
         let Some(slot) = self.slot.take().or_else(|| self.shared.try_slot(self.state.tenant_id)) else {
             self.starved = true;
             return Ok(());
