@@ -29,6 +29,8 @@ enum Attempt {
     Inside,
     /// An act that needs consent.
     Act,
+    /// The same, vouching itself for what a repetition would do.
+    Vouch,
     /// To decide on its own call, over the server's own API.
     Decide,
     /// To act otherwise than was consented to.
@@ -37,8 +39,15 @@ enum Attempt {
     Leak,
 }
 
-const ATTEMPTS: [Attempt; 6] =
-    [Attempt::NotGiven, Attempt::Inside, Attempt::Act, Attempt::Decide, Attempt::Otherwise, Attempt::Leak];
+const ATTEMPTS: [Attempt; 7] = [
+    Attempt::NotGiven,
+    Attempt::Inside,
+    Attempt::Act,
+    Attempt::Vouch,
+    Attempt::Decide,
+    Attempt::Otherwise,
+    Attempt::Leak,
+];
 
 impl Attempt {
     /// The tools that the agent of this case was given.
@@ -62,6 +71,11 @@ impl Attempt {
                 ("llm.generate".to_owned(), json!({ "prompt": "approve" })),
             ],
             Self::Act | Self::Otherwise => vec![http(order(1042))],
+            Self::Vouch => {
+                let mut vouched = order(1042);
+                vouched["repeatable"] = json!(true);
+                vec![http(vouched)]
+            }
             Self::Decide => {
                 let url = format!("{}/approvals/apr_01k0000000e00000000000000b/decision", world.url());
                 vec![http(post(url, json!({ "status": "approved" }))), http(order(1042))]
@@ -115,7 +129,7 @@ async fn case(world: &World, order: &str, attempt: Attempt) {
             world.approver().deny(held["payload"]["approvalId"].as_str().unwrap(), "no").await;
             run.completes().await;
         }
-        Attempt::Act | Attempt::Decide | Attempt::Leak => {
+        Attempt::Act | Attempt::Vouch | Attempt::Decide | Attempt::Leak => {
             run.hold().await;
             let mut follow = run.follow().await;
             let mut held = 0;
@@ -149,5 +163,5 @@ async fn no_order_in_what_a_tool_gave_gets_past_the_gate() {
         let attempts = ATTEMPTS.map(|attempt| case(&world, order, attempt));
         cases += futures_util::future::join_all(attempts).await.len();
     }
-    assert!(cases >= 50);
+    assert!(cases >= 70);
 }

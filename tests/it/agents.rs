@@ -221,6 +221,12 @@ async fn whatever_passes_at_a_provider_does_not_touch_the_loop() {
             assert_eq!(steps(&run).await, named(&all), "{name}, {fault:?}");
             assert_eq!(provider.asked().len(), before + 4, "{name}, {fault:?}");
         }
+        let before = provider.asked().len();
+        provider.script([Turn::Hang, Turn::say("Seven.")]);
+        let run = begin(&world, name, "Compute").await;
+        provider.asked_times(before + 1).await;
+        world.advance(std::time::Duration::from_secs(121));
+        assert_eq!(run.completes().await["output"], "Seven.", "{name}");
     }
 }
 

@@ -328,7 +328,8 @@ async fn configurations_and_templates_have_versions_and_count_at_once() {
     }
     let listed = viewer.get("/llm/configs").await.expect(200);
     let names: Vec<_> = listed["items"].as_array().unwrap().iter().map(|item| item["name"].clone()).collect();
-    assert_eq!(names, ["mine", "default-smart", "default-fast"]);
+    let brought = ["default-smart", "default-fast", "default-embed", "default-speech", "default-transcription"];
+    assert_eq!(names, [&["mine"], &brought[..]].concat());
     let versions = viewer.get("/llm/configs/mine/versions").await.expect(200);
     assert_eq!(
         versions["items"].as_array().unwrap().iter().map(|item| item["version"].clone()).collect::<Vec<_>>(),

@@ -113,7 +113,8 @@ async fn vectors_and_speech_are_pinned_as_words_are_and_the_usual_ones_too() {
         self::config(&world, config, "new", &[]).await;
         world.owner().approve(&approval).await;
         assert_eq!(run.completes().await["output"]["config"], format!("{config}@0"));
-        assert_eq!(models(&provider.asked()).last(), Some(&model));
+        let asked = provider.asked().last().unwrap().body.to_string();
+        assert!(asked.contains(model), "{asked}");
     }
 }
 
@@ -137,10 +138,10 @@ async fn an_agent_falls_back_on_what_there_was_when_its_run_began() {
     let world = world_with(&provider).await;
     config(&world, "mine", "one", &["other"]).await;
     config(&world, "other", "two", &[]).await;
-    let agent = json!({ "instructions": "Help.", "config": "mine", "tools": ["debug.echo"],
+    let agent = json!({ "instructions": "Help.", "config": "mine", "tools": ["data.transform"],
         "approval": [{ "tools": ["*"], "terms": { "selfApproval": true } }] });
     put(&world, "/agents/helper", agent).await;
-    provider.script([Turn::call("debug_echo", json!({ "a": 1 }))]);
+    provider.script([Turn::call("data_transform", json!({ "value": 1 }))]);
     let run = world.owner().execute(json!({ "agent": "helper", "goal": "Compute" })).await;
     let approval = run.hold().await;
     config(&world, "mine", "new", &[]).await;

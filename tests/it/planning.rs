@@ -206,6 +206,12 @@ async fn whatever_passes_at_a_provider_does_not_touch_the_plan() {
             assert!(!names.contains(&"plan.refused".to_owned()), "{name}, {fault:?}");
             assert_eq!(provider.asked().len(), before + 2, "{name}, {fault:?}");
         }
+        let before = provider.asked().len();
+        provider.script([Turn::Hang, draft(one("a", "data.transform", json!({ "value": 7 })))]);
+        let run = world.operator().execute(json!({ "goal": "Compute" })).await;
+        provider.asked_times(before + 1).await;
+        world.advance(std::time::Duration::from_secs(121));
+        run.completes().await;
         provider.script([Turn::Status(401, vec![])]);
         let failed = world.operator().execute(json!({ "goal": "Compute" })).await.wait_end().await;
         assert_eq!(failed["error"]["code"], "model_key_refused", "{name}");
