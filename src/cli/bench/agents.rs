@@ -6,6 +6,7 @@ use std::{
 };
 
 use clap::Args;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::{
@@ -27,6 +28,9 @@ use crate::cli::client::failure::{Failure, Result};
 
 /// What the agent and its model configuration are called.
 const NAME: &str = "fermata-bench-w5";
+
+/// Runs that are started at once: the model waits for all of them.
+const BEGINNING: usize = 64;
 
 /// How much longer than it speaks a model may take until all of it is heard by everybody.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -197,11 +201,10 @@ impl Agents {
         let (peak, meter) = (course.watch_memory(), Meter::start(course.server));
         let (reached, mut waiting) = mpsc::channel(1);
         let (go, went) = watch::channel(false);
+        let beginning = (0..self.clients).map(|number| Talk::begin(course.clone(), number));
+        let begun: Vec<_> = stream::iter(beginning).buffer_unordered(BEGINNING).try_collect().await?;
         let mut crowd = JoinSet::new();
-        for number in 0..self.clients {
-            let (course, reached, went) = (course.clone(), reached.clone(), went.clone());
-            crowd.spawn(async move { Talk::begin(course, number).await?.whole(reached, went).await });
-        }
+        begun.into_iter().for_each(|talk| drop(crowd.spawn(talk.whole(reached.clone(), went.clone()))));
         drop(reached);
         let late = |_| {
             Failure::Unreadable(
@@ -211,7 +214,14 @@ impl Agents {
             )
         };
         let patience = model.span() + PATIENCE;
-        timeout(patience, waiting.recv()).await.map_err(late)?;
+        let all_held = async {
+            tokio::select! {
+                _ = waiting.recv() => Ok(()),
+                // Nobody is through before all are let go.
+                Some(ended) = crowd.join_next() => ended.map_err(|e| Failure::Unreadable(e.to_string()))?.map(drop),
+            }
+        };
+        timeout(patience, all_held).await.map_err(late)??;
         let speaking = peak.load(Ordering::Relaxed);
         tokio::time::sleep(Duration::from_secs(self.seconds)).await;
         let held = course.resident();
