@@ -125,7 +125,7 @@ impl Agents {
             output: body.output.clone(),
             rate: rate(&config.body),
             longest_answer: config.body.longest_answer(),
-            window: config.body.question_window(),
+            window: narrowest(&chain),
         })
     }
 
@@ -141,7 +141,7 @@ impl Agents {
             fallback: fallback.iter().map(Document::pinned).collect(),
             rate: rate(&first.body),
             longest_answer: first.body.longest_answer(),
-            window: first.body.question_window(),
+            window: narrowest(&chain),
             execute,
         })
     }
@@ -176,6 +176,11 @@ impl std::fmt::Debug for Agents {
 
 fn references(names: &[String]) -> Result<Vec<Reference>> {
     names.iter().map(|name| name.parse().map_err(|wrong: &str| Error::internal(wrong))).collect()
+}
+
+/// The most tokens of a question that each of them takes: which of them answers is not known when it is put together.
+fn narrowest(chain: &[Document<ModelConfig>]) -> u32 {
+    chain.iter().map(|one| one.body.question_window()).min().unwrap_or_default()
 }
 
 /// The tools that the names and patterns mean. An agent is its own tool only where it is named in full. Whoever has any can

@@ -162,6 +162,18 @@ async fn a_goal_that_is_too_long_for_the_model_fails_before_anybody_is_asked() {
 }
 
 #[tokio::test]
+async fn a_question_fits_every_model_that_may_have_to_answer_it() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
+    agent(&world, "small", "fake-gemini", 3000).await;
+    agent(&world, "large", "fake-openai", 9000).await;
+    let config = json!({ "provider": "fake-openai", "model": "m", "window": 9000, "fallback": ["small"] });
+    world.admin().request(Method::PUT, "/llm/configs/large").json(&config).send().await.expect(201);
+    let done = begin(&world, "large", "Say hello").await.completes().await;
+    assert_eq!(done["plan"]["agent"]["window"], 2800);
+}
+
+#[tokio::test]
 async fn an_agent_without_tools_is_given_none() {
     let provider = Provider::start().await;
     let world = world_with(&provider).await;
