@@ -8,8 +8,8 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::{
-    Budget, Event, Executing, Idle, Plan, PlanReady, Planning, Refusal, Ruling, RunState, SkipReason, Stage,
-    StepCompleted, StepFailed, StepKey, StepSkipped,
+    Budget, Event, Executing, Idle, Plan, PlanExtended, PlanReady, Planning, Refusal, Ruling, RunState, SkipReason,
+    Stage, StepCompleted, StepFailed, StepKey, StepSkipped, turn_of,
 };
 use crate::kernel::{Actor, RunId, Timestamp};
 
@@ -151,10 +151,14 @@ pub(super) fn fork(
         return Err(Refusal::Status(state.status()));
     }
     let by = state.created_by.clone();
+    // An agent's plan grows again as it grew, so that no event is larger than it was.
+    let mut growth = past.plan.steps.split_inclusive(|step| turn_of(step).is_some());
+    let first = growth.next().unwrap_or_default().to_vec();
+    let plan = Arc::new(Plan { steps: first, ..Plan::clone(&past.plan) });
     let mut events = vec![
         Event::run(Idle { goal, workflow, created_by: by.clone(), parent: None, forked_from: Some(from), budget }),
         Event::run(Planning::default()),
-        Event::run(PlanReady { plan: Arc::clone(&past.plan), forecast: vec![], edited_by: None }),
+        Event::run(PlanReady { plan, forecast: vec![], edited_by: None }),
         Event::run(Executing { by, retried: vec![] }),
     ];
     let mut fork = state.clone();
@@ -162,9 +166,10 @@ pub(super) fn fork(
     // In the order of the steps' needs, as it happened.
     loop {
         let next = fork.ready_steps().filter_map(|step| past.outcomes.get(&step.id).cloned());
-        let next: Vec<_> = next.collect();
+        let mut next: Vec<_> = next.collect();
         if next.is_empty() {
-            return Ok(events);
+            let Some(steps) = growth.next() else { return Ok(events) };
+            next.push(Event::run(PlanExtended { steps: steps.to_vec() }));
         }
         next.iter().for_each(|event| fork.apply(now, event));
         events.extend(next);

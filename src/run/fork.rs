@@ -224,12 +224,13 @@ async fn replan(state: &RunRoutes, ctx: &Ctx<RunsWrite>, past: &mut Past, plan: 
     past.replan(definition::check_plan(plan, &tools)?).map_err(changed)
 }
 
-/// An agent's instructions name the goal and input: it is told of others.
+/// Instructions of agents name the goal and input: they are told of others.
 async fn retell(state: &RunRoutes, ctx: &Ctx<RunsWrite>, past: &mut Past, head: &RunHead) -> Result<()> {
-    let Some(pin) = past.plan().agent.clone() else { return Ok(()) };
+    let mut plan = Plan::clone(past.plan());
     let goal = head.goal.as_deref().unwrap_or_default();
-    let told = state.agents.retell(ctx, &pin, goal, &head.input).await?;
-    let plan = Plan { agent: Some(Arc::new(told)), ..Plan::clone(past.plan()) };
+    for pin in plan.agent.iter_mut().chain(&mut plan.agents) {
+        *pin = Arc::new(state.agents.retell(ctx, pin, goal, &head.input).await?);
+    }
     past.replan(plan).map_err(|step| Error::internal(format!("the step {step} changed by itself")))
 }
 

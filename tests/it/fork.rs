@@ -283,6 +283,8 @@ async fn an_agents_run_forks_in_the_middle_of_a_conversation() {
     let done = run.completes().await;
     assert_eq!(done["output"], "All is well.");
     assert_eq!(carried(&run).await.len(), 6);
+    let grown = run.event_names().await.into_iter().filter(|name| name == "plan.extended").count();
+    assert_eq!((grown, &done["plan"]), (2, &source.get().await["plan"]));
     let asked = provider.asked();
     assert_eq!(asked.len(), 4);
     assert_eq!(asked[2].body, asked[3].body);
