@@ -27,7 +27,8 @@ pub struct MessageDelta {
 pub struct MessageCompleted {
     /// Which reply of the attempt it is.
     pub reply: u32,
-    /// All of it; absent when it is too large for an event, then the step's output has it.
+    /// All of it; absent when it is too large for an event, or no text but vectors or speech: then the step's output has
+    /// it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
     /// Its size in bytes.

@@ -48,6 +48,8 @@ pub struct Given<T> {
     pub provider: String,
     /// Its model.
     pub model: String,
+    /// Which reply it is, from 1.
+    pub reply: u32,
 }
 
 /// A call that a model wants made.

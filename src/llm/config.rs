@@ -91,8 +91,13 @@ impl ModelConfig {
     /// What asking this is expected to take at most.
     #[must_use]
     pub fn estimate(&self, prompt: &Prompt) -> Estimate {
-        let (asked, answer) = (prompt.tokens(), prompt.max_tokens.unwrap_or_else(|| self.longest_answer()));
-        let usage = Usage { input_tokens: asked.into(), cached_tokens: 0, output_tokens: answer.into() };
+        self.estimate_of(prompt.tokens(), prompt.max_tokens.unwrap_or_else(|| self.longest_answer()))
+    }
+
+    /// What so many tokens, asked and said, are expected to take.
+    #[must_use]
+    pub fn estimate_of(&self, asked: u32, said: u32) -> Estimate {
+        let usage = Usage { input_tokens: asked.into(), cached_tokens: 0, output_tokens: said.into() };
         let cost = self.price.as_ref().map_or(0.0, |price| usage.cost(price));
         Estimate { cost, tokens: usage.input_tokens + usage.output_tokens, ..Estimate::default() }
     }

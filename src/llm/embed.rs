@@ -29,6 +29,18 @@ pub struct Texts {
     pub dimensions: Option<u32>,
 }
 
+impl Texts {
+    /// About how many tokens they have.
+    #[must_use]
+    pub fn tokens(&self) -> u32 {
+        tokens(&self.texts)
+    }
+}
+
+fn tokens(texts: &[String]) -> u32 {
+    texts.iter().map(|text| prompt::tokens(text.len())).fold(0, u32::saturating_add)
+}
+
 impl Models {
     /// A vector for each text, in their order, of the first model of the choice that gives them.
     ///
@@ -90,7 +102,7 @@ impl Question for Batch<'_> {
     type Given = Vec<Vec<f32>>;
 
     fn tokens(&self) -> u32 {
-        self.texts.iter().map(|text| prompt::tokens(text.len())).fold(0, u32::saturating_add)
+        tokens(self.texts)
     }
 
     fn span(&self, target: &Target) -> Span {

@@ -78,6 +78,7 @@ impl Asking<'_> {
             config: config.reference(),
             provider: config.body.provider.clone(),
             model: config.body.model.clone(),
+            reply: self.reply,
         }
     }
 }

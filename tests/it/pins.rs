@@ -168,3 +168,24 @@ async fn a_job_that_is_tried_again_asks_what_it_was_submitted_with() {
     run.completes().await;
     assert_eq!(models(&provider.asked()), ["one", "one"]);
 }
+
+#[tokio::test]
+async fn a_plan_that_a_model_draws_up_or_a_person_changes_is_pinned_when_it_stands() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
+    config(&world, "mine", "one", &[]).await;
+    let step = json!({ "id": "ask", "uses": "llm.generate", "with": { "config": "mine", "prompt": "hello" } });
+    provider.script([Turn::call("plan", json!({ "steps": [step], "output": "{{ steps.ask.output.config }}" }))]);
+    let client = world.operator();
+    let taken = client.post("/agent/plan", &json!({ "goal": "Greet" })).await.expect(202);
+    let run = client.run(taken["runId"].as_str().unwrap());
+    let ready = run.wait_for("plan.ready").await.data["payload"]["plan"].clone();
+    assert_eq!(ready["models"], json!({ "configs": { "mine": ["mine@1"] } }));
+    config(&world, "mine", "two", &[]).await;
+    let edited = json!({ "plan": { "steps": [step], "output": "{{ steps.ask.output.config }}" } });
+    let edited = client.request(Method::PATCH, &run.path("")).json(&edited).send().await.expect(200);
+    assert_eq!(edited["plan"]["models"], json!({ "configs": { "mine": ["mine@2"] } }));
+    config(&world, "mine", "three", &[]).await;
+    client.post("/agent/execute", &json!({ "runId": run.id })).await.expect(202);
+    assert_eq!(run.completes().await["output"], "mine@2");
+}

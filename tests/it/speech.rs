@@ -92,6 +92,13 @@ async fn texts_become_vectors_words_become_speech_and_speech_becomes_words() {
         assert_eq!(output["usage"], usage, "{tool} of {name}");
         let cost = f64::from(read + 2 * said) / 1_000_000.0;
         assert!((done["cost"].as_f64().unwrap() - cost).abs() < 1e-12, "{tool} of {name}: {done}");
+        // Told as it is of words: so it is in the books.
+        let told = run.wait_for("message.completed").await.data["payload"].clone();
+        assert_eq!(
+            (&told["inputTokens"], &told["outputTokens"], &told["reply"]),
+            (&json!(read), &json!(said), &json!(1))
+        );
+        assert_eq!(told.get("text").is_some(), tool == "speech.transcribe", "{told}");
         let asked = &provider.asked()[place];
         assert_eq!(asked.key(), Some(KEY), "{tool} of {name}");
         let sent = asked.body["form"].as_str().map_or_else(|| asked.body.to_string(), str::to_owned);
@@ -374,5 +381,24 @@ async fn speech_is_made_and_written_down_in_the_background() {
     ] {
         let problem = client.post(&format!("/background/{path}"), &body).await.problem(422, slug);
         assert_eq!(problem["field"], field, "{body}");
+    }
+}
+
+#[tokio::test]
+async fn a_budget_counts_vectors_and_speech_before_they_are_asked_for() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
+    configure(&world, "fake-openai", json!({ "price": { "input": 100.0 } })).await;
+    for (tool, with) in [
+        ("llm.embed", json!({ "config": "fake-openai", "text": "x".repeat(4000) })),
+        ("speech.synthesize", json!({ "config": "fake-openai", "text": "x".repeat(4000) })),
+    ] {
+        let before = provider.asked().len();
+        // A thousand tokens at 100 a million cost 0.1.
+        let body = json!({ "plan": [{ "id": "ask", "uses": tool, "with": with }], "budget": 0.09 });
+        let run = world.operator().execute(body).await;
+        let held = run.wait_for("awaiting_approval").await.data["payload"].clone();
+        assert_eq!((&held["question"], &held["action"]), (&json!("budget"), &json!(tool)), "{held}");
+        assert_eq!(provider.asked().len(), before, "nobody is asked before");
     }
 }

@@ -31,6 +31,14 @@ pub struct Utterance {
     pub most: usize,
 }
 
+impl Utterance {
+    /// About how many tokens its words are.
+    #[must_use]
+    pub fn tokens(&self) -> u32 {
+        prompt::tokens(self.text.len())
+    }
+}
+
 /// A form of audio.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
@@ -117,7 +125,7 @@ impl Question for Reading<'_> {
     type Given = Audio;
 
     fn tokens(&self) -> u32 {
-        prompt::tokens(self.1.text.len())
+        self.1.tokens()
     }
 
     fn span(&self, target: &Target) -> Span {

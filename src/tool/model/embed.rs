@@ -4,10 +4,10 @@ use async_trait::async_trait;
 use serde::Deserialize;
 use serde_json::{Number, Value, json};
 
-use super::{choice, output, reference, telling, unless_cancelled, usage};
+use super::{choice, given, reference, telling, unless_cancelled, usage};
 use crate::{
-    journal::Effect,
-    kernel::Reference,
+    journal::{Effect, Estimate},
+    kernel::{Reference, TenantId},
     llm::{Models, Teller, Texts},
     tool::{Call, Outcome, Tool, ToolError, fits},
 };
@@ -37,6 +37,13 @@ struct Arguments {
     #[serde(default)]
     texts: Vec<String>,
     dimensions: Option<u32>,
+}
+
+impl Arguments {
+    fn split(self) -> (Reference, Texts) {
+        let Self { config, text, texts, dimensions } = self;
+        (config, Texts { texts: text.into_iter().chain(texts).collect(), dimensions })
+    }
 }
 
 fn usual() -> Reference {
@@ -98,6 +105,14 @@ impl Tool for Embed {
         Duration::from_secs(1800)
     }
 
+    async fn expects(&self, tenant: TenantId, arguments: &Value) -> Estimate {
+        // What cannot be asked takes nothing: the call itself says what is wrong.
+        let Ok(arguments) = serde_json::from_value::<Arguments>(arguments.clone()) else { return Estimate::default() };
+        let (config, texts) = arguments.split();
+        let config = self.models.pin(tenant, &config).await;
+        config.map(|config| config.body.estimate_of(texts.tokens(), 0)).unwrap_or_default()
+    }
+
     async fn call(&self, call: Call) -> Result<Outcome, ToolError> {
         unless_cancelled(&call, self.embed(&call)).await
     }
@@ -105,16 +120,13 @@ impl Tool for Embed {
 
 impl Embed {
     async fn embed(&self, call: &Call) -> Result<Outcome, ToolError> {
-        let Arguments { config, text, texts, dimensions } = call.read()?;
-        let texts = Texts { texts: text.into_iter().chain(texts).collect(), dimensions };
+        let (config, texts) = call.read::<Arguments>()?.split();
         let choice = choice(call, config);
         let (models, choice, texts) = (&self.models, &choice, &texts);
         let asking = |teller: Teller| async move { models.embed(call.tenant_id, choice, texts, &teller).await };
-        let given = telling(call, false, asking).await?;
-        let outcome = output(
-            given,
-            |vectors| json!({ "embeddings": vectors.iter().map(|vector| numbers(vector)).collect::<Value>() }),
-        );
+        let vectors = telling(call, false, asking).await?;
+        let fields = json!({ "embeddings": vectors.it.iter().map(|vector| numbers(vector)).collect::<Value>() });
+        let outcome = given(call, vectors, None, fields).await;
         match &outcome {
             Outcome::Done { output, .. } if !fits(output, self.most) => {
                 let message = format!(

@@ -95,13 +95,27 @@ fn usage() -> Value {
     })
 }
 
-/// The output of a tool that gives this.
-fn output<T>(given: Given<T>, fields: impl FnOnce(T) -> Value) -> Outcome {
-    let Given { it, usage, cost, config, provider, model } = given;
+/// The output of a tool that gives this. What it took is told as it is of words, which goes into the books.
+async fn given<T>(call: &Call, given: Given<T>, text: Option<&str>, fields: Value) -> Outcome {
+    let Given { usage, cost, config, provider, model, reply, .. } = given;
     let mut output = json!({ "config": config, "provider": provider, "model": model, "usage": usage });
-    if let (Value::Object(output), Value::Object(fields)) = (&mut output, fields(it)) {
+    if let (Value::Object(output), Value::Object(fields)) = (&mut output, fields) {
         output.extend(fields);
     }
+    call.progress
+        .report(MessageCompleted {
+            reply,
+            text: text.filter(|text| text.len() <= INLINE).map(str::to_owned),
+            text_bytes: text.map_or(0, str::len) as u64,
+            config,
+            provider,
+            model,
+            input_tokens: usage.input_tokens,
+            cached_tokens: usage.cached_tokens,
+            output_tokens: usage.output_tokens,
+            cost,
+        })
+        .await;
     Outcome::Done { output, cost: Some(cost) }
 }
 

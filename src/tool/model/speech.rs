@@ -5,10 +5,10 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{choice, output, reference, telling, unless_cancelled, usage};
+use super::{choice, given, reference, telling, unless_cancelled, usage};
 use crate::{
-    journal::Effect,
-    kernel::Reference,
+    journal::{Effect, Estimate},
+    kernel::{Reference, TenantId},
     llm::{Audio, AudioFormat, Models, Recording, Teller, Utterance},
     tool::{Call, Outcome, Tool, ToolError},
 };
@@ -44,6 +44,16 @@ struct Words {
     voice: String,
     #[serde(default)]
     format: AudioFormat,
+}
+
+impl Words {
+    /// The configuration, and what is wanted where an output may have so many bytes of JSON.
+    fn split(self, most: usize) -> (Reference, Utterance) {
+        let Self { config, text, voice, format } = self;
+        // Four letters of base64 are three bytes.
+        let most = most.saturating_sub(BESIDES) / 4 * 3;
+        (config, Utterance { text, voice, format, most })
+    }
 }
 
 fn usual_voice() -> Reference {
@@ -106,6 +116,14 @@ impl Tool for Synthesize {
         Duration::from_secs(1800)
     }
 
+    async fn expects(&self, tenant: TenantId, arguments: &Value) -> Estimate {
+        // What cannot be asked takes nothing: the call itself says what is wrong.
+        let Ok(arguments) = serde_json::from_value::<Words>(arguments.clone()) else { return Estimate::default() };
+        let (config, wanted) = arguments.split(self.most);
+        let config = self.models.pin(tenant, &config).await;
+        config.map(|config| config.body.estimate_of(wanted.tokens(), 0)).unwrap_or_default()
+    }
+
     async fn call(&self, call: Call) -> Result<Outcome, ToolError> {
         unless_cancelled(&call, self.synthesize(&call)).await
     }
@@ -113,16 +131,14 @@ impl Tool for Synthesize {
 
 impl Synthesize {
     async fn synthesize(&self, call: &Call) -> Result<Outcome, ToolError> {
-        let Words { config, text, voice, format } = call.read()?;
-        // Four letters of base64 are three bytes.
-        let most = self.most.saturating_sub(BESIDES) / 4 * 3;
-        let (wanted, choice) = (Utterance { text, voice, format, most }, choice(call, config));
+        let (config, wanted) = call.read::<Words>()?.split(self.most);
+        let choice = choice(call, config);
         let (models, choice, wanted) = (&self.models, &choice, &wanted);
         let asking = |teller: Teller| async move { models.synthesize(call.tenant_id, choice, wanted, &teller).await };
-        let given = telling(call, false, asking).await?;
-        let fields =
-            |Audio { bytes, media_type }| json!({ "audio": BASE64_STANDARD.encode(bytes), "mediaType": media_type });
-        Ok(output(given, fields))
+        let speech = telling(call, false, asking).await?;
+        let Audio { bytes, media_type } = &speech.it;
+        let fields = json!({ "audio": BASE64_STANDARD.encode(bytes), "mediaType": media_type });
+        Ok(given(call, speech, None, fields).await)
     }
 }
 
@@ -216,6 +232,8 @@ impl Transcribe {
         let choice = choice(call, config);
         let (models, choice, heard) = (&self.models, &choice, &heard);
         let asking = |teller: Teller| async move { models.transcribe(call.tenant_id, choice, heard, &teller).await };
-        Ok(output(telling(call, false, asking).await?, |text| json!({ "text": text })))
+        let written = telling(call, false, asking).await?;
+        let text = written.it.clone();
+        Ok(given(call, written, Some(&text), json!({ "text": text })).await)
     }
 }
