@@ -19,7 +19,7 @@ pub struct Model {
     pub step_id: String,
     /// The attempt that waits.
     pub attempt: i32,
-    /// `consent` or `repeat`.
+    /// `consent`, `repeat`, `budget` or `input`.
     #[sea_orm(column_type = "Text")]
     pub question: String,
     /// `pending`, `approved`, `denied`, `expired` or `cancelled`.
@@ -65,6 +65,9 @@ pub struct Model {
     pub decided_by: Option<String>,
     /// When it was decided.
     pub decided_at: Option<DateTimeUtc>,
+    /// What is to be filled in, where that is asked.
+    #[sea_orm(column_type = "Json", nullable)]
+    pub form: Option<Json>,
 }
 
 /// What it refers to.

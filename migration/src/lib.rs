@@ -21,6 +21,8 @@ mod m20261127_000014_budget;
 mod m20261127_000015_tasks;
 mod m20261127_000016_usage;
 mod m20261127_000019_http_tools;
+mod m20261127_000020_forms;
+mod m20261127_000021_mcp;
 mod m20261127_000022_approvers;
 
 /// Every migration, oldest first.
@@ -49,6 +51,8 @@ impl MigratorTrait for Migrator {
             Box::new(m20261127_000016_usage::Migration),
             Box::new(m20261127_000022_approvers::Migration),
             Box::new(m20261127_000019_http_tools::Migration),
+            Box::new(m20261127_000020_forms::Migration),
+            Box::new(m20261127_000021_mcp::Migration),
         ]
     }
 }

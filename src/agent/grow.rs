@@ -237,7 +237,9 @@ mod tests {
                 self.decide(Command::Hold { step, intent: intent.clone(), approval_id, ask: Ask::Consent });
                 let (by, reason) = (Actor::User("user_1".parse().unwrap()), Some("no".to_owned()));
                 let approve = !matches!(fate, Fate::Denied);
-                self.decide(Command::Decide { approval_id, approve, by, known_as: vec![], reason, instead: None });
+                let decide =
+                    Command::Decide { approval_id, approve, by, known_as: vec![], reason, instead: None, input: None };
+                self.decide(decide);
                 if !approve {
                     return;
                 }

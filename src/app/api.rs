@@ -10,7 +10,8 @@ use crate::{
     http::{Probe, docs, openapi, vitals},
     journal,
     kernel::{Error, Result},
-    llm, run, stream, tool,
+    llm, run, stream,
+    tool::{self, McpRoutes},
     usage::{self, UsageRoutes},
 };
 
@@ -30,6 +31,7 @@ pub(super) fn router(rooms: &Rooms, role: Role) -> Result<(Router, OpenApi)> {
         .merge(llm::routes(rooms.llm.clone()))
         .merge(usage::routes(UsageRoutes { front: rooms.front.clone(), days: rooms.days.clone() }))
         .merge(agent::tools(ToolRoutes { front: rooms.front.clone(), tools: rooms.tools.clone() }))
+        .merge(tool::mcp_routes(McpRoutes { front: rooms.front.clone(), servers: rooms.mcp.clone() }))
         .merge(tool::routes(rooms.front.clone(), rooms.tools.clone()))
         .merge(vitals)
         .split_for_parts();

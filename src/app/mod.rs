@@ -26,7 +26,7 @@ use crate::{
     run::{Bell, Children, Desk, RunRoutes, Runs, Waker, Worker, WorkerParts},
     stream::{Hub, Signals, Streams},
     telemetry::{self, Traces},
-    tool::{HttpTools, Ports, Registry, Toolbox},
+    tool::{HttpTools, Ports, Registry, Servers, Toolbox},
     usage::{Days, Ledger},
 };
 
@@ -149,6 +149,7 @@ struct Rooms {
     clock: Clock,
     journal: Journal,
     tools: Toolbox,
+    mcp: Servers,
     llm: LlmRoutes,
     agents: Agents,
     models: Models,
@@ -198,10 +199,12 @@ impl Rooms {
         let children = Children::new(db.clone(), runs.clone(), clock.clone());
         let output = settings.limits.output;
         let declared = HttpTools::new(db.clone(), keys.clone(), Arc::clone(&outbound), output);
+        let set = (&settings.tools, &settings.limits);
+        let mcp = Servers::new((db.clone(), clock.clone()), set, Arc::clone(&outbound), keys.clone());
         let ports = Ports { outbound, child_runs: Arc::new(children.clone()), models: models.clone() };
         let server = Registry::builtin(&settings.tools, &settings.limits, ports)?;
         // What agents are given, and then the agents themselves, which are tools as well.
-        let given = Toolbox::new(server, vec![Arc::new(declared)]);
+        let given = Toolbox::new(server, vec![Arc::new(declared), Arc::new(mcp.clone())]);
         let agents = Agents::new(db.clone(), given.clone(), models.clone());
         let tools = given.and(Arc::new(AgentTools::new(agents.clone(), Arc::new(children.clone()))));
         Ok(Self {
@@ -219,6 +222,7 @@ impl Rooms {
             front,
             journal,
             tools,
+            mcp,
             runs,
             children,
             days: Days::new(db.clone()),
@@ -242,6 +246,7 @@ impl Rooms {
         let hears: Vec<Arc<dyn Follower>> = vec![self.hub.clone(), self.bell.clone(), self.waker.clone()];
         let signals = self.signals.clone().run(self.database.clone(), direct.clone(), hears, finished.clone());
         service.spawn(signals);
+        service.spawn(self.mcp.clone().keep(finished.clone()));
         let keep = housekeeping::keep(self.database.clone(), self.clock.clone(), settings.retention.clone());
         let (metrics, until) = (self.metrics.clone(), finished.clone());
         service.spawn(async move {

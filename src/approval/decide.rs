@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use super::{
-    gate, store,
+    form, gate, store,
     view::{Approval, DecisionRecord},
 };
 use crate::{
@@ -50,7 +50,7 @@ pub struct Answer {
     pub reason: Option<String>,
     /// The call they saw; a mismatch is refused.
     pub digest: Option<String>,
-    /// Arguments in place of the held ones.
+    /// Arguments in place of the held ones; or what is filled into the form, where there is one.
     pub arguments: Option<Value>,
     /// When, as they claim.
     pub claimed_at: Option<Timestamp>,
@@ -63,6 +63,9 @@ pub trait Arguments: Send + Sync + 'static {
     /// A 422 that names what is wrong.
     async fn check(&self, tenant: TenantId, tool: &str, arguments: &Value) -> Result<()>;
 }
+
+/// A call in place of the held one: its arguments and digest.
+type Instead = Option<(Arc<Value>, String)>;
 
 /// Decides on holds.
 #[derive(Clone)]
@@ -107,7 +110,7 @@ impl Approvals {
             let detail = "the digest is not that of the held call: read the approval again";
             return Err(Error::new(Problem::StaleDigest, detail).with("digest", hold.asked.digest.clone()));
         }
-        let instead = self.instead(&run.state, hold, &answer).await?;
+        let (instead, input) = self.said(&run.state, hold, &answer).await?;
         let digest = instead.as_ref().map_or_else(|| hold.asked.digest.clone(), |(_, digest)| digest.clone());
         let now = ctx.now();
         let command = Command::Decide {
@@ -117,6 +120,7 @@ impl Approvals {
             known_as: ctx.known_as(),
             reason: answer.reason.clone(),
             instead,
+            input,
         };
         match journal::decide(&run.state, command, now) {
             Ok(events) => {
@@ -158,14 +162,18 @@ impl Approvals {
         found.ok_or_else(|| Error::not_found("approval for this run and step"))
     }
 
-    /// The call with the approver's own arguments, where they set any.
-    async fn instead(&self, state: &RunState, hold: &Hold, answer: &Answer) -> Result<Option<(Arc<Value>, String)>> {
-        let Some(arguments) = &answer.arguments else { return Ok(None) };
-        if answer.status == DecisionStatus::Denied {
+    /// What the approver sets: the call with arguments of their own, or what the form asks for.
+    async fn said(&self, state: &RunState, hold: &Hold, answer: &Answer) -> Result<(Instead, Option<Arc<Value>>)> {
+        let denied = answer.status == DecisionStatus::Denied;
+        if denied && answer.arguments.is_some() {
             return Err(Error::invalid("arguments", "a denial takes no arguments"));
         }
+        if let Some(asked) = hold.asked.form.as_ref().filter(|_| !denied) {
+            return Ok((None, Some(form::filled(asked, answer.arguments.as_ref())?)));
+        }
+        let Some(arguments) = &answer.arguments else { return Ok((None, None)) };
         match hold.asked.question {
-            Question::Consent => {}
+            Question::Consent | Question::Input => {}
             Question::Repeat => {
                 return Err(Error::invalid("arguments", "a call that may have been made is repeated as it was"));
             }
@@ -174,7 +182,7 @@ impl Approvals {
         self.arguments.check(state.tenant_id, &hold.asked.action, arguments).await?;
         let tool = (hold.asked.action.as_str(), hold.asked.tool_version.as_str());
         let digest = gate::digest(state, &hold.step, hold.attempt, tool, arguments)?;
-        Ok(Some((Arc::new(arguments.clone()), digest)))
+        Ok((Some((Arc::new(arguments.clone()), digest)), None))
     }
 }
 

@@ -2,6 +2,7 @@
 //! every way to decide.
 
 mod decide;
+mod form;
 mod gate;
 mod inbox;
 mod routes;

@@ -83,7 +83,7 @@ pub struct DecisionBody {
     pub reason: Option<String>,
     /// The digest the approver saw; a stale one is refused.
     pub digest: Option<String>,
-    /// Arguments to act with in place of the held ones.
+    /// Arguments to act with in place of the held ones; what is filled into the `form`, where there is one.
     #[schema(value_type = Option<Object>)]
     pub arguments: Option<Value>,
 }

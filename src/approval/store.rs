@@ -34,6 +34,7 @@ pub(super) struct Asked {
     self_approval: bool,
     asked_at: Timestamp,
     expires_at: Option<Timestamp>,
+    form: Option<String>,
 }
 
 impl Asked {
@@ -48,6 +49,7 @@ impl Asked {
                 Question::Consent => "consent",
                 Question::Repeat => "repeat",
                 Question::Budget => "budget",
+                Question::Input => "input",
             },
             action: asked.action.clone(),
             tool_version: asked.tool_version.clone(),
@@ -61,6 +63,7 @@ impl Asked {
             self_approval: asked.self_approval,
             asked_at: append.at,
             expires_at: asked.expires_at,
+            form: asked.form.as_ref().map(serde_json::to_string).transpose().map_err(Error::internal)?,
         })
     }
 }
@@ -104,9 +107,9 @@ struct Said {
 }
 
 composite! {
-    Asked = "approval_question"
+    Asked = "approval_hold"
         (tenant_id, run_id, approval_id, step_id, attempt, question, action, tool_version, arguments, digest,
-         cost_estimate, reason, scope, requires, approvers, self_approval, asked_at, expires_at);
+         cost_estimate, reason, scope, requires, approvers, self_approval, asked_at, expires_at, form);
     Settled = "approval_settled" (tenant_id, run_id, approval_id, status, decided_by, decided_at);
     Said = "approval_said"
         (tenant_id, run_id, approval_id, decided_by, status, reason, digest, claimed_at, decided_at);
@@ -240,6 +243,7 @@ fn read(row: approval::Model, decisions: Vec<DecisionRecord>) -> Result<Approval
         asked_by: row.asked_by.parse()?,
         asked_at: row.asked_at,
         expires_at: row.expires_at,
+        form: row.form.map(serde_json::from_value).transpose().map_err(Error::internal)?,
         decided_by: row.decided_by.as_deref().map(str::parse).transpose()?,
         decided_at: row.decided_at,
         decisions,

@@ -4,7 +4,7 @@ use utoipa::ToSchema;
 
 use super::DecisionStatus;
 use crate::{
-    journal::Question,
+    journal::{Form, Question},
     kernel::{Actor, ApprovalId, RunId, Timestamp, wire_time},
 };
 
@@ -66,6 +66,9 @@ pub struct Approval {
     /// Names exactly this call; send it back with the decision.
     #[schema(example = "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08")]
     pub digest: String,
+    /// What is to be filled in, where that is asked: `arguments` of the decision.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub form: Option<Form>,
     /// What it is expected to cost.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cost_estimate: Option<f64>,

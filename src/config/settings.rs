@@ -1,4 +1,4 @@
-use std::{net::SocketAddr, path::PathBuf};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
 use secrecy::SecretString;
 use serde::Deserialize;
@@ -216,6 +216,22 @@ pub struct ToolSettings {
     pub loopback: bool,
     /// PEM file of certificate authorities trusted besides the system's, for outgoing calls. Default: none.
     pub ca_file: Option<PathBuf>,
+    /// Commands that tenants may register as MCP servers, by name (`[tools.mcp.files]`), see [Tools](tools.md). Default: none.
+    pub mcp: BTreeMap<String, McpCommand>,
+}
+
+/// `[tools.mcp.<name>]`: a command that speaks MCP over its standard input and output.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct McpCommand {
+    /// The program.
+    pub command: PathBuf,
+    /// Its arguments.
+    #[serde(default)]
+    pub args: Vec<String>,
+    /// Its environment, besides `PATH`: nothing else of the server's own is handed on.
+    #[serde(default)]
+    pub env: BTreeMap<String, SecretString>,
 }
 
 /// `[vault]`.

@@ -6,7 +6,7 @@ use chrono::SubsecRound;
 use serde_json::Value;
 
 use super::{
-    Budget, Draft, Failure, ForkedFrom, Intent, Parent, Past, Planner, Question, Raise, Report, Ruling, RunState,
+    Budget, Draft, Failure, ForkedFrom, Form, Intent, Parent, Past, Planner, Question, Raise, Report, Ruling, RunState,
     SkipReason, Stage, Status, Step, StepKey, Wait,
 };
 use crate::kernel::{Actor, ApprovalId, Timestamp};
@@ -93,6 +93,19 @@ pub enum Command {
         /// What for.
         wait: Wait,
     },
+    /// A call came back with nothing done: it needs something first.
+    Ask {
+        /// The step.
+        step: StepKey,
+        /// The attempt that came back.
+        attempt: u32,
+        /// The id of the question.
+        approval_id: ApprovalId,
+        /// The digest of the call.
+        digest: String,
+        /// What it needs.
+        form: Form,
+    },
     /// A call, or a wait, came to its end.
     Complete {
         /// The step.
@@ -145,6 +158,8 @@ pub enum Command {
         reason: Option<String>,
         /// Arguments in place of the held ones, with the digest of that call.
         instead: Option<(Arc<Value>, String)>,
+        /// What is filled into the form, where one is asked about.
+        input: Option<Arc<Value>>,
     },
     /// A hold's time is up.
     Expire {
@@ -208,6 +223,8 @@ pub enum Refusal {
     TooEarly,
     /// There is no such hold.
     UnknownHold,
+    /// It is approved by filling in its form, and nothing else has one.
+    Form,
     /// Whoever started the run may not decide on it.
     OwnRun,
     /// Only these decide.
@@ -227,6 +244,7 @@ impl fmt::Display for Refusal {
             Self::MayHaveActed => "the call may have been made already",
             Self::TooEarly => "it is too early for this",
             Self::UnknownHold => "nothing of that id waits for a decision",
+            Self::Form => "a form is filled in, and nothing else is",
             Self::OwnRun => "whoever started the run does not decide on it",
             Self::NotApprover(approvers) => return write!(f, "only {} may decide on it", approvers.join(" or ")),
             Self::AlreadySo => "it is so already",

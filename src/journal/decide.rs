@@ -12,7 +12,7 @@ use super::{
     command::{advancing, beginnable, kept, reachable},
     fork::fork,
     planning::draft,
-    ruling::{entitled, expire, hold, rule},
+    ruling::{self, entitled, expire, hold, rule},
 };
 use crate::kernel::{Actor, Timestamp};
 
@@ -46,6 +46,12 @@ pub fn decide(state: &RunState, command: Command, now: Timestamp) -> Result<Vec<
             }
             _ => Err(Refusal::Stale),
         },
+        Command::Ask { step, attempt, approval_id, digest, form } => match under_way(state, &step, attempt)? {
+            running @ Stage::Running { .. } => {
+                ruling::ask(state, (&step, attempt), running, (approval_id, digest), form, now)
+            }
+            _ => Err(Refusal::Stale),
+        },
         Command::Complete { step, attempt, output, cost } => complete(state, &step, attempt, output, cost, now),
         Command::Fail { step, attempt, error, jitter } => fail(state, &step, attempt, error, jitter, now),
         Command::Skip { step, reason } => {
@@ -62,9 +68,9 @@ pub fn decide(state: &RunState, command: Command, now: Timestamp) -> Result<Vec<
             Stage::Running { .. } => Ok(vec![Event::step(&step, attempt, report)]),
             _ => Err(Refusal::Stale),
         },
-        Command::Decide { approval_id, approve, by, known_as, reason, instead } => {
+        Command::Decide { approval_id, approve, by, known_as, reason, instead, input } => {
             entitled(state, approval_id, &by, &known_as)?;
-            rule(state, approval_id, approve, by, reason, instead, now)
+            rule(state, approval_id, approve, (by, reason), instead, input, now)
         }
         Command::Expire { approval_id } => expire(state, approval_id, now),
         Command::Cancel { by, reason } => cancel(state, by, reason),

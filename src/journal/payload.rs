@@ -8,6 +8,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::{
+    Form,
     budget::{Budget, Cap},
     fork::{Denial, ForkedFrom},
     plan::{Step, StepKey},
@@ -102,7 +103,8 @@ pub struct StepStarted {
     /// The exact arguments of the call.
     #[schema(value_type = Object)]
     pub arguments: Arc<Value>,
-    /// The same attempt is made again, with the same idempotency key, because its outcome is unknown.
+    /// The same attempt is made again, with the same idempotency key, because its outcome is unknown or because it now has
+    /// what it asked for.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub repeated: bool,
     /// What it is expected to take is reserved in the budget of its tenant's day.
@@ -281,6 +283,8 @@ pub enum Question {
     Repeat,
     /// It would take the run, or its tenant's day, past the budget: raise that?
     Budget,
+    /// It cannot go on without what its form asks for: will somebody fill that in?
+    Input,
 }
 
 /// Payload of `awaiting_approval`.
@@ -316,6 +320,9 @@ pub struct AwaitingApproval {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = Date)]
     pub day: Option<NaiveDate>,
+    /// What is to be filled in, where that is asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub form: Option<Form>,
     /// What it would touch.
     pub scope: Vec<String>,
     /// Rights it would use.
@@ -349,6 +356,10 @@ pub struct Approved {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub arguments: Option<Arc<Value>>,
+    /// What was filled into the form.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub input: Option<Arc<Value>>,
 }
 
 /// Payload of `denied`.

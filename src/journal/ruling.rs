@@ -5,8 +5,8 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::{
-    ApprovalExpired, Approved, Ask, AwaitingApproval, Denied, Effect, Event, Failure, Hold, Intent, OnDenied, Question,
-    Refusal, Ruling, RunState, SkipReason, Stage, StepFailed, StepKey, StepSkipped,
+    ApprovalExpired, ApprovalTerms, Approved, Ask, AwaitingApproval, Denied, Effect, Event, Failure, Form, Hold,
+    Intent, OnDenied, Question, Refusal, Ruling, RunState, SkipReason, Stage, StepFailed, StepKey, StepSkipped,
     command::{advancing, beginnable, kept},
 };
 use crate::kernel::{Actor, ApprovalId, Timestamp};
@@ -43,7 +43,6 @@ pub(super) fn hold(
         Ask::Raise(raise) => Some(raise),
         Ask::Consent | Ask::Repeat => None,
     };
-    let lifetime = consent.and_then(|terms| terms.expires).and_then(|span| chrono::TimeDelta::from_std(span.0).ok());
     let asked = AwaitingApproval {
         approval_id,
         question,
@@ -61,15 +60,58 @@ pub(super) fn hold(
         raise: raise.map(|raise| raise.by),
         raises: raise.map(|raise| raise.cap),
         day: raise.and_then(|raise| raise.day),
+        form: None,
         cost_estimate: terms.and_then(|terms| terms.cost),
         scope: terms.map(|terms| terms.scope.clone()).unwrap_or_default(),
         requires: terms.map(|terms| terms.requires.clone()).unwrap_or_default(),
         // A step that never asked for consent belongs to whoever started the run; but not the money.
         approvers: terms.map(|terms| terms.approvers.clone()).unwrap_or_default(),
         self_approval: raise.is_none() && terms.is_none_or(|terms| terms.self_approval),
-        expires_at: lifetime.and_then(|lifetime| now.checked_add_signed(lifetime)).map(kept),
+        expires_at: deadline(consent, now),
     };
     Ok(vec![Event::step(key, state.next_attempt(key), asked)])
+}
+
+/// A call that is under way came back for what it needs, and goes on once it has that.
+pub(super) fn ask(
+    state: &RunState,
+    (key, attempt): (&StepKey, u32),
+    running: &Stage,
+    (approval_id, digest): (ApprovalId, String),
+    form: Form,
+    now: Timestamp,
+) -> Result<Vec<Event>, Refusal> {
+    let (Stage::Running { tool_version, arguments, .. }, Some(step)) = (running, state.step(key)) else {
+        return Err(Refusal::Stale);
+    };
+    let terms = step.approval.as_ref();
+    let asked = AwaitingApproval {
+        approval_id,
+        question: Question::Input,
+        action: step.uses.clone(),
+        tool_version: tool_version.clone(),
+        arguments: Arc::clone(arguments),
+        digest,
+        reason: None,
+        raise: None,
+        raises: None,
+        day: None,
+        form: Some(form),
+        cost_estimate: terms.and_then(|terms| terms.cost),
+        scope: terms.map(|terms| terms.scope.clone()).unwrap_or_default(),
+        requires: terms.map(|terms| terms.requires.clone()).unwrap_or_default(),
+        // It is no consent: that the call has.
+        approvers: vec![],
+        self_approval: true,
+        expires_at: deadline(terms, now),
+    };
+    Ok(vec![Event::step(key, attempt, asked)])
+}
+
+/// Until when a question stands.
+fn deadline(terms: Option<&ApprovalTerms>, now: Timestamp) -> Option<Timestamp> {
+    let lifetime = chrono::TimeDelta::from_std(terms?.expires?.0).ok()?;
+    now.checked_add_signed(lifetime).map(kept)
 }
 
 /// The hold, if it still stands; else what it came to.
@@ -106,16 +148,21 @@ pub(super) fn rule(
     state: &RunState,
     approval_id: ApprovalId,
     approve: bool,
-    by: Actor,
-    reason: Option<String>,
+    (by, reason): (Actor, Option<String>),
     instead: Option<(Arc<Value>, String)>,
+    input: Option<Arc<Value>>,
     now: Timestamp,
 ) -> Result<Vec<Event>, Refusal> {
     let hold = state.holds.get(&approval_id).ok_or(Refusal::UnknownHold)?;
+    if input.is_some() != (approve && hold.asked.question == Question::Input) {
+        return Err(Refusal::Form);
+    }
     let wanted = instead.as_ref().map_or(&hold.asked.digest, |(_, digest)| digest);
     match &hold.ruling {
         None => {}
-        Some(Ruling::Approved { digest, .. }) if approve && digest == wanted => return Err(Refusal::AlreadySo),
+        Some(Ruling::Approved { digest, input: given, .. }) if approve && digest == wanted && *given == input => {
+            return Err(Refusal::AlreadySo);
+        }
         Some(Ruling::Denied { .. }) if !approve => return Err(Refusal::AlreadySo),
         Some(ruling) => return Err(Refusal::Ruled(ruling.clone())),
     }
@@ -125,7 +172,8 @@ pub(super) fn rule(
     if approve {
         let digest = wanted.clone();
         let arguments = instead.map(|(arguments, _)| arguments);
-        Ok(vec![Event::step(&hold.step, hold.attempt, Approved { approval_id, by, reason, digest, arguments })])
+        let approved = Approved { approval_id, by, reason, digest, arguments, input };
+        Ok(vec![Event::step(&hold.step, hold.attempt, approved)])
     } else {
         let denied = Event::step(&hold.step, hold.attempt, Denied { approval_id, by, reason });
         Ok(vec![denied, refused(state, hold, "denied", "the call was denied")])
@@ -147,14 +195,14 @@ fn refused(state: &RunState, hold: &Hold, code: &str, message: &str) -> Event {
     let skip = |reason| Event::step(&hold.step, hold.attempt, StepSkipped::new(reason));
     match (hold.asked.question, on_denied) {
         (Question::Repeat, _) => skip(SkipReason::TakenAsDone),
-        (Question::Consent | Question::Budget, OnDenied::Skip) => skip(SkipReason::Denied),
+        (Question::Consent | Question::Budget | Question::Input, OnDenied::Skip) => skip(SkipReason::Denied),
         (question, OnDenied::Fail) => {
             let error = match question {
                 Question::Budget => {
                     let whose = if hold.asked.day.is_some() { "tenant" } else { "run" };
                     Failure::new("budget_exceeded", format!("the {whose}'s budget was not raised"))
                 }
-                Question::Consent | Question::Repeat => Failure::new(code, message),
+                Question::Consent | Question::Repeat | Question::Input => Failure::new(code, message),
             };
             Event::step(&hold.step, hold.attempt, StepFailed { error, continued: false, carried: false })
         }

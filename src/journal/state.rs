@@ -227,6 +227,8 @@ pub enum Ruling {
         by: Actor,
         /// The call it was given for.
         digest: String,
+        /// What was filled into its form.
+        input: Option<Arc<Value>>,
     },
     /// By a person.
     Denied {
@@ -364,10 +366,10 @@ impl RunState {
             Body::Failed(failed) => self.end(Phase::Failed(failed.error.clone())),
             Body::Cancelled(_) => self.end(Phase::Cancelled),
             Body::Approved(approved) => {
-                let (by, digest) = (approved.by.clone(), approved.digest.clone());
+                let (by, digest, input) = (approved.by.clone(), approved.digest.clone(), approved.input.clone());
                 let raise = self.holds.get(&approved.approval_id).and_then(|hold| Raise::asked(&hold.asked));
                 raise.into_iter().for_each(|raise| self.purse.raise(raise));
-                self.rule(approved.approval_id, Ruling::Approved { by, digest }, |hold| Stage::Cleared {
+                self.rule(approved.approval_id, Ruling::Approved { by, digest, input }, |hold| Stage::Cleared {
                     approval_id: approved.approval_id,
                     arguments: approved.arguments.as_ref().unwrap_or(&hold.asked.arguments).clone(),
                     digest: approved.digest.clone(),
@@ -382,7 +384,7 @@ impl RunState {
             }
             Body::ApprovalCancelled(gone) => {
                 self.rule(gone.approval_id, Ruling::Cancelled, |hold| match hold.asked.question {
-                    Question::Consent | Question::Budget => Stage::Retrying { at: ts },
+                    Question::Consent | Question::Budget | Question::Input => Stage::Retrying { at: ts },
                     // Nobody answered, so it may still have acted.
                     Question::Repeat => Stage::unknown(&hold.asked.tool_version, &hold.asked.arguments, ts),
                 });

@@ -12,7 +12,7 @@ use super::{Document, DocumentKind, document, store, usual};
 use crate::{
     db::TenantTx,
     http::{Ctx, Json, Permit},
-    kernel::{Error, Page, PageQuery, Reference, Result},
+    kernel::{Error, Page, PageQuery, Reference, Result, TenantId},
 };
 
 /// Which version.
@@ -25,6 +25,29 @@ pub struct VersionQuery {
     pub version: Option<i32>,
 }
 
+/// Makes `body` the next version of its name, with its entry in the audit log; nothing, if the newest version says the
+/// same. Says which version it is, and whether it is new.
+///
+/// # Errors
+/// Invalid (422), naming the field.
+pub async fn write<T: DocumentKind, P: Permit>(
+    tx: &mut TenantTx,
+    ctx: &Ctx<P>,
+    name: String,
+    body: T,
+) -> Result<(Document<T>, bool)> {
+    document::put(tx, ctx, name, body).await
+}
+
+/// The newest version of a name that is in use. Nobody else puts one until the transaction ends.
+///
+/// # Errors
+/// When the database is away.
+pub async fn held<T: DocumentKind>(tx: &mut TenantTx, tenant: TenantId, name: &str) -> Result<Option<Document<T>>> {
+    store::lock(tx, tenant, T::KIND, name).await?;
+    Ok(store::newest(tx, name).await?.and_then(|(_, document)| document))
+}
+
 /// Puts a document and answers as an operation at `path` does: with 201 where it is a new version.
 ///
 /// # Errors
@@ -34,7 +57,7 @@ where
     Document<T>: Serialize,
 {
     let mut tx = ctx.begin().await?;
-    let (document, new) = document::put(&mut tx, ctx, name, body).await?;
+    let (document, new) = write(&mut tx, ctx, name, body).await?;
     tx.commit().await?;
     if !new {
         return Ok(Json(document).into_response());

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::span;
 use crate::{
-    journal::{Effect, Failure, StepKey, Wait},
+    journal::{Effect, Failure, Form, StepKey, Wait},
     kernel::{
         Clock,
         crash::{self, Side},
@@ -37,6 +37,8 @@ pub(super) enum End {
     Done { output: Arc<Value>, cost: Option<f64> },
     /// The step waits.
     Wait(Wait),
+    /// Somebody is asked to fill in a form.
+    Ask(Form),
     /// Certainly without effect, or with one that may be repeated.
     Failed(Failure),
     /// It may have acted, and must not act again unasked.
@@ -49,6 +51,7 @@ impl End {
         match self {
             Self::Done { .. } => "completed",
             Self::Wait(_) => "waiting",
+            Self::Ask(_) => "asking",
             Self::Failed(_) => "failed",
             Self::Unknown => "unknown",
         }
@@ -84,6 +87,7 @@ pub(super) async fn make(registry: Registry, clock: Clock, tool: String, timeout
     let end = match result {
         Ok(Outcome::Done { output, cost }) => End::Done { output: Arc::new(output), cost },
         Ok(Outcome::Wait(wait)) => End::Wait(wait),
+        Ok(Outcome::Ask(form)) => End::Ask(form),
         Err(ToolError::Unknown(failure)) if effect == Effect::Once => {
             tracing::info!(%step, attempt, code = failure.code, reason = failure.message, "a call may have acted");
             End::Unknown

@@ -7,8 +7,9 @@ use super::{
     turn::{Told, Turn},
 };
 use crate::{
-    journal::{Command, Draft, StepKey, Wait, planning_key},
-    kernel::Result,
+    approval,
+    journal::{Command, Draft, Form, Stage, StepKey, Wait, planning_key},
+    kernel::{ApprovalId, Result},
 };
 
 impl Turn {
@@ -72,6 +73,8 @@ impl Turn {
         }
         let Ended { step, attempt, end } = ended;
         let tool = self.state.step(&step).map(|step| step.uses.clone()).unwrap_or_default();
+        // There are as many names of tenants' tools as they like.
+        let tool = if self.shared.tools.server().has(&tool) { tool } else { "tenant".to_owned() };
         metrics::counter!("fermata_steps_total", "tool" => tool, "outcome" => end.word()).increment(1);
         self.in_flight.remove(&step);
         let jitter = rand::random();
@@ -81,10 +84,22 @@ impl Turn {
                 self.look |= matches!(wait, Wait::Child { .. });
                 Command::Wait { step, attempt, wait }
             }
+            End::Ask(form) => match self.asks(step, attempt, form) {
+                Some(command) => command,
+                None => return,
+            },
             End::Failed(error) => Command::Fail { step, attempt, error, jitter },
             // Left as it is in the journal: a call without an outcome, which the scheduler knows how to treat.
             End::Unknown => return,
         });
+    }
+
+    /// The question whether somebody fills in a form, about exactly the call that came back.
+    fn asks(&self, step: StepKey, attempt: u32, form: Form) -> Option<Command> {
+        let Some(Stage::Running { tool_version, arguments, .. }) = self.state.stage(&step) else { return None };
+        let tool = (self.state.step(&step)?.uses.as_str(), tool_version.as_str());
+        let digest = approval::digest(&self.state, &step, attempt, tool, arguments).ok()?;
+        Some(Command::Ask { step, attempt, approval_id: ApprovalId::new(self.shared.clock.now()), digest, form })
     }
 
     /// What became of the children that steps wait for: one may have ended before the wait was known here.

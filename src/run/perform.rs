@@ -212,7 +212,7 @@ impl Turn {
         let (tool, arguments) = (intent.tool.clone(), Arc::clone(&intent.arguments));
         let known = self.tools.tool(&tool).ok();
         let usual = known.map_or(Duration::from_secs(60), |tool| tool.timeout());
-        let handed = self.handed(step, known.map(Arc::as_ref), &arguments);
+        let handed = self.handed(step, key, known.map(Arc::as_ref), &arguments);
         let (timeout, at_once) = (step.timeout.map_or(usual, |span| span.0), known.is_some_and(|tool| tool.at_once()));
         self.decide(Command::Start { step: key.clone(), intent, reserved }, now)?;
         let attempt = self.state.next_attempt(key);
@@ -259,9 +259,13 @@ impl Turn {
     }
 
     /// What a call is handed besides its arguments.
-    fn handed(&self, step: &Step, tool: Option<&dyn Tool>, arguments: &Value) -> Handed {
+    fn handed(&self, step: &Step, key: &StepKey, tool: Option<&dyn Tool>, arguments: &Value) -> Handed {
         if let Some(conversation) = self.conversation(step) {
             return Handed::Conversation(Arc::new(conversation));
+        }
+        let filled = self.state.filled(key);
+        if !filled.is_empty() {
+            return Handed::Filled(filled);
         }
         let read = tool.and_then(|tool| tool.reads(arguments));
         read.and_then(|key| self.state.stage(&key)).map_or(Handed::Nothing, |stage| Handed::Stage(stage.clone()))

@@ -63,7 +63,7 @@ impl Turn {
         let said = match &ended.end {
             End::Done { output, .. } => TurnOutput::deserialize(&**output).map_err(|error| error.to_string()),
             End::Failed(error) => return vec![Command::Draft(Draft::Failed(error.clone()))],
-            End::Wait(_) | End::Unknown => return vec![],
+            End::Wait(_) | End::Ask(_) | End::Unknown => return vec![],
         };
         let drafts = match said {
             Ok(said) => self.judge(agent::handed_in(said), ended.attempt),

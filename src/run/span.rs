@@ -54,7 +54,7 @@ pub(super) fn begin(tool: &str, call: &Call) -> Span {
 pub(super) fn note(span: &Span, result: &Result<Outcome, ToolError>) {
     match result {
         Ok(Outcome::Done { output, .. }) => span.note_content("gen_ai.tool.call.result", || output),
-        Ok(Outcome::Wait(_)) => {}
+        Ok(Outcome::Wait(_) | Outcome::Ask(_)) => {}
         Err(ToolError::Failed(failure) | ToolError::Unknown(failure)) => span.fail(failure.code.clone()),
     }
 }

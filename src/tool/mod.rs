@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     db,
-    journal::{ApprovalRule, Effect, Estimate, Failure, ModelPins, Report, Stage, StepKey, Wait},
+    journal::{ApprovalRule, Effect, Estimate, Failure, Filled, Form, ModelPins, Report, Stage, StepKey, Wait},
     kernel::{Actor, Error, Problem, Result, RunId, TenantId, Timestamp},
     telemetry::{Trace, Traces},
 };
@@ -22,6 +22,7 @@ mod debug;
 pub(crate) mod fixture;
 mod handoff;
 mod http;
+mod mcp;
 mod model;
 mod output;
 mod registry;
@@ -33,6 +34,7 @@ mod toolbox;
 
 pub use child::{AGENT, ChildRequest, ChildRuns, ChildSource, child_output, child_run_id};
 pub use http::{HttpTool, HttpTools};
+pub use mcp::{McpEntry, McpRoutes, McpServer, Servers, routes as mcp_routes};
 pub use model::{Compacted, Conversation, TurnCall, TurnOutput, named};
 pub use output::{OUTPUT_READ, text};
 pub use registry::{Described, Ports, Registry};
@@ -124,6 +126,8 @@ pub enum Handed {
     Nothing,
     /// What a model is to be asked, in a turn of an agent.
     Conversation(Arc<Conversation>),
+    /// What this attempt has asked for and was given, in order.
+    Filled(Vec<Filled>),
     /// Where the step of this run stands that the tool [reads](Tool::reads).
     Stage(Stage),
 }
@@ -205,6 +209,8 @@ pub enum Outcome {
     },
     /// The step waits, holding nothing.
     Wait(Wait),
+    /// Nothing is done: it is called again once somebody has filled in the form.
+    Ask(Form),
 }
 
 impl Outcome {

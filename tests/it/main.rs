@@ -19,6 +19,8 @@ mod imports;
 mod input;
 mod jobs;
 mod killed;
+mod mcp;
+mod mcp_reference;
 mod models;
 mod once;
 mod openapi;

@@ -26,7 +26,8 @@ impl Things {
         by_kind.insert("approvals", approval);
         by_kind.insert("tools", "debug.echo".to_owned());
         by_kind.extend(
-            ["definitions", "configs", "templates", "keys", "agents", "http"].map(|kind| (kind, "held".to_owned())),
+            ["definitions", "configs", "templates", "keys", "agents", "http", "mcp"]
+                .map(|kind| (kind, "held".to_owned())),
         );
         Self { by_kind }
     }

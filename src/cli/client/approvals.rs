@@ -9,11 +9,14 @@ use super::{
     api::Api,
     connection::{Connection, Role},
     failure::{Failure, Problem, Result},
-    input, output,
+    input, line, output,
     runs::status,
     text,
 };
-use crate::kernel::{self, ApprovalId, Clock, Page, RunId, Timestamp};
+use crate::{
+    journal::Form,
+    kernel::{self, ApprovalId, Clock, Page, RunId, Timestamp},
+};
 
 /// `approvals`
 #[derive(Debug, Args)]
@@ -42,7 +45,7 @@ pub struct Inbox {
 pub struct Approve {
     #[arg(value_name = "APPROVAL", value_parser = input::id::<ApprovalId>)]
     approval: ApprovalId,
-    /// Act with these arguments in place of the held ones: JSON, or @FILE
+    /// Act with these arguments in place of the held ones, or fill in the form with them: JSON, or @FILE
     #[arg(long, value_name = "JSON", value_parser = input::json)]
     arguments: Option<Value>,
     #[command(flatten)]
@@ -86,6 +89,7 @@ struct Approval {
     action: String,
     arguments: Value,
     digest: String,
+    form: Option<Form>,
     cost_estimate: Option<f64>,
     reason: Option<String>,
     #[serde(default)]
@@ -180,7 +184,8 @@ impl Answer {
         if !self.json {
             output::lines(seen.described(Clock::system().now()))?;
             if let Some(arguments) = &arguments {
-                output::line("with these arguments instead:")?;
+                let form = seen.form.is_some();
+                output::line(if form { "filled in with:" } else { "with these arguments instead:" })?;
                 output::lines(text::json_lines(arguments).iter().map(|line| format!("  {line}")))?;
             }
         }
@@ -207,6 +212,7 @@ impl Approval {
         let what = match self.question.as_str() {
             "repeat" => "it may have acted already: approve to act again, deny to take it as done",
             "budget" => "may the budget be raised for it?",
+            "input" => "will you fill in its form?",
             _ => "may it act?",
         };
         lines.push(text::safe(&format!("{} of {}, asked by {}: {what}", self.action, self.step_id, self.asked_by)));
@@ -222,6 +228,7 @@ impl Approval {
         );
         lines.push("arguments:".to_owned());
         lines.extend(text::json_lines(&self.arguments).iter().map(|line| format!("  {line}")));
+        lines.extend(self.form.as_ref().map(line::form).into_iter().flatten());
         lines.push(text::safe(&self.digest));
         lines.extend(self.decisions.iter().map(Decision::text));
         lines
@@ -231,7 +238,8 @@ impl Approval {
         if self.status != "pending" {
             return Vec::new();
         }
-        ["approve", "deny"].map(|answer| format!("fermata {answer} {}", self.approval_id)).to_vec()
+        let form = if self.form.is_some() { " --arguments JSON" } else { "" };
+        vec![format!("fermata approve {}{form}", self.approval_id), format!("fermata deny {}", self.approval_id)]
     }
 
     fn cells(&self, now: Timestamp) -> Vec<String> {

@@ -156,6 +156,7 @@ fn question(hold: &AwaitingApproval, now: Timestamp, width: usize) -> Vec<String
         lines.insert(0, text::safe(&about.join(" · ")));
     }
     lines.extend(text::json_lines(&hold.arguments));
+    lines.extend(hold.form.as_ref().map(line::form).into_iter().flatten());
     let mut lines: Vec<String> = lines
         .iter()
         .flat_map(|line| text::wrap(line, width.saturating_sub(6)))
@@ -165,6 +166,7 @@ fn question(hold: &AwaitingApproval, now: Timestamp, width: usize) -> Vec<String
         Question::Consent => ("consent", "refuse"),
         Question::Repeat => ("act again", "take it as done"),
         Question::Budget => ("raise the budget", "refuse"),
+        Question::Input => ("with --arguments: fill it in", "refuse"),
     };
     let answer = |command, meaning| {
         format!("      {} {}", bold(&format!("fermata {command} {}", hold.approval_id)), dim(meaning))

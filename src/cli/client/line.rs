@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::{text, timeline::Record};
 use crate::{
-    journal::{AwaitingApproval, Body, Failure, Question, SkipReason, ToolProgress, Wait},
+    journal::{AwaitingApproval, Body, Failure, Form, Question, SkipReason, ToolProgress, Wait},
     kernel::wire_time,
 };
 
@@ -91,7 +91,24 @@ fn said(body: &Body) -> String {
 fn asked(hold: &AwaitingApproval) -> String {
     let repeat = (hold.question == Question::Repeat).then(|| "its outcome is unknown: act again?".to_owned());
     let call = format!("{} {}", hold.action, json(&hold.arguments));
-    words([Some(hold.approval_id.to_string()), repeat, Some(call), hold.reason.clone(), Some(hold.digest.clone())])
+    let form = hold.form.as_ref().map(|form| format!("asks: {}", form.message));
+    words([
+        Some(hold.approval_id.to_string()),
+        repeat,
+        form,
+        Some(call),
+        hold.reason.clone(),
+        Some(hold.digest.clone()),
+    ])
+}
+
+/// A form: what is said, and the schema of what is to be filled in.
+pub(super) fn form(form: &Form) -> Vec<String> {
+    let mut lines = vec!["it asks:".to_owned()];
+    lines.extend(form.message.lines().map(|line| format!("  {}", text::safe(line))));
+    lines.push("to be filled in:".to_owned());
+    lines.extend(text::json_lines(&form.schema));
+    lines
 }
 
 fn words<const N: usize>(parts: [Option<String>; N]) -> String {

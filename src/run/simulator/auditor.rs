@@ -17,6 +17,8 @@ pub(super) struct Auditor {
     ruled: HashSet<ApprovalId>,
     /// Consent to act, by step and attempt: the digests it was given for.
     consents: HashMap<(StepKey, u32), HashSet<String>>,
+    /// Attempts that were given what they asked for, and have not gone on with it.
+    filled: HashSet<(StepKey, u32)>,
     /// Calls whose intent is journaled, with what was intended last.
     started: HashMap<(StepKey, u32), StepStarted>,
     outcomes: HashMap<(StepKey, u32), &'static str>,
@@ -81,9 +83,12 @@ impl Auditor {
                 let tool = (asked.action.as_str(), asked.tool_version.as_str());
                 let digest = approval::digest(before, key, attempt, tool, arguments).unwrap();
                 assert_eq!(approved.digest, digest, "consent to another call than the one that was shown");
-                if asked.question != Question::Budget {
-                    self.consents.entry(at).or_default().insert(digest);
+                match asked.question {
+                    Question::Consent | Question::Repeat => drop(self.consents.entry(at).or_default().insert(digest)),
+                    Question::Input => drop(self.filled.insert(at)),
+                    Question::Budget => {}
                 }
+                assert_eq!(approved.input.is_some(), asked.question == Question::Input, "a form is filled in");
             }
             Body::Denied(denied) => drop(self.rule(before, denied.approval_id, Some(&denied.by))),
             Body::ApprovalExpired(expired) => drop(self.rule(before, expired.approval_id, None)),
@@ -116,9 +121,10 @@ impl Auditor {
         let digest = approval::digest(before, key, attempt, tool, &started.arguments).unwrap();
         let consented = self.consents.get(&at).is_some_and(|digests| digests.contains(&digest));
         assert!(consented || step.approval.is_none(), "{key} starts without consent to exactly this call");
+        let filled = self.filled.remove(&at);
         if let Some(earlier) = self.started.insert(at, started.clone()) {
             assert!(started.repeated, "{key} starts again and does not say so");
-            assert!(consented || earlier.effect != Effect::Once, "{key} starts again unasked");
+            assert!(consented || filled || earlier.effect != Effect::Once, "{key} starts again unasked");
             assert!(consented || earlier.arguments == started.arguments, "a repetition with other arguments");
         }
     }

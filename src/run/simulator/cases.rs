@@ -107,3 +107,29 @@ fn items_begin_in_order() {
     assert_eq!(journal::decide(&history.db.head, skip(1), history.now), Err(Refusal::Stale));
     assert!(journal::decide(&history.db.head, skip(0), history.now).is_ok());
 }
+
+#[test]
+fn a_call_that_asks_is_made_again_with_what_was_filled_in() {
+    let asks = Scene::Return { call: 0, how: Return::Asks };
+    let fill = Scene::Decide { hold: 0, by: 0, approve: true, instead: false };
+    let key = StepKey::whole("a");
+    let mut history =
+        play(json!([{ "id": "a", "uses": "once" }]), &[PASS, asks.clone(), PASS, Scene::Crash, fill, PASS]);
+    let filled = history.db.head.filled(&key);
+    assert_eq!(*filled[0].input, json!({ "which": 1.5 }), "by whoever started the run, since it is no consent");
+    history.play_out();
+    assert_eq!((history.acts[&key], questions(&history, Question::Input)), (1, 1));
+    assert!(history.db.events.iter().all(|(_, event)| event.attempt.is_none_or(|attempt| attempt == 1)));
+
+    let history = play(json!([{ "id": "a", "uses": "once" }]), &[PASS, asks, PASS]);
+    let (state, now) = (&history.db.head, history.now);
+    let approval_id = *state.holds.keys().next().unwrap();
+    let decide = |approve, input| {
+        let by = super::history::person(1);
+        Command::Decide { approval_id, approve, by, known_as: vec![], reason: None, instead: None, input }
+    };
+    let form = Some(std::sync::Arc::new(json!({})));
+    assert_eq!(journal::decide(state, decide(true, None), now), Err(Refusal::Form));
+    assert_eq!(journal::decide(state, decide(false, form), now), Err(Refusal::Form));
+    assert!(journal::decide(state, decide(false, None), now).is_ok());
+}

@@ -13,8 +13,8 @@ use super::{
 use crate::{
     approval,
     journal::{
-        self, Ask, Budget, Cap, Command, Draft, Effect, Failure, Intent, MessageCompleted, OnDenied, Plan, Question,
-        Raise, Refusal, Ruling, RunState, SkipReason, Status, StepKey, ToolProgress, Wait,
+        self, Ask, Budget, Cap, Command, Draft, Effect, Failure, Form, Intent, MessageCompleted, OnDenied, Plan,
+        Question, Raise, Refusal, Ruling, RunState, SkipReason, Stage, Status, StepKey, ToolProgress, Wait,
     },
     kernel::{Actor, ApprovalId, Id, RunId, Timestamp},
     run::scheduler,
@@ -213,7 +213,7 @@ impl History {
     fn come_back(&mut self, worker: usize, key: &StepKey, how: Return) {
         let acted = self.workers[worker].in_flight[key].acted;
         // What has happened cannot be denied any more.
-        let how = if acted && matches!(how, Return::Failed { .. }) { Return::Unknown } else { how };
+        let how = if acted && matches!(how, Return::Failed { .. } | Return::Asks) { Return::Unknown } else { how };
         if how == Return::Done {
             self.act(worker, key);
         }
@@ -237,6 +237,7 @@ impl History {
             (Return::Failed { retryable }, _) => {
                 Command::Fail { step, attempt, error: failed("failed", retryable), jitter: 0.123_456_789 }
             }
+            (Return::Asks, _) => asks(&self.workers[worker].state, step, attempt, self.now),
             (Return::Unknown, tool) if effect(tool) == Effect::Once => return,
             (Return::Unknown, _) => Command::Fail { step, attempt, error: failed("timeout", true), jitter: 1.0 },
         };
@@ -252,12 +253,13 @@ impl History {
             let digest = approval::digest(&self.db.head, &hold.step, hold.attempt, tool, &arguments).unwrap();
             (Arc::new(arguments), digest)
         });
+        let input = fill(&hold, approve);
         let late = hold.asked.expires_at.is_some_and(|at| at <= self.now);
         let wanted = instead.as_ref().map_or(&hold.asked.digest, |(_, digest)| digest).clone();
         let (own, ruling) = (by == person(0) && !hold.asked.self_approval, hold.ruling.clone());
         let reason = Some("because".to_owned());
-        let answer =
-            self.command(Command::Decide { approval_id, approve, by: by.clone(), known_as: vec![], reason, instead });
+        let (known_as, who) = (vec![], by.clone());
+        let answer = self.command(Command::Decide { approval_id, approve, by: who, known_as, reason, instead, input });
         match (own, ruling) {
             (true, _) => assert_eq!(answer, Err(Refusal::OwnRun)),
             (_, None) if late => assert_eq!(answer, Err(Refusal::Ruled(Ruling::Expired))),
@@ -320,7 +322,7 @@ impl History {
         };
         let error = Failure::new("nonsense", "nonsense");
         let output = Arc::new(Value::Null);
-        let command = match command % 17 {
+        let command = match command % 18 {
             0 => Command::Open { goal: None, workflow: None, parent: None, planner: None, budget: Budget::default() },
             1 => Command::Draft(Draft::Ready { plan: Arc::new(Plan::default()), forecast: vec![] }),
             2 => Command::Execute { by: person(3) },
@@ -335,6 +337,7 @@ impl History {
                 approval_id: ApprovalId::new(now),
                 ask: Ask::Raise(Raise { cap: Cap::Cost, by: 0.5, day: None }),
             },
+            17 => asks(&self.db.head, step, attempt, now),
             8 => Command::Wait { step, attempt, wait: Wait::Until { until: now } },
             9 => Command::Complete { step, attempt, output, cost: None },
             10 => Command::Fail { step, attempt, error, jitter: f64::NAN },
@@ -349,6 +352,7 @@ impl History {
                 known_as: vec![],
                 reason: None,
                 instead: None,
+                input: None,
             },
         };
         // Where it is not refused, the auditor judges what comes of it, on a copy of the world.
@@ -374,11 +378,11 @@ impl History {
             }
             assert_eq!(status, Status::AwaitingApproval, "it stands still");
             assert!(!self.cancelled, "it was cancelled and did not end");
-            let open: Vec<_> = self.db.head.open_holds().map(|(id, _)| id).collect();
-            for (number, approval_id) in open.into_iter().enumerate() {
+            let open: Vec<_> = self.db.head.open_holds().map(|(id, hold)| (id, hold.clone())).collect();
+            for (number, (approval_id, hold)) in open.into_iter().enumerate() {
                 let approve = (round + number) % 3 != 0;
-                let (by, known_as) = (person(3), vec![]);
-                let answer = Command::Decide { approval_id, approve, by, known_as, reason: None, instead: None };
+                let (by, known_as, input) = (person(3), vec![], fill(&hold, approve));
+                let answer = Command::Decide { approval_id, approve, by, known_as, reason: None, instead: None, input };
                 self.command(answer).unwrap();
             }
         }
@@ -421,6 +425,24 @@ impl History {
     fn overdue(&self) -> bool {
         self.db.due.is_some_and(|due| due <= self.now)
     }
+}
+
+/// A call comes back for something.
+fn asks(state: &RunState, step: StepKey, attempt: u32, now: Timestamp) -> Command {
+    let (version, arguments) = match state.stage(&step) {
+        Some(Stage::Running { tool_version, arguments, .. }) => (tool_version.as_str(), Arc::clone(arguments)),
+        _ => ("0", Arc::default()),
+    };
+    let tool = state.step(&step).map_or("once", |step| step.uses.as_str());
+    let digest = approval::digest(state, &step, attempt, (tool, version), &arguments).unwrap();
+    let form =
+        Form { message: "Which?".to_owned(), schema: Arc::new(json!({})), resume: Some(Arc::new(json!("here"))) };
+    Command::Ask { step, attempt, approval_id: ApprovalId::new(now), digest, form }
+}
+
+/// What is filled in, where a form is approved.
+fn fill(hold: &journal::Hold, approve: bool) -> Option<Arc<Value>> {
+    (approve && hold.asked.question == Question::Input).then(|| Arc::new(json!({ "which": 1.5 })))
 }
 
 fn pick(number: u8, of: usize) -> Option<usize> {

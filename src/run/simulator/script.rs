@@ -46,6 +46,8 @@ pub(super) enum Return {
     Done,
     /// Certainly without effect; perhaps worth another try.
     Failed { retryable: bool },
+    /// For something to be filled in.
+    Asks,
     /// Nobody knows.
     Unknown,
 }
@@ -157,6 +159,7 @@ fn scene() -> impl Strategy<Value = Scene> {
     let how = prop_oneof![
         4 => Just(Return::Done),
         2 => any::<bool>().prop_map(|retryable| Return::Failed { retryable }),
+        1 => Just(Return::Asks),
         1 => Just(Return::Unknown),
     ];
     let decide = (any::<u8>(), 0_u8..4, any::<bool>(), prop::bool::weighted(0.2));

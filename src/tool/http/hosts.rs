@@ -13,25 +13,25 @@ type Key = (TenantId, String);
 
 /// Keeps a tenant from crowding a host. Only hosts in use are remembered.
 #[derive(Clone)]
-pub(super) struct Hosts {
+pub(in crate::tool) struct Hosts {
     per_host: usize,
     open: Arc<Mutex<HashMap<Key, Arc<Semaphore>>>>,
 }
 
 /// A place at a host; free again when dropped.
-pub(super) struct Place {
+pub(in crate::tool) struct Place {
     hosts: Hosts,
     key: Key,
     permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Hosts {
-    pub(super) fn new(per_host: usize) -> Self {
+    pub(in crate::tool) fn new(per_host: usize) -> Self {
         Self { per_host: per_host.max(1), open: Arc::default() }
     }
 
     /// Waits for a place at `origin` (scheme, host and port).
-    pub(super) async fn enter(&self, tenant: TenantId, origin: String) -> Place {
+    pub(in crate::tool) async fn enter(&self, tenant: TenantId, origin: String) -> Place {
         let key = (tenant, origin);
         let semaphore = {
             let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);

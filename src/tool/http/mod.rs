@@ -13,5 +13,6 @@ mod tool;
 
 pub(super) use declared::routes;
 pub use declared::{HttpTool, HttpTools};
+pub(super) use hosts::{Hosts, Place};
 pub(super) use sender::Sender;
 pub(super) use tool::HttpRequest;

@@ -136,7 +136,7 @@ async fn ask(tool: &HttpRequest, arguments: Value) -> Result<Value, ToolError> {
 async fn finish(tool: &HttpRequest, call: Call) -> Result<Value, ToolError> {
     match tool.call(call).await? {
         Outcome::Done { output, .. } => Ok(output),
-        other @ Outcome::Wait(_) => panic!("{other:?}"),
+        other @ (Outcome::Wait(_) | Outcome::Ask(_)) => panic!("{other:?}"),
     }
 }
 

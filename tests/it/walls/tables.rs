@@ -11,7 +11,7 @@ use sqlx::{
 use fermata::app::Role;
 use reqwest::Method;
 
-use crate::world::{Client, World};
+use crate::world::{Client, Mcp, Revision, World};
 
 /// Tables without tenants. This list may only shrink.
 const TENANTLESS: [&str; 2] = ["seaql_migrations", "workers"];
@@ -94,6 +94,11 @@ async fn lived_in(client: &Client, decider: &Client, admin: &Client) {
     ] {
         admin.request(Method::PUT, path).json(&body).send().await.expect(201);
     }
+    // A tool that changed since it was pinned has a row.
+    let server = Mcp::start(Revision::Newer).await;
+    admin.request(Method::PUT, "/tools/mcp/held").json(&json!({ "url": server.url() })).send().await.expect(201);
+    server.change("echo", "description", json!("Another."));
+    client.start(json!([{ "id": "a", "uses": "mcp:held/echo", "with": {} }])).await.wait_end().await;
     let body = json!({ "workflow": "held" });
     let run = client.request(Method::POST, "/agent/execute").json(&body).key("a-key").send().await.expect(202);
     let run = client.run(run["runId"].as_str().unwrap());

@@ -1,0 +1,273 @@
+//! One call of a server's tool: only if the tool still is what was pinned, and with nobody in doubt afterwards whether it
+//! was made.
+
+use std::time::{Duration, Instant};
+
+use rmcp::{
+    RoleClient,
+    model::{CallToolRequestParams, CallToolResult, ServerResult},
+    service::RequestHandle,
+};
+
+use super::{
+    connect::Target,
+    form, output,
+    pin::Pinned,
+    session::{self, Key, Session},
+    store,
+    tool::McpTool,
+};
+use crate::{
+    db,
+    journal::Filled,
+    kernel::crash::{self, Side},
+    tool::{Call, Handed, Outcome, ToolError},
+};
+
+/// Rounds in which a server only wants to be asked again, and how long to wait before each.
+const ROUNDS: u32 = 20;
+const ROUND: Duration = Duration::from_millis(250);
+/// Forms that one attempt may ask for.
+const FORMS: usize = 20;
+/// Progress is told so often at most, and so many times.
+const TELL_EVERY: Duration = Duration::from_millis(200);
+const TELLS: usize = 200;
+/// How long a server may take to hear that a call is called off.
+const CALL_OFF: Duration = Duration::from_secs(2);
+
+impl McpTool {
+    pub(super) async fn make(&self, call: &Call) -> Result<Outcome, ToolError> {
+        if self.changed {
+            return Err(self.is_changed());
+        }
+        if filled(call).len() > FORMS {
+            let message = format!("MCP server `{}` asked for more than {FORMS} forms", self.server.name);
+            return Err(ToolError::failed("mcp_asks_forever", message));
+        }
+        let pool = &self.servers.0.pool;
+        let key: Key = (call.tenant_id, self.server.name.clone(), self.server.version);
+        let ready = async {
+            let place = pool.enter(call.tenant_id, &self.server.name).await;
+            Ok::<_, ToolError>((self.session(call, &key).await?, place))
+        };
+        let (mut session, _place) = tokio::select! {
+            biased;
+            () = call.cancel.cancelled() => return Err(ToolError::cancelled()),
+            ready = ready => ready?,
+        };
+        let outcome = self.ask(call, &mut session).await;
+        match outcome {
+            Ok(Ok(outcome)) => {
+                pool.keep(key, session);
+                Ok(outcome)
+            }
+            // The server has said so itself, in good order.
+            Ok(Err(error)) => {
+                pool.keep(key, session);
+                Err(error)
+            }
+            Err(broken) => {
+                let Broken { error, unanswered } = *broken;
+                tokio::spawn(async move {
+                    if let Some(handle) = unanswered {
+                        drop(tokio::time::timeout(CALL_OFF, handle.cancel(Some("called off".to_owned()))).await);
+                    }
+                    session.close().await;
+                });
+                Err(error)
+            }
+        }
+    }
+
+    /// A session in which the tool is what was pinned.
+    async fn session(&self, call: &Call, key: &Key) -> Result<Session, ToolError> {
+        let mut session = match self.servers.0.pool.take(key) {
+            Some(session) => session,
+            None => self.open(call).await?,
+        };
+        let listed = match session.tools().await {
+            Ok(listed) => listed.get(&self.pinned.tool.name).cloned(),
+            Err(error) => {
+                tokio::spawn(session.close());
+                return Err(error);
+            }
+        };
+        let problem = match listed.map(|tool| tool.pin()) {
+            Some(Ok(seen)) if seen.digest == self.pinned.digest => return Ok(session),
+            Some(Ok(seen)) => self.note(call, &seen).await,
+            // Nobody could approve of what cannot even be shown.
+            Some(Err(why)) => {
+                ToolError::failed("tool_changed", format!("`{}` is of no use any more: {why}", self.name_of()))
+            }
+            None => {
+                ToolError::failed("tool_gone", format!("MCP server `{}` lists no such tool any more", self.server.name))
+            }
+        };
+        self.servers.0.pool.keep(key.clone(), session);
+        Err(problem)
+    }
+
+    async fn open(&self, call: &Call) -> Result<Session, ToolError> {
+        let target = Target {
+            tenant: call.tenant_id,
+            name: &self.server.name,
+            settings: &self.server.body.settings,
+            protocol: Some(&self.server.body.protocol),
+        };
+        self.servers.0.connector.open(target).await
+    }
+
+    /// Puts the tool out of use until somebody has looked at it.
+    async fn note(&self, call: &Call, seen: &Pinned) -> ToolError {
+        let (inner, server) = (&self.servers.0, &self.server.name);
+        let noted = db::patiently(|| async {
+            let mut tx = inner.connector.db.tenant(call.tenant_id).await?;
+            store::note(&mut tx, call.tenant_id, server, seen, inner.clock.now()).await?;
+            tx.commit().await
+        });
+        match noted.await {
+            Ok(()) => {
+                tracing::warn!(server, tool = seen.tool.name, "a tool of an MCP server has changed and is out of use");
+                self.is_changed()
+            }
+            Err(error) => ToolError::retryable("unavailable", error.detail().to_owned()),
+        }
+    }
+
+    fn is_changed(&self) -> ToolError {
+        let message = format!(
+            "`{}` is no longer what was pinned: look at /tools/mcp/{}, and approve of what it is now",
+            self.name_of(),
+            self.server.name
+        );
+        ToolError::failed("tool_changed", message)
+    }
+
+    fn name_of(&self) -> String {
+        format!("mcp:{}/{}", self.server.name, self.pinned.tool.name)
+    }
+
+    /// Asks until there is an answer. The outer error means that the session is of no more use.
+    async fn ask(&self, call: &Call, session: &mut Session) -> Result<Result<Outcome, ToolError>, Box<Broken>> {
+        let (mut state, mut answers) = match form::resumed(filled(call)) {
+            Some((state, answers)) => (state, Some(answers)),
+            None => (None, None),
+        };
+        let begins = |filled: &&Filled| filled.form.resume.is_none();
+        // What was heard after the answer to the call before is about that.
+        while session.progress.try_recv().is_ok() {}
+        session.ear().begin(&filled(call).iter().filter(begins).cloned().collect::<Vec<_>>());
+        for _ in 0..ROUNDS {
+            let mut params = CallToolRequestParams::new(self.pinned.tool.name.clone());
+            params.arguments = call.arguments.as_object().cloned();
+            params.request_state = state.take();
+            params.input_responses = answers.take();
+            let result = self.round(call, session, params).await?;
+            // What it says after it was told that nobody is there does not count.
+            if let Some(form) = session.ear().asked() {
+                return Ok(Ok(Outcome::Ask(form)));
+            }
+            match result {
+                Err(error) => return Ok(Err(error)),
+                Ok(ServerResult::CallToolResult(result)) => return Ok(self.output(result)),
+                Ok(ServerResult::EmptyResult(_)) => return Ok(self.output(CallToolResult::default())),
+                Ok(ServerResult::InputRequiredResult(needs)) => {
+                    let asks = needs.input_requests.as_ref().is_some_and(|requests| !requests.is_empty());
+                    if asks || needs.request_state.is_none() {
+                        return Ok(form::required(needs).map(Outcome::Ask));
+                    }
+                    state = needs.request_state;
+                    tokio::time::sleep(ROUND).await;
+                }
+                Ok(ServerResult::CreateTaskResult(_)) => {
+                    return Ok(Err(ToolError::unknown(
+                        "mcp_unsupported",
+                        "the server made a task of it, which nobody follows",
+                    )));
+                }
+                Ok(_) => {
+                    let message = format!("MCP server `{}` gave an answer that is none", self.server.name);
+                    return Ok(Err(ToolError::unknown("mcp_protocol", message)));
+                }
+            }
+        }
+        Ok(Err(ToolError::retryable(
+            "mcp_busy",
+            format!("MCP server `{}` only wants to be asked again", self.server.name),
+        )))
+    }
+
+    fn output(&self, result: CallToolResult) -> Result<Outcome, ToolError> {
+        output::output(&self.server.name, result, self.servers.0.connector.output).map(Outcome::done)
+    }
+
+    /// One question and its answer; the inner error is the server's own word.
+    async fn round(
+        &self,
+        call: &Call,
+        session: &mut Session,
+        params: CallToolRequestParams,
+    ) -> Result<Result<ServerResult, ToolError>, Box<Broken>> {
+        crash::point("mcp", Side::Before, &self.pinned.tool.name);
+        let mut handle = session.send(params).await.map_err(Broken::before)?;
+        let answer = wait(call, session, &mut handle).await;
+        crash::point("mcp", Side::After, &self.pinned.tool.name);
+        match answer {
+            Some(Ok(result)) => Ok(Ok(result)),
+            Some(Err(ToolError::Failed(failure))) if failure.code == "mcp_error" => Ok(Err(ToolError::Failed(failure))),
+            Some(Err(error)) => Err(Box::new(Broken { error, unanswered: None })),
+            None => {
+                let error =
+                    ToolError::unknown("cancelled", format!("called off while `{}` was called", self.name_of()));
+                Err(Box::new(Broken { error, unanswered: Some(handle) }))
+            }
+        }
+    }
+}
+
+/// What the attempt has asked for and was given.
+fn filled(call: &Call) -> &[Filled] {
+    match &call.handed {
+        Handed::Filled(filled) => filled,
+        _ => &[],
+    }
+}
+
+/// Waits for the answer, and tells meanwhile how far the server says it is. There is none where the call is called off.
+async fn wait(
+    call: &Call,
+    session: &mut Session,
+    handle: &mut RequestHandle<RoleClient>,
+) -> Option<Result<ServerResult, ToolError>> {
+    let (mut told, mut tells): (Option<Instant>, usize) = (None, 0);
+    loop {
+        tokio::select! {
+            biased;
+            answer = &mut handle.rx => {
+                let answer = session::answered(answer);
+                return Some(answer.map_err(|error| session.fault(&error)));
+            }
+            () = call.cancel.cancelled() => return None,
+            Some(progress) = session.progress.recv() => {
+                let soon = told.is_some_and(|at| at.elapsed() < TELL_EVERY);
+                if !soon && tells < TELLS {
+                    (told, tells) = (Some(Instant::now()), tells + 1);
+                    call.progress.report(progress).await;
+                }
+            }
+        }
+    }
+}
+
+/// A session that is of no more use.
+struct Broken {
+    error: ToolError,
+    /// A call that the server may still be at.
+    unanswered: Option<RequestHandle<RoleClient>>,
+}
+
+impl Broken {
+    fn before(error: ToolError) -> Box<Self> {
+        Box::new(Self { error, unanswered: None })
+    }
+}

@@ -1,0 +1,176 @@
+//! The way to a server: over HTTP through the tenant's door, or to a process that the operator has listed.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use reqwest::{
+    Url,
+    header::{HeaderName, HeaderValue},
+};
+use rmcp::{
+    model::ProtocolVersion,
+    service::{ClientCacheConfig, ClientLifecycleMode, serve_client_with_lifecycle},
+    transport::{
+        StreamableHttpClientTransport, async_rw::AsyncRwTransport,
+        streamable_http_client::StreamableHttpClientTransportConfig,
+    },
+};
+use secrecy::ExposeSecret;
+
+use super::{McpServer, ear::Ear, fault, process, session::Session};
+use crate::{
+    config::McpCommand,
+    db::Database,
+    http::{Outbound, Refusal},
+    kernel::{Error, Problem, Result, TenantId},
+    llm::Keys,
+    tool::ToolError,
+};
+
+/// How long a server may take to become one.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// More than an output may have, since what is too much is cut and not refused.
+const BYTES_PER_OUTPUT: usize = 8;
+/// The longest text of an error page that is read, in bytes.
+const ERROR: usize = 4 * 1024;
+
+/// Opens sessions.
+#[derive(Debug)]
+pub(super) struct Connector {
+    pub(super) db: Database,
+    pub(super) outbound: Arc<Outbound>,
+    pub(super) keys: Keys,
+    pub(super) commands: BTreeMap<String, McpCommand>,
+    /// How large an output may be.
+    pub(super) output: usize,
+}
+
+/// Whose server, and which.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Target<'a> {
+    pub(super) tenant: TenantId,
+    pub(super) name: &'a str,
+    pub(super) settings: &'a McpServer,
+    /// The revision it was found to speak, if it was seen before.
+    pub(super) protocol: Option<&'a str>,
+}
+
+impl Connector {
+    /// A session with the server, before anything is asked of it.
+    ///
+    /// # Errors
+    /// Why there is none; nothing was called.
+    pub(super) async fn open(&self, target: Target<'_>) -> Result<Session, ToolError> {
+        let late = |_| ToolError::retryable("mcp_unreachable", format!("MCP server `{}` takes too long", target.name));
+        tokio::time::timeout(PATIENCE, self.connect(target)).await.map_err(late)?
+    }
+
+    async fn connect(&self, target: Target<'_>) -> Result<Session, ToolError> {
+        let (ear, progress) = Ear::new();
+        let (service, process, host) = match (&target.settings.url, &target.settings.command) {
+            (Some(url), _) => {
+                let (transport, host) = self.http(target, url).await?;
+                (serve_client_with_lifecycle(ear, transport, lifecycle(target.protocol)).await, None, host)
+            }
+            (None, Some(command)) => {
+                let known = self.commands.get(command).ok_or_else(|| unlisted(command))?;
+                let started = process::start(command, known).map_err(|error| {
+                    tracing::warn!(%error, command, "an MCP server cannot be started");
+                    ToolError::failed("mcp_unreachable", format!("the command `{command}` cannot be started"))
+                })?;
+                let (process, output, input) = started;
+                let transport = AsyncRwTransport::new(output, input).with_max_line_length(self.most());
+                (
+                    serve_client_with_lifecycle(ear, transport, lifecycle(target.protocol)).await,
+                    Some(process),
+                    command.clone(),
+                )
+            }
+            (None, None) => return Err(ToolError::failed("mcp_unreachable", "the server is nowhere")),
+        };
+        let service = service.map_err(|error| fault::of_connection(target.name, &host, &error))?;
+        // What it lists is looked at when it is used, and not what it listed once.
+        service.set_response_cache_config(ClientCacheConfig::disabled()).await;
+        Ok(Session::new(target.name, host, service, progress, process))
+    }
+
+    fn most(&self) -> usize {
+        self.output.saturating_mul(BYTES_PER_OUTPUT)
+    }
+
+    async fn http(
+        &self,
+        target: Target<'_>,
+        url: &str,
+    ) -> Result<(StreamableHttpClientTransport<reqwest::Client>, String), ToolError> {
+        let parsed: Url = url.parse().map_err(|_| ToolError::failed("url_refused", "the `url` is none"))?;
+        let door = self.outbound.door(target.tenant).await.map_err(away)?;
+        door.vet(&parsed).map_err(|refusal| {
+            let code = match refusal {
+                Refusal::Url(_) => "url_refused",
+                Refusal::Address(_) => "address_refused",
+            };
+            ToolError::failed(code, refusal.to_string())
+        })?;
+        let host = parsed.host_str().unwrap_or_default().to_owned();
+        let mut config = StreamableHttpClientTransportConfig::with_uri(parsed.as_str())
+            .custom_headers(self.headers(target).await?)
+            .max_json_response_size(self.most())
+            .max_sse_event_size(self.most())
+            .max_error_response_size(ERROR);
+        config.channel_buffer_capacity = 4;
+        Ok((StreamableHttpClientTransport::with_client(door.client().clone(), config), host))
+    }
+
+    async fn headers(&self, target: Target<'_>) -> Result<HashMap<HeaderName, HeaderValue>, ToolError> {
+        let unusable =
+            |name: &str| ToolError::failed("mcp_misconfigured", format!("the header `{name}` cannot be sent"));
+        let mut headers = HashMap::new();
+        for (name, value) in target.settings.headers.iter().flatten() {
+            let named: HeaderName = name.parse().map_err(|_| unusable(name))?;
+            headers.insert(named, value.parse().map_err(|_| unusable(name))?);
+        }
+        if let Some(key) = &target.settings.key {
+            let mut tx = self.db.tenant(target.tenant).await.map_err(away)?;
+            let secret = self.keys.open(&mut tx, target.tenant, &key.name).await.map_err(away)?;
+            let missing = || ToolError::failed("mcp_misconfigured", format!("there is no key `{}`", key.name));
+            let secret = secret.ok_or_else(missing)?;
+            let (name, bearer) = key.header();
+            let text =
+                if bearer { format!("Bearer {}", secret.expose_secret()) } else { secret.expose_secret().to_owned() };
+            let mut value: HeaderValue = text.parse().map_err(|_| unusable(name))?;
+            value.set_sensitive(true);
+            headers.insert(name.parse().map_err(|_| unusable(name))?, value);
+        }
+        Ok(headers)
+    }
+}
+
+/// The handshake of the revision it speaks; whoever has not been met is asked for the newer one first.
+fn lifecycle(protocol: Option<&str>) -> ClientLifecycleMode {
+    match protocol {
+        Some(known) if known < ProtocolVersion::NO_INITIALIZE.as_str() => ClientLifecycleMode::Initialize,
+        _ => ClientLifecycleMode::Auto {
+            preferred_versions: vec![ProtocolVersion::V_2026_07_28],
+            legacy_version: Some(ProtocolVersion::V_2025_11_25),
+        },
+    }
+}
+
+fn unlisted(command: &str) -> ToolError {
+    ToolError::failed("mcp_misconfigured", format!("the operator lists no command `{command}`"))
+}
+
+/// Something of ours is away.
+fn away(error: Error) -> ToolError {
+    match error.problem() {
+        Problem::Unavailable => ToolError::retryable("unavailable", error.detail().to_owned()),
+        _ => {
+            tracing::error!(?error, "an MCP server cannot be called");
+            ToolError::retryable("internal", error.detail().to_owned())
+        }
+    }
+}

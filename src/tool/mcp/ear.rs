@@ -1,0 +1,107 @@
+//! What a server says besides answers: how far it is, what it wants to know, that its tools changed.
+
+use std::sync::{
+    Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
+
+use rmcp::{
+    ClientHandler, ErrorData, RoleClient,
+    model::{
+        ClientCapabilities, ClientConfig, ElicitRequestParams, ElicitResult, ElicitationAction, ElicitationCapability,
+        FormElicitationCapability, Implementation, ProgressNotificationParam, ProtocolVersion,
+        UrlElicitationCapability,
+    },
+    service::{NotificationContext, RequestContext},
+};
+use tokio::sync::mpsc;
+
+use super::form;
+use crate::journal::{Filled, Form, ToolProgress};
+
+/// Reports that wait; more are dropped, since the next one says more.
+const REPORTS: usize = 8;
+/// The longest line of a report, in characters.
+const LINE: usize = 500;
+
+/// Listens to a server during one call at a time.
+#[derive(Debug)]
+pub(super) struct Ear {
+    progress: mpsc::Sender<ToolProgress>,
+    answers: Mutex<Answers>,
+    changed: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Answers {
+    given: Vec<Filled>,
+    asked: Option<Form>,
+}
+
+impl Ear {
+    pub(super) fn new() -> (Self, mpsc::Receiver<ToolProgress>) {
+        let (progress, heard) = mpsc::channel(REPORTS);
+        (Self { progress, answers: Mutex::default(), changed: AtomicBool::new(false) }, heard)
+    }
+
+    /// A call begins: what it may be answered.
+    pub(super) fn begin(&self, given: &[Filled]) {
+        *self.answers() = Answers { given: given.to_vec(), asked: None };
+    }
+
+    /// What the call asked for and was not given.
+    pub(super) fn asked(&self) -> Option<Form> {
+        self.answers().asked.take()
+    }
+
+    /// Whether the server has said since the last time that its tools changed.
+    pub(super) fn heard_of_change(&self) -> bool {
+        self.changed.swap(false, Ordering::Relaxed)
+    }
+
+    fn answers(&self) -> MutexGuard<'_, Answers> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn answer(&self, asked: &ElicitRequestParams) -> ElicitResult {
+        let Some(form) = form::form(asked) else { return ElicitResult::new(ElicitationAction::Decline) };
+        let mut answers = self.answers();
+        // The same form twice is answered by what was filled in twice.
+        if let Some(place) = answers.given.iter().position(|filled| filled.form == form) {
+            return form::answer(&answers.given.remove(place));
+        }
+        answers.asked.get_or_insert(form);
+        ElicitResult::new(ElicitationAction::Cancel)
+    }
+}
+
+impl ClientHandler for Ear {
+    fn get_info(&self) -> ClientConfig {
+        let forms = ElicitationCapability::new()
+            .with_form(FormElicitationCapability::default())
+            .with_url(UrlElicitationCapability::default());
+        let mut can = ClientCapabilities::default();
+        can.elicitation = Some(forms);
+        ClientConfig::new(can, Implementation::new("fermata", env!("CARGO_PKG_VERSION")))
+            .with_protocol_version(ProtocolVersion::V_2025_11_25)
+    }
+
+    async fn create_elicitation(
+        &self,
+        asked: ElicitRequestParams,
+        _: RequestContext<RoleClient>,
+    ) -> Result<ElicitResult, ErrorData> {
+        Ok(self.answer(&asked))
+    }
+
+    async fn on_progress(&self, said: ProgressNotificationParam, _: NotificationContext<RoleClient>) {
+        let fraction = said.total.filter(|total| *total > 0.0).map(|total| (said.progress / total).clamp(0.0, 1.0));
+        let line = |text: String| text.replace('\0', "\u{fffd}").chars().take(LINE).collect();
+        let progress = ToolProgress { message: said.message.map(line), fraction, data: None };
+        drop(self.progress.try_send(progress));
+    }
+
+    async fn on_tool_list_changed(&self, _: NotificationContext<RoleClient>) {
+        self.changed.store(true, Ordering::Relaxed);
+    }
+}

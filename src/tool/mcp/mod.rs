@@ -1,0 +1,21 @@
+//! Tools of MCP servers that tenants register: pinned as they were then, called through sessions that are soon closed,
+//! and never believed. What a server says is data: it orders nothing here.
+
+mod call;
+mod connect;
+mod ear;
+mod entry;
+mod fault;
+mod form;
+mod output;
+mod pin;
+mod process;
+mod routes;
+mod servers;
+mod session;
+mod store;
+mod tool;
+
+pub use entry::{McpEntry, McpServer};
+pub use routes::{McpRoutes, routes};
+pub use servers::Servers;

@@ -1,0 +1,229 @@
+//! A conversation with a server, in which one call is made at a time, so that everything heard belongs to it; and the
+//! few that are kept for the next call.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use rmcp::{
+    RoleClient, ServiceError,
+    model::{CallToolRequest, CallToolRequestParams, ClientRequest, PaginatedRequestParams, ServerResult},
+    service::{PeerRequestOptions, RequestHandle, RunningService},
+};
+use tokio::sync::mpsc;
+
+use super::{ear::Ear, fault, pin::Listed, process::Process};
+use crate::{
+    journal::ToolProgress,
+    kernel::TenantId,
+    tool::{
+        ToolError,
+        http::{Hosts, Place},
+    },
+};
+
+/// Pages of a list, and tools on them all.
+const PAGES: usize = 20;
+const TOOLS: usize = 1000;
+/// A list is believed for so long where the server does not say that it changed.
+const LISTED: Duration = Duration::from_secs(60);
+/// A session is used for so long, and kept unused for so long.
+const LIFE: Duration = Duration::from_secs(300);
+const IDLE: Duration = Duration::from_secs(30);
+/// Sessions that are kept unused.
+const KEPT: usize = 64;
+/// Sessions of one tenant with one server at once.
+const SESSIONS: usize = 8;
+/// How long a server may take to hear that it is over.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// What a server lists, by name.
+pub(super) type Listing = BTreeMap<String, Listed>;
+
+/// A conversation.
+pub(super) struct Session {
+    server: String,
+    host: String,
+    service: RunningService<RoleClient, Ear>,
+    pub(super) progress: mpsc::Receiver<ToolProgress>,
+    process: Option<Process>,
+    listed: Option<(Instant, Listing)>,
+    born: Instant,
+}
+
+impl Session {
+    pub(super) fn new(
+        server: &str,
+        host: String,
+        service: RunningService<RoleClient, Ear>,
+        progress: mpsc::Receiver<ToolProgress>,
+        process: Option<Process>,
+    ) -> Self {
+        Self { server: server.to_owned(), host, service, progress, process, listed: None, born: Instant::now() }
+    }
+
+    /// The revision of the protocol it is held in, and what the server calls itself.
+    pub(super) fn peer(&self) -> (String, Option<String>) {
+        let Some(info) = self.service.peer_info() else { return Default::default() };
+        let name = info.server_info.as_ref().map(|it| fault::excerpt(&format!("{} {}", it.name, it.version)));
+        (info.protocol_version.to_string(), name)
+    }
+
+    pub(super) fn ear(&self) -> &Ear {
+        self.service.service()
+    }
+
+    /// What the server lists now, or listed a short while ago.
+    ///
+    /// # Errors
+    /// Why it does not; nothing was called.
+    pub(super) async fn tools(&mut self) -> Result<&Listing, ToolError> {
+        let changed = self.ear().heard_of_change();
+        let known = self.listed.take().filter(|(at, _)| !changed && at.elapsed() < LISTED);
+        let listed = match known {
+            Some(known) => known,
+            None => (Instant::now(), self.list().await?),
+        };
+        Ok(&self.listed.insert(listed).1)
+    }
+
+    async fn list(&self) -> Result<Listing, ToolError> {
+        let mut listing = Listing::new();
+        let mut cursor = None;
+        for _ in 0..PAGES {
+            let mut from = PaginatedRequestParams::default();
+            from.cursor = cursor;
+            let page = self.service.list_tools(Some(from)).await.map_err(|error| certain(self.fault(&error)))?;
+            for tool in page.tools {
+                let listed = serde_json::to_value(&tool).and_then(serde_json::from_value::<Listed>);
+                let listed = listed.map_err(|_| ToolError::failed("mcp_protocol", "a tool of the server is none"))?;
+                listing.insert(listed.name.clone(), listed);
+            }
+            cursor = page.next_cursor;
+            if cursor.is_none() || listing.len() > TOOLS {
+                break;
+            }
+        }
+        if cursor.is_some() || listing.len() > TOOLS {
+            let message = format!("MCP server `{}` lists more than {TOOLS} tools or {PAGES} pages", self.server);
+            return Err(ToolError::failed("mcp_too_many_tools", message));
+        }
+        Ok(listing)
+    }
+
+    /// Sends a call; the answer comes to the handle.
+    ///
+    /// # Errors
+    /// When the session is over, and nothing was sent.
+    pub(super) async fn send(&self, params: CallToolRequestParams) -> Result<RequestHandle<RoleClient>, ToolError> {
+        let request = ClientRequest::CallToolRequest(CallToolRequest::new(params));
+        let sent = self.service.send_cancellable_request(request, PeerRequestOptions::no_options()).await;
+        sent.map_err(|error| certain(self.fault(&error)))
+    }
+
+    /// Why an answer did not come.
+    pub(super) fn fault(&self, error: &ServiceError) -> ToolError {
+        fault::of_service(&self.server, &self.host, error)
+    }
+
+    fn is_of_use(&self) -> bool {
+        !self.service.is_closed() && !self.service.is_transport_closed() && self.born.elapsed() < LIFE
+    }
+
+    /// Tells the server that it is over, and ends what was started for it.
+    pub(super) async fn close(self) {
+        let Self { mut service, process, server, .. } = self;
+        if !matches!(service.close_with_timeout(FAREWELL).await, Ok(Some(_))) {
+            tracing::debug!(server, "a session with an MCP server did not end in time");
+        }
+        drop(service);
+        if let Some(process) = process {
+            process.end().await;
+        }
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("server", &self.server).finish_non_exhaustive()
+    }
+}
+
+/// Whatever went wrong, no tool was called.
+fn certain(error: ToolError) -> ToolError {
+    match error {
+        ToolError::Unknown(failure) | ToolError::Failed(failure) => ToolError::Failed(failure),
+    }
+}
+
+/// Whose sessions, with which version of which server.
+pub(super) type Key = (TenantId, String, i32);
+
+/// Sessions that wait for their next call.
+#[derive(Debug)]
+pub(super) struct Pool {
+    idle: Mutex<Vec<(Key, Instant, Session)>>,
+    places: Hosts,
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        Self { idle: Mutex::default(), places: Hosts::new(SESSIONS) }
+    }
+}
+
+impl Pool {
+    /// Waits until the tenant may have one more session with the server.
+    pub(super) async fn enter(&self, tenant: TenantId, server: &str) -> Place {
+        self.places.enter(tenant, server.to_owned()).await
+    }
+
+    /// One that is open already.
+    pub(super) fn take(&self, key: &Key) -> Option<Session> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let place =
+            idle.iter().rposition(|(of, since, session)| of == key && since.elapsed() < IDLE && session.is_of_use());
+        place.map(|place| idle.remove(place).2)
+    }
+
+    /// Keeps one for the next call.
+    pub(super) fn keep(&self, key: Key, session: Session) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.push((key, Instant::now(), session));
+        let surplus = idle.len().saturating_sub(KEPT);
+        for (_, _, session) in idle.drain(..surplus) {
+            tokio::spawn(session.close());
+        }
+    }
+
+    /// Closes those that nobody wants any more.
+    pub(super) async fn tidy(&self) {
+        let stale = |(_, since, session): &(Key, Instant, Session)| since.elapsed() >= IDLE || !session.is_of_use();
+        self.close_where(stale).await;
+    }
+
+    /// Closes all.
+    pub(super) async fn close(&self) {
+        self.close_where(|_| true).await;
+    }
+
+    async fn close_where(&self, which: impl Fn(&(Key, Instant, Session)) -> bool) {
+        let gone: Vec<_> = {
+            let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+            let (gone, kept) = std::mem::take(&mut *idle).into_iter().partition(which);
+            *idle = kept;
+            gone
+        };
+        futures_util::future::join_all(gone.into_iter().map(|(_, _, session)| session.close())).await;
+    }
+}
+
+/// The answer that a handle brings.
+pub(super) fn answered(
+    answer: Result<Result<ServerResult, ServiceError>, tokio::sync::oneshot::error::RecvError>,
+) -> Result<ServerResult, ServiceError> {
+    answer.unwrap_or(Err(ServiceError::TransportClosed))
+}

@@ -1,0 +1,59 @@
+//! SQL of what tools have become since they were pinned.
+
+use sqlx::{Row, types::Json};
+
+use super::{pin::Pinned, servers::Change};
+use crate::{
+    db::TenantTx,
+    kernel::{Error, Result, TenantId, Timestamp},
+};
+
+/// Notes what a tool is now, in place of what was noted before.
+pub(super) async fn note(
+    tx: &mut TenantTx,
+    tenant: TenantId,
+    server: &str,
+    seen: &Pinned,
+    at: Timestamp,
+) -> Result<()> {
+    sqlx::query(
+        "insert into mcp_changes (tenant_id, server, tool, seen, digest, seen_at) values ($1, $2, $3, $4, $5, $6)
+         on conflict (tenant_id, server, tool) do update
+           set seen = excluded.seen, digest = excluded.digest, seen_at = excluded.seen_at
+         where mcp_changes.digest <> excluded.digest",
+    )
+    .bind(tenant.uuid())
+    .bind(server)
+    .bind(&seen.tool.name)
+    .bind(Json(seen))
+    .bind(&seen.digest)
+    .bind(at)
+    .execute(tx.conn())
+    .await?;
+    Ok(())
+}
+
+/// What is noted of the tools of a server, or of all servers, by name.
+pub(super) async fn changes(tx: &mut TenantTx, server: Option<&str>) -> Result<Vec<(String, Change)>> {
+    let rows = sqlx::query(
+        "select server, seen, seen_at from mcp_changes where $1::text is null or server = $1 order by server, tool",
+    )
+    .bind(server)
+    .fetch_all(tx.conn())
+    .await?;
+    let read = |row: &sqlx::postgres::PgRow| {
+        let Json(seen): Json<Pinned> = row.try_get("seen").map_err(Error::internal)?;
+        Ok((row.try_get("server")?, Change { pinned: None, seen, seen_at: row.try_get("seen_at")? }))
+    };
+    rows.iter().map(read).collect()
+}
+
+/// Forgets what is noted of a tool, or of all tools of a server.
+pub(super) async fn forget(tx: &mut TenantTx, server: &str, tool: Option<&str>) -> Result<()> {
+    sqlx::query("delete from mcp_changes where server = $1 and ($2::text is null or tool = $2)")
+        .bind(server)
+        .bind(tool)
+        .execute(tx.conn())
+        .await?;
+    Ok(())
+}
