@@ -68,7 +68,7 @@ fn verdict(tool: &dyn Tool, rules: &[ApprovalRule]) -> (StandingVerdict, String)
         _ => StandingVerdict::Depends,
     };
     let does = |holds| if holds { "holds it" } else { "lets it pass" };
-    let reason = match said.first() {
+    let reason = match said.first().filter(|_| verdict != StandingVerdict::Depends) {
         Some((Word::Agent(rule), holds)) => {
             format!("the agent's rule for {} {}", listed(rule), does(*holds))
         }
@@ -153,6 +153,7 @@ mod tests {
         let free = json!({ "tools": ["shop.*"], "approval": [{ "tools": ["shop.*"], "hold": false }] });
         let strict = json!({ "tools": ["*"], "approval": [{ "tools": ["shop.refund", "x"] }] });
         let plain = json!({ "tools": ["shop.refund"] });
+        let dear = json!({ "tools": ["*"], "approval": [{ "tools": ["shop.*"], "cost": ">100" }] });
         for (effects, rule, of, verdict, reason) in [
             (vec![Pure], None, None, Allow, "it only reads or computes"),
             (vec![Repeatable], None, None, Allow, "repeating a call does no harm"),
@@ -166,6 +167,8 @@ mod tests {
             (vec![Pure], own(Some(false)), Some(&strict), Hold, "the agent's rule for `shop.refund`, `x` holds it"),
             (vec![Once], own(Some(false)), Some(&plain), Allow, "the tool's own rule lets it pass"),
             (vec![Once], None, Some(&plain), Hold, "repeating a call would do something again"),
+            (vec![Once, Pure], None, Some(&dear), Depends, "calls whose repetition"),
+            (vec![Once], None, Some(&dear), Hold, "the agent's rule for `shop.*` holds it"),
             (vec![Pure], None, Some(&json!({ "tools": ["shop.read"] })), Forbid, "the agent was not given it"),
             (vec![Pure], None, Some(&json!({})), Forbid, "the agent was not given it"),
         ] {

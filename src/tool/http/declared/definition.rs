@@ -286,7 +286,7 @@ impl DocumentKind for HttpTool {
                 }),
                 "`expect` has 1 to 32 statuses from 100 to 599",
             ),
-            ("url", self.url.len() <= 8192, "`url` has 8,192 bytes at most"),
+            ("url", self.url.len() <= 2048, "`url` has 2,048 bytes at most"),
             ("arguments", is_small(self), "the tool, with its schemas, takes at most 64 KiB of JSON"),
         ];
         let broken = rules.into_iter().find(|(_, holds, _)| !holds).map(|(field, _, rule)| (field, rule.to_owned()));
