@@ -79,7 +79,7 @@ async fn a_goal_comes_to_a_plan_with_a_forecast_which_is_edited_and_then_carried
         let mut other = told["plan"].clone();
         other["steps"][0]["with"]["value"]["order"] = json!(1043);
         edit(&world, &run, &other).await.expect(200);
-        let mut follow = run.follow_after("evt_3").await;
+        let mut follow = run.follow_after(planned["lastEventId"].as_str().unwrap()).await;
         let edited = follow.until("plan.ready").await.data["payload"].clone();
         assert_eq!(edited["plan"], other);
         assert_eq!(edited["editedBy"], run.get().await["createdBy"]);

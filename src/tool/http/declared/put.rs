@@ -82,6 +82,9 @@ impl HttpToolBody {
     pub(super) fn into_tool(self) -> Result<HttpTool> {
         let derived = match (&self.openapi, &self.operation_id) {
             (Some(document), Some(operation)) => openapi::derive(document, operation, self.server.as_deref())?,
+            (Some(document), None) if !document.is_object() => {
+                return Err(Error::invalid("openapi", "`openapi` is a document: an object"));
+            }
             (Some(_), None) => {
                 return Err(Error::invalid("operationId", "`operationId` says which operation is meant"));
             }
