@@ -144,8 +144,8 @@ async fn a_call_gives_what_the_server_says_and_no_more_than_there_is_room_for() 
         assert!(failed["message"].as_str().unwrap().contains("there is no such order"), "{failed}");
         let refused = failure(&run(&world, "refuse", json!({})).await).await;
         assert_eq!((&refused["code"], &refused["detail"]["code"]), (&json!("mcp_error"), &json!(-32602)));
-        let wrong = run(&world, "echo", json!({ "with": { "text": 1 } })).await;
-        assert_eq!(failure(&wrong).await["code"], "invalid_arguments");
+        let wrong = json!({ "plan": { "steps": [step("echo", json!({ "with": { "text": 1 } }))] } });
+        world.operator().post("/agent/execute", &wrong).await.problem(422, "invalid-definition");
         world.operator().request(Method::DELETE, "/tools/mcp/fake").send().await.expect(204);
     }
 }

@@ -59,8 +59,8 @@ pub struct McpServer {
     pub effects: Option<BTreeMap<String, Effect>>,
     /// Takes the server's word for it, where `effects` says nothing: `readOnlyHint` means `pure`, `idempotentHint`
     /// `repeatable`.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub trust_hints: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trust_hints: Option<bool>,
     /// The longest one call may take (`60s` when absent).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Span>,
@@ -175,8 +175,8 @@ impl McpServer {
         let longest = said.max_by_key(|(pattern, _)| pattern.bytes().filter(|b| *b != b'*').count());
         match longest {
             Some((_, effect)) => *effect,
-            None if self.trust_hints && tool.hints("readOnlyHint") => Effect::Pure,
-            None if self.trust_hints && tool.hints("idempotentHint") => Effect::Repeatable,
+            None if self.trust_hints == Some(true) && tool.hints("readOnlyHint") => Effect::Pure,
+            None if self.trust_hints == Some(true) && tool.hints("idempotentHint") => Effect::Repeatable,
             None => Effect::Once,
         }
     }

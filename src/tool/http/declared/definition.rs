@@ -286,6 +286,11 @@ impl DocumentKind for HttpTool {
                 }),
                 "`expect` has 1 to 32 statuses from 100 to 599",
             ),
+            (
+                "output",
+                self.output.as_ref().is_none_or(serde_json::Value::is_object),
+                "`output` is a JSON Schema: an object",
+            ),
             ("url", self.url.len() <= 2048, "`url` has 2,048 bytes at most"),
             ("arguments", is_small(self), "the tool, with its schemas, takes at most 64 KiB of JSON"),
         ];
