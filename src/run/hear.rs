@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     approval,
-    journal::{Command, Draft, Form, Stage, StepKey, Wait, planning_key},
+    journal::{Command, Draft, Form, Report, Stage, StepKey, Wait, planning_key},
     kernel::{ApprovalId, Result},
 };
 
@@ -53,7 +53,15 @@ impl Turn {
         }
     }
 
-    fn hear_report(&mut self, (step, attempt, report): Told) {
+    /// That a model has said all is journaled with what follows from it: what was answered is not asked for again.
+    fn hear_report(&mut self, told: Told) {
+        match told.2 {
+            Report::Message(_) => self.last_words.push(told),
+            Report::Progress(_) | Report::Delta(_) => self.note(told),
+        }
+    }
+
+    fn note(&mut self, (step, attempt, report): Told) {
         self.heard.push(if self.is_planning(&step) {
             Command::Draft(Draft::Told(report))
         } else {
@@ -67,6 +75,10 @@ impl Turn {
     }
 
     pub(super) fn hear(&mut self, ended: Ended) {
+        let (last, others): (Vec<_>, _) =
+            std::mem::take(&mut self.last_words).into_iter().partition(|(step, ..)| *step == ended.step);
+        self.last_words = others;
+        last.into_iter().for_each(|told| self.note(told));
         if self.is_planning(&ended.step) {
             self.in_flight.remove(&ended.step);
             return self.heard.extend(self.drafted(&ended));

@@ -62,6 +62,8 @@ pub(super) struct Turn {
     pub(super) reports: (mpsc::Sender<Told>, mpsc::Receiver<Told>),
     /// What was heard and is not journaled yet: decided again when the journal refuses.
     pub(super) heard: Vec<Command>,
+    /// What models have said of which the call has not ended yet.
+    pub(super) last_words: Vec<Told>,
     /// What was decided and is not journaled yet.
     events: Vec<Event>,
     /// When that was, if it was while the journal took in what came before.
@@ -114,6 +116,7 @@ impl Turn {
             in_flight: HashMap::new(),
             reports: mpsc::channel(REPORTS),
             heard: Vec::new(),
+            last_words: Vec::new(),
             events: Vec::new(),
             ahead_at: None,
             launches: Vec::new(),
