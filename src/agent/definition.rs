@@ -5,7 +5,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::{
-    journal::ApprovalRule,
+    journal::{ApprovalRule, Budget, BudgetBody},
     kernel::{Error, Reference, Result, template},
     llm::DocumentKind,
 };
@@ -53,6 +53,10 @@ pub struct AgentDefinition {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 64)]
     pub max_parallel: Option<u32>,
+    /// The most that a run which begins with it may take: whoever starts one may ask for less, not for more. A number is
+    /// the most it may cost, in the tenant's unit; not bounded when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<BudgetBody>,
     /// JSON Schema of its output; it is text when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
@@ -147,7 +151,7 @@ impl DocumentKind for AgentDefinition {
             ("output", schema.unwrap_or(true), "`output` is a JSON Schema (2020-12)"),
         ];
         match checks.into_iter().find(|(_, holds, _)| !holds) {
-            None => Ok(()),
+            None => self.budget.map(Budget::from).unwrap_or_default().check(),
             Some((field, _, rule)) => Err(Error::invalid(field, rule)),
         }
     }

@@ -195,6 +195,7 @@ mod tests {
                 approval: vec![],
                 max_turns,
                 max_parallel,
+                budget: Budget::default(),
                 output: None,
                 longest_answer: 100,
                 window: 100_000,

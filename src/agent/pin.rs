@@ -6,7 +6,7 @@ use super::{AgentDefinition, definition::MOST_HANDOFFS, grow::turn, tool, usual}
 use crate::{
     db::Database,
     http::{Ctx, Permit},
-    journal::{AgentPin, Plan, Planner, TurnRate, fits},
+    journal::{AgentPin, Budget, Plan, Planner, TurnRate, fits},
     kernel::{
         Error, Problem, Reference, Result, TenantId,
         template::{self, Context},
@@ -122,6 +122,7 @@ impl Agents {
             approval: body.approval.clone().unwrap_or_default(),
             max_turns: body.max_turns.unwrap_or(10),
             max_parallel: body.max_parallel.unwrap_or(8),
+            budget: body.budget.map(Budget::from).unwrap_or_default(),
             output: body.output.clone(),
             rate: rate(&config.body),
             longest_answer: config.body.longest_answer(),

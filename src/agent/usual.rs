@@ -94,6 +94,7 @@ fn agent(
         approval: None,
         max_turns: None,
         max_parallel: None,
+        budget: None,
         output,
     };
     Document::brought(name, body)

@@ -2,7 +2,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::{ApprovalTerms, CostBound, Effect, Estimate, Step};
+use super::{ApprovalTerms, Budget, CostBound, Effect, Estimate, Step};
 use crate::kernel::{Pinned, Span};
 
 /// The tool of the steps in which an agent's model is asked. Only the engine puts it into plans.
@@ -86,6 +86,9 @@ pub struct AgentPin {
     /// So many calls of one answer are made at once.
     #[schema(minimum = 1)]
     pub max_parallel: u32,
+    /// The most that a run which begins with it may take.
+    #[serde(default, skip_serializing_if = "Budget::is_empty")]
+    pub budget: Budget,
     /// JSON Schema of the run's output where this agent has the last word; it is text when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]

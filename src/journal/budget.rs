@@ -87,6 +87,16 @@ impl Budget {
         }
     }
 
+    /// Of each thing the lesser cap of both.
+    #[must_use]
+    pub fn within(self, other: Self) -> Self {
+        let cost = [self.cost, other.cost].into_iter().flatten().reduce(f64::min);
+        let tokens = [self.tokens, other.tokens].into_iter().flatten().min();
+        let tool_calls = [self.tool_calls, other.tool_calls].into_iter().flatten().min();
+        let wall_time = [self.wall_time, other.wall_time].into_iter().flatten().min_by_key(|span| span.0);
+        Self { cost, tokens, tool_calls, wall_time }
+    }
+
     /// Whether it can be.
     ///
     /// # Errors
@@ -368,6 +378,16 @@ mod tests {
             assert!(read(wrong.clone()).is_err(), "{wrong}");
         }
         assert!(read(json!({ "wallTime": "0s" })).unwrap().check().is_err());
+    }
+
+    #[test]
+    fn of_two_budgets_the_lesser_cap_of_each_thing_counts() {
+        let budget = |value: Value| serde_json::from_value::<Budget>(value).unwrap();
+        let some = budget(json!({ "cost": 2, "tokens": 10, "wallTime": "2m" }));
+        let other = budget(json!({ "cost": 1, "tokens": 20, "toolCalls": 3, "wallTime": "3m" }));
+        let both = budget(json!({ "cost": 1, "tokens": 10, "toolCalls": 3, "wallTime": "2m" }));
+        assert_eq!((some.within(other), other.within(some)), (both, both));
+        assert_eq!((some.within(Budget::default()), Budget::default().within(some)), (some, some));
     }
 
     #[test]

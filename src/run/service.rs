@@ -124,7 +124,9 @@ impl Runs {
         };
         let on_denied = request.on_denied.or(usual).unwrap_or_default();
         let named = workflow.as_ref().map(|(name, version)| format!("{name}@{version}"));
-        let (goal, parent, budget) = (request.goal.clone(), opening.parent.clone(), request.budget.unwrap_or_default());
+        let agent = plan.as_ref().and_then(|plan| plan.agent.as_ref());
+        let budget = request.budget.unwrap_or_default().within(agent.map(|agent| agent.budget).unwrap_or_default());
+        let (goal, parent) = (request.goal.clone(), opening.parent.clone());
         let mut commands = vec![Command::Open { goal, workflow: named.clone(), parent, planner, budget }];
         let has_plan = plan.is_some();
         commands.extend(plan.map(|plan| {

@@ -106,6 +106,45 @@ async fn money_and_tokens_that_lack_for_a_turn_are_asked_for() {
 }
 
 #[tokio::test]
+async fn a_run_of_an_agent_takes_no_more_than_the_agent_may() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
+    talker(&world).await;
+    let put = async |budget: Value| {
+        let agent = json!({ "instructions": "You look after orders.", "config": "talker", "budget": budget });
+        world.admin().request(Method::PUT, "/agents/thrifty").json(&agent).send().await
+    };
+    assert_eq!(put(json!({ "tokens": -1 })).await.problem(422, "invalid-input")["field"], "budget.tokens");
+    assert_eq!(put(json!({ "cost": -1 })).await.problem(422, "invalid-input")["field"], "budget");
+    put(json!({ "cost": 1.5, "toolCalls": 4 })).await.expect(201);
+    let begin = async |budget: Option<Value>| {
+        let mut body = json!({ "agent": "thrifty", "goal": "Talk" });
+        if let Some(budget) = budget {
+            body["budget"] = budget;
+        }
+        world.owner().execute(body).await
+    };
+    let own = json!({ "cost": 1.5, "toolCalls": 4 });
+    for (asked, budget, raise) in [
+        (None, own.clone(), 0.5),
+        (Some(json!({ "cost": 5, "toolCalls": 9 })), own.clone(), 0.5),
+        (Some(json!(1)), json!({ "cost": 1.0, "toolCalls": 4 }), 1.0),
+    ] {
+        let run = begin(asked).await;
+        assert_eq!(run.wait_for("idle").await.data["payload"]["budget"], budget);
+        is_near(&lack(&run).await["raise"], raise);
+    }
+    let whole = json!([{ "id": "ask", "uses": "agent:thrifty", "with": { "goal": "Talk" } }]);
+    let parent = world.owner().execute(json!({ "plan": whole, "budget": 9 })).await;
+    let child = parent.child(&world.viewer(), "ask").await;
+    assert_eq!(child.wait_for("idle").await.data["payload"]["budget"], own, "as another's tool it may no more");
+    let asked = lack(&child).await;
+    provider.script([Turn::Say(twenty())]);
+    approve(&world, &asked).await;
+    is_near(&parent.completes().await["cost"], 2.0);
+}
+
+#[tokio::test]
 async fn calls_of_tools_past_their_number_wait_for_as_many_again() {
     let world = World::new().await;
     let begin = async || world.operator().execute(json!({ "plan": chain(5), "budget": { "toolCalls": 2 } })).await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::world::{Client, Run, Upstream, World};
+use crate::world::{Upstream, World};
 
 /// A definition of these steps, put by somebody who may.
 async fn put(world: &World, name: &str, definition: Value) {
@@ -14,12 +14,6 @@ async fn put(world: &World, name: &str, definition: Value) {
     let request = world.operator().request(Method::PUT, &format!("/workflow/definitions/{name}"));
     let answer = request.json(&whole).send().await;
     assert!(matches!(answer.status, 200 | 201), "{}", answer.text());
-}
-
-/// The child that a step of the run waits for.
-async fn child(caller: &Client, parent: &Run, step: &str) -> Run {
-    let waiting = parent.wait_for_step("step.waiting", step).await;
-    caller.run(waiting.data["payload"]["childRunId"].as_str().unwrap())
 }
 
 fn start(workflow: &str) -> Value {
@@ -43,7 +37,7 @@ async fn a_child_has_its_own_stream_and_gives_its_output_to_its_parent() {
     let plan = json!({ "steps": steps, "output": "{{ steps.child.output.output + 2 }}" });
     let parent = world.operator().start(plan).await;
     assert_eq!(parent.completes().await["output"], 42);
-    let child = child(&world.viewer(), &parent, "child").await;
+    let child = parent.child(&world.viewer(), "child").await;
     let run = child.get().await;
     assert_eq!(run["parent"], json!({ "runId": parent.id, "stepId": "child" }));
     assert_eq!((&run["workflow"], &run["createdBy"]), (&json!("double@1"), &json!("user_operator")));
@@ -67,7 +61,7 @@ async fn a_child_that_fails_fails_the_step_that_started_it() {
     let parent = world.operator().start(start("bad")).await;
     let failed = parent.wait_end().await;
     assert_eq!((&failed["status"], &failed["error"]["code"]), (&json!("failed"), &json!("child_not_completed")));
-    let first = child(&world.viewer(), &parent, "child").await;
+    let first = parent.child(&world.viewer(), "child").await;
     assert_eq!(failed["error"]["detail"]["runId"], first.id.as_str());
     // A retry starts another child.
     parent.retry().await.expect(202);
@@ -94,8 +88,8 @@ async fn cancelling_a_parent_cancels_its_children_and_theirs() {
     )
     .await;
     let parent = world.operator().start(start("middle")).await;
-    let middle = child(&world.viewer(), &parent, "child").await;
-    let nap = child(&world.viewer(), &middle, "child").await;
+    let middle = parent.child(&world.viewer(), "child").await;
+    let nap = middle.child(&world.viewer(), "child").await;
     nap.wait_for("step.waiting").await;
     let approval = middle.hold().await;
     parent.cancel().await.expect(202);
@@ -121,7 +115,7 @@ async fn a_failing_parent_takes_its_children_along() {
             { "id": "bad", "uses": "http.request", "with": { "url": upstream.url("/bad") } },
         ]))
         .await;
-    let nap = child(&world.viewer(), &parent, "child").await;
+    let nap = parent.child(&world.viewer(), "child").await;
     nap.wait_for("step.waiting").await;
     upstream.release("/bad");
     let failed = parent.wait_end().await;
@@ -134,7 +128,7 @@ async fn a_parent_waits_for_days_and_hears_of_the_end_wherever_it_comes_from() {
     let world = World::new().await;
     put(&world, "nap", json!({ "steps": [{ "id": "nap", "uses": "time.wait", "with": { "for": "9days" } }] })).await;
     let parent = world.operator().start(start("nap")).await;
-    child(&world.viewer(), &parent, "child").await.wait_for("step.waiting").await;
+    parent.child(&world.viewer(), "child").await.wait_for("step.waiting").await;
     world.advance(Duration::from_secs(10 * 24 * 3600));
     parent.completes().await;
 }

@@ -6,17 +6,11 @@ use serde_json::{Value, json};
 
 use crate::{
     agents::{agent, begin, named, post, steps, world_with},
-    world::{APIS, Client, Provider, Run, Turn, Upstream, World},
+    world::{APIS, Provider, Turn, Upstream, World},
 };
 
 fn hand_over(to: &str) -> (String, Value) {
     (format!("handoff_{to}"), json!({}))
-}
-
-/// The child that a step of the run waits for.
-async fn child(caller: &Client, parent: &Run, step: &str) -> Run {
-    let waiting = parent.wait_for_step("step.waiting", step).await;
-    caller.run(waiting.data["payload"]["childRunId"].as_str().unwrap())
 }
 
 #[tokio::test]
@@ -205,7 +199,7 @@ async fn an_agent_is_a_tool_of_others_and_gives_what_it_came_to() {
     assert_eq!(run.step("call-1-1").await["output"], json!({ "total": 7 }));
     let given = done["plan"]["agent"]["tools"].as_array().unwrap();
     assert!(given.contains(&json!("agent:billing")) && !given.contains(&json!("agent:support")), "{given:?}");
-    let own = child(&world.viewer(), &run, "call-1-1").await.get().await;
+    let own = run.child(&world.viewer(), "call-1-1").await.get().await;
     assert_eq!((&own["goal"], &own["input"]), (&json!("Bill it"), &json!({ "order": 1042 })));
     assert_eq!((&own["createdBy"], &own["parent"]["stepId"]), (&json!("user_owner"), &json!("call-1-1")));
     assert!(done["cost"].as_f64().unwrap() > own["cost"].as_f64().unwrap(), "what it cost is its parent's too");
@@ -246,7 +240,7 @@ async fn a_parent_takes_its_agents_along_when_it_is_cancelled() {
     agent(&world, "support", "fake-openai", json!({ "tools": ["agent:slow"] })).await;
     provider.script([Turn::call("agent_slow", json!({ "goal": "Take your time" })), Turn::Hang]);
     let run = begin(&world, "support", "Wait").await;
-    let slow = child(&world.owner(), &run, "call-1-1").await;
+    let slow = run.child(&world.owner(), "call-1-1").await;
     provider.asked_times(2).await;
     run.cancel().await.expect(202);
     assert_eq!(slow.wait_end().await["status"], "cancelled");

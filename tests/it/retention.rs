@@ -120,8 +120,7 @@ async fn children_go_before_their_parents_and_not_before_these_have_ended() {
     operator.put_yaml("short", "name: short\nsteps: [{ id: a, uses: debug.echo }]").await.expect(201);
     let start = json!({ "id": "child", "uses": "run.start", "with": { "workflow": "short" } });
     let child = async |parent: &Run| {
-        let waits = parent.wait_for_step("step.waiting", "child").await;
-        let child = operator.run(waits.data["payload"]["childRunId"].as_str().unwrap());
+        let child = parent.child(&operator, "child").await;
         child.completes().await;
         child
     };

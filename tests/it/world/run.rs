@@ -83,6 +83,12 @@ impl Run {
         }
     }
 
+    /// The child that a step of it waits for, in the hands of that client.
+    pub async fn child(&self, client: &Client, step: &str) -> Self {
+        let waiting = self.wait_for_step("step.waiting", step).await;
+        client.run(waiting.data["payload"]["childRunId"].as_str().unwrap())
+    }
+
     /// Waits for its end; answers with the run, which has the name of its last event as its status.
     pub async fn wait_end(&self) -> Value {
         let events = self.follow().await.rest().await;
