@@ -200,18 +200,9 @@ async fn turns_are_bounded_and_an_output_fits_its_schema() {
 async fn whatever_passes_at_a_provider_does_not_touch_the_loop() {
     let provider = Provider::start().await;
     let world = world_with(&provider).await;
-    let words = || vec!["A half ".to_owned(), "sentence".to_owned()];
     for (name, _) in APIS {
         agent(&world, name, name, json!({ "tools": ["data.transform"] })).await;
-        for fault in [
-            Turn::Status(429, vec![("retry-after", "0")]),
-            Turn::Status(500, vec![]),
-            Turn::Cut(words()),
-            Turn::Garbled(words()),
-            Turn::WrongJson,
-            Turn::Empty,
-            Turn::ErrorInside(words()),
-        ] {
+        for fault in Turn::passing() {
             let before = provider.asked().len();
             let call = Turn::call("data_transform", json!({ "value": 7 }));
             provider.script([fault.clone(), call, fault.clone(), Turn::say("Seven.")]);

@@ -86,19 +86,10 @@ async fn every_protocol_is_spoken_and_its_words_are_told() {
 async fn whatever_passes_is_asked_again_and_the_words_before_do_not_count() {
     let provider = Provider::start().await;
     let world = world_with(&provider).await;
-    let words = || vec!["A half ".to_owned(), "sentence".to_owned()];
     let mut asked = 0;
     for (name, _) in APIS {
         configure(&world, name, json!({})).await;
-        for fault in [
-            Turn::Status(500, vec![]),
-            Turn::Status(503, vec![]),
-            Turn::Cut(words()),
-            Turn::Garbled(words()),
-            Turn::WrongJson,
-            Turn::Empty,
-            Turn::ErrorInside(words()),
-        ] {
+        for fault in Turn::passing() {
             provider.script([fault.clone(), Turn::say("All is well.")]);
             let run = ask(&world, json!({ "config": name, "prompt": "Well?" })).await;
             assert_eq!(run.completes().await["output"]["text"], "All is well.", "{name}, {fault:?}");

@@ -185,18 +185,9 @@ async fn a_model_cannot_plan_around_the_gate() {
 async fn whatever_passes_at_a_provider_does_not_touch_the_plan() {
     let provider = Provider::start().await;
     let world = world_with(&provider).await;
-    let words = || vec!["A half ".to_owned(), "sentence".to_owned()];
     for (name, _) in APIS {
         planner(&world, name).await;
-        for fault in [
-            Turn::Status(429, vec![("retry-after", "0")]),
-            Turn::Status(500, vec![]),
-            Turn::Cut(words()),
-            Turn::Garbled(words()),
-            Turn::WrongJson,
-            Turn::Empty,
-            Turn::ErrorInside(words()),
-        ] {
+        for fault in Turn::passing() {
             let before = provider.asked().len();
             provider.script([fault.clone(), draft(one("a", "data.transform", json!({ "value": 7 })))]);
             let run = world.operator().execute(json!({ "goal": "Compute" })).await;

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use serde::Deserialize;
 use serde_json::{Number, Value, json};
 
-use super::{choice, given, reference, telling, unless_cancelled, usage};
+use super::{PATIENCE, answered, choice, given, reference, telling, unless_cancelled};
 use crate::{
     journal::{Effect, Estimate},
     kernel::{Reference, TenantId},
@@ -79,21 +79,12 @@ impl Tool for Embed {
     }
 
     fn output(&self) -> Value {
-        json!({
-            "type": "object",
-            "required": ["embeddings", "config", "provider", "model", "usage"],
-            "properties": {
-                "embeddings": {
-                    "type": "array",
-                    "items": { "type": "array", "items": { "type": "number" } },
-                    "description": "A vector for each text, in their order."
-                },
-                "config": { "type": "string", "description": "The configuration that gave them, with its version." },
-                "provider": { "type": "string" },
-                "model": { "type": "string" },
-                "usage": usage()
-            }
-        })
+        let embeddings = json!({
+            "type": "array",
+            "items": { "type": "array", "items": { "type": "number" } },
+            "description": "A vector for each text, in their order."
+        });
+        answered(&["embeddings"], json!({ "embeddings": embeddings }))
     }
 
     fn effect(&self, _: &Value) -> Effect {
@@ -101,8 +92,7 @@ impl Tool for Embed {
     }
 
     fn timeout(&self) -> Duration {
-        // Repetitions and fallbacks have time-outs of their own.
-        Duration::from_secs(1800)
+        PATIENCE
     }
 
     async fn expects(&self, tenant: TenantId, arguments: &Value) -> Estimate {

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{ask, choice, failure, reference, unless_cancelled, usage};
+use super::{PATIENCE, answered, ask, choice, failure, reference, unless_cancelled};
 use crate::{
     journal::{Effect, Estimate, ModelPins},
     kernel::{Reference, TenantId},
@@ -94,21 +94,14 @@ impl Tool for Generate {
     }
 
     fn output(&self) -> Value {
-        json!({
-            "type": "object",
-            "required": ["text", "config", "provider", "model", "stop", "usage"],
-            "properties": {
-                "text": { "type": "string" },
-                "json": { "description": "The answer as JSON, where a schema was given." },
-                "reasoning": { "type": "string" },
-                "config": { "type": "string", "description": "The configuration that answered, with its version." },
-                "template": { "type": "string", "description": "The template, with its version." },
-                "provider": { "type": "string" },
-                "model": { "type": "string" },
-                "stop": { "enum": ["done", "length"], "description": "`length`: cut off at the most tokens." },
-                "usage": usage()
-            }
-        })
+        let fields = json!({
+            "text": { "type": "string" },
+            "json": { "description": "The answer as JSON, where a schema was given." },
+            "reasoning": { "type": "string" },
+            "template": { "type": "string", "description": "The template, with its version." },
+            "stop": { "enum": ["done", "length"], "description": "`length`: cut off at the most tokens." }
+        });
+        answered(&["text", "stop"], fields)
     }
 
     fn effect(&self, _: &Value) -> Effect {
@@ -117,8 +110,7 @@ impl Tool for Generate {
     }
 
     fn timeout(&self) -> Duration {
-        // Repetitions and fallbacks have time-outs of their own.
-        Duration::from_secs(1800)
+        PATIENCE
     }
 
     async fn expects(&self, tenant: TenantId, arguments: &Value) -> Estimate {

@@ -7,7 +7,7 @@ mod speech;
 mod tell;
 mod turn;
 
-use std::num::NonZeroU32;
+use std::{num::NonZeroU32, time::Duration};
 
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -26,6 +26,8 @@ pub(super) use speech::{Synthesize, Transcribe};
 pub(super) use turn::AgentTurn;
 pub use turn::{Compacted, Conversation, TurnCall, TurnOutput};
 
+/// How long a call may take. Repetitions and fallbacks have time-outs of their own.
+const PATIENCE: Duration = Duration::from_secs(1800);
 /// News that may wait to be told; then the model is read more slowly.
 const NEWS: usize = 64;
 /// The longest text that its event carries.
@@ -83,16 +85,26 @@ fn reference() -> Value {
     json!({ "type": "string", "pattern": "^[a-z][a-z0-9._-]{0,62}(@[1-9][0-9]{0,8})?$" })
 }
 
-/// JSON Schema of what was taken for an answer.
-fn usage() -> Value {
-    json!({
-        "type": "object",
-        "properties": {
-            "inputTokens": { "type": "integer" },
-            "cachedTokens": { "type": "integer" },
-            "outputTokens": { "type": "integer" }
+/// JSON Schema of an output that has these fields, those always, beside what all have: who answered, and what it took.
+fn answered(always: &[&str], fields: Value) -> Value {
+    let mut properties = json!({
+        "config": { "type": "string", "description": "The configuration that answered, with its version." },
+        "provider": { "type": "string" },
+        "model": { "type": "string" },
+        "usage": {
+            "type": "object",
+            "properties": {
+                "inputTokens": { "type": "integer" },
+                "cachedTokens": { "type": "integer" },
+                "outputTokens": { "type": "integer" }
+            }
         }
-    })
+    });
+    if let (Value::Object(properties), Value::Object(fields)) = (&mut properties, fields) {
+        properties.extend(fields);
+    }
+    let always = [always, &["config", "provider", "model", "usage"]].concat();
+    json!({ "type": "object", "required": always, "properties": properties })
 }
 
 /// The output of a tool that gives this. What it took is told as it is of words, which goes into the books.

@@ -5,7 +5,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{choice, given, reference, telling, unless_cancelled, usage};
+use super::{PATIENCE, answered, choice, given, reference, telling, unless_cancelled};
 use crate::{
     journal::{Effect, Estimate},
     kernel::{Reference, TenantId},
@@ -93,18 +93,8 @@ impl Tool for Synthesize {
     }
 
     fn output(&self) -> Value {
-        json!({
-            "type": "object",
-            "required": ["audio", "mediaType", "config", "provider", "model", "usage"],
-            "properties": {
-                "audio": { "type": "string", "contentEncoding": "base64" },
-                "mediaType": { "type": "string" },
-                "config": { "type": "string", "description": "The configuration that read it, with its version." },
-                "provider": { "type": "string" },
-                "model": { "type": "string" },
-                "usage": usage()
-            }
-        })
+        let audio = json!({ "type": "string", "contentEncoding": "base64" });
+        answered(&["audio", "mediaType"], json!({ "audio": audio, "mediaType": { "type": "string" } }))
     }
 
     fn effect(&self, _: &Value) -> Effect {
@@ -112,8 +102,7 @@ impl Tool for Synthesize {
     }
 
     fn timeout(&self) -> Duration {
-        // Repetitions and fallbacks have time-outs of their own.
-        Duration::from_secs(1800)
+        PATIENCE
     }
 
     async fn expects(&self, tenant: TenantId, arguments: &Value) -> Estimate {
@@ -195,17 +184,7 @@ impl Tool for Transcribe {
     }
 
     fn output(&self) -> Value {
-        json!({
-            "type": "object",
-            "required": ["text", "config", "provider", "model", "usage"],
-            "properties": {
-                "text": { "type": "string" },
-                "config": { "type": "string", "description": "The configuration that wrote it, with its version." },
-                "provider": { "type": "string" },
-                "model": { "type": "string" },
-                "usage": usage()
-            }
-        })
+        answered(&["text"], json!({ "text": { "type": "string" } }))
     }
 
     fn effect(&self, _: &Value) -> Effect {
@@ -213,8 +192,7 @@ impl Tool for Transcribe {
     }
 
     fn timeout(&self) -> Duration {
-        // Repetitions and fallbacks have time-outs of their own.
-        Duration::from_secs(1800)
+        PATIENCE
     }
 
     async fn call(&self, call: Call) -> Result<Outcome, ToolError> {

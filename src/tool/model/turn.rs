@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{ask, unless_cancelled};
+use super::{PATIENCE, ask, unless_cancelled};
 use crate::{
     journal::{AGENT_TURN, Effect, Failure},
     kernel::{Error, Pinned},
@@ -148,8 +148,7 @@ impl Tool for AgentTurn {
     }
 
     fn timeout(&self) -> Duration {
-        // Repetitions and fallbacks have time-outs of their own.
-        Duration::from_secs(1800)
+        PATIENCE
     }
 
     async fn call(&self, call: Call) -> Result<Outcome, ToolError> {

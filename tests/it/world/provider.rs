@@ -73,6 +73,21 @@ impl Turn {
     pub fn call(tool: &str, arguments: Value) -> Self {
         Self::Call(vec![(tool.to_owned(), arguments)])
     }
+
+    /// All that goes wrong once, and not when it is asked again.
+    pub fn passing() -> [Self; 8] {
+        let words = || vec!["A half ".to_owned(), "sentence".to_owned()];
+        [
+            Self::Status(429, vec![("retry-after", "0")]),
+            Self::Status(500, vec![]),
+            Self::Status(503, vec![]),
+            Self::Cut(words()),
+            Self::Garbled(words()),
+            Self::WrongJson,
+            Self::Empty,
+            Self::ErrorInside(words()),
+        ]
+    }
 }
 
 /// A question as it arrived.
