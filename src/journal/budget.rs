@@ -22,7 +22,7 @@ pub enum Cap {
     Tokens,
     /// Calls of tools; an agent's turns are none.
     ToolCalls,
-    /// Seconds of being carried out; waiting for a person does not count.
+    /// Seconds of being carried out, of a day those of its calls; waiting for a person does not count.
     WallTime,
 }
 
@@ -48,7 +48,7 @@ impl Cap {
     }
 }
 
-/// The most that a run may take; what is absent is not bounded.
+/// The most that a run may take, or all of a tenant's in a day; what is absent is not bounded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Budget {
@@ -64,7 +64,7 @@ pub struct Budget {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 0)]
     pub tool_calls: Option<u64>,
-    /// Time of being carried out; waiting for a person does not count.
+    /// Time of being carried out, of a day that of its calls; waiting for a person does not count.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wall_time: Option<Span>,
 }
@@ -97,18 +97,33 @@ impl Budget {
         Self { cost, tokens, tool_calls, wall_time }
     }
 
-    /// Whether it can be.
+    /// Which of its caps cannot be, and what would be right.
+    #[must_use]
+    pub fn flaw(&self) -> Option<(Cap, &'static str)> {
+        let countable = |count: Option<u64>| count.is_none_or(|count| i64::try_from(count).is_ok());
+        let rules = [
+            (Cap::Cost, self.cost.is_none_or(|cost| cost.is_finite() && cost >= 0.0), "`cost` is a number from 0"),
+            (Cap::Tokens, countable(self.tokens), "`tokens` is a number below 2^63"),
+            (Cap::ToolCalls, countable(self.tool_calls), "`toolCalls` is a number below 2^63"),
+            (
+                Cap::WallTime,
+                self.wall_time.is_none_or(|span| !span.0.is_zero()),
+                "`wallTime` is longer than nothing: `10m`",
+            ),
+        ];
+        rules.into_iter().find_map(|(cap, holds, rule)| (!holds).then_some((cap, rule)))
+    }
+
+    /// Whether it can be, as a field `budget`.
     ///
     /// # Errors
     /// Invalid (422), naming the field.
     pub fn check(&self) -> Result<()> {
-        if self.cost.is_some_and(|cost| !cost.is_finite() || cost < 0.0) {
-            return Err(Error::invalid("budget", "`budget` is a number from 0, or has such a `cost`"));
+        match self.flaw() {
+            None => Ok(()),
+            Some((Cap::Cost, _)) => Err(Error::invalid("budget", "`budget` is a number from 0, or has such a `cost`")),
+            Some((cap, rule)) => Err(Error::invalid(&format!("budget.{}", cap.name()), rule)),
         }
-        if self.wall_time.is_some_and(|span| span.0.is_zero()) {
-            return Err(Error::invalid("budget.wallTime", "`budget.wallTime` is longer than nothing: `10m`"));
-        }
-        Ok(())
     }
 }
 
@@ -234,6 +249,9 @@ impl Raise {
         };
         let unit = if *cap == Cap::WallTime { " seconds" } else { "" };
         match day {
+            Some(day) if *cap == Cap::WallTime => {
+                format!("The tenant has used up its budget{of} of {day}: approve to raise that by {by}{unit}")
+            }
             Some(day) => {
                 format!("It would take the tenant past its budget{of} of {day}: approve to raise that by {by}{unit}")
             }

@@ -23,6 +23,13 @@ pub enum Spending {
         /// Whether a call was made.
         called: bool,
     },
+    /// An attempt waits for a person from now on, which takes none of the time that is capped.
+    Held {
+        /// The step.
+        step: StepKey,
+        /// Its attempt.
+        attempt: u32,
+    },
     /// The run is over, and with it all that was reserved for it.
     Ended,
     /// A budget was raised that is not the run's own.
@@ -92,6 +99,7 @@ impl Spending {
             }
             Body::StepFailed(_) | Body::StepRetrying(_) => [None, over(true)],
             Body::StepSkipped(_) | Body::PlanRefused(_) | Body::PlanReady(_) => [None, over(false)],
+            Body::AwaitingApproval(_) if reserves => [step().map(|(step, attempt)| Self::Held { step, attempt }), None],
             Body::Approved(approved) => {
                 let hold = state.holds.get(&approved.approval_id);
                 let raise = hold.and_then(|hold| Raise::asked(&hold.asked)).filter(|raise| raise.day.is_some());

@@ -1,5 +1,5 @@
 use chrono::NaiveDate;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::json;
 use utoipa::ToSchema;
 
@@ -8,48 +8,16 @@ use crate::{
     audit,
     db::TenantTx,
     http::{Ctx, Permit},
-    journal::Estimate,
+    journal::{Budget, Estimate},
     kernel::{Actor, Error, Result, Timestamp, wire_time},
 };
 
-/// The most that all runs of a tenant may take together in a day (UTC); what is absent is not bounded.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
-pub struct DayBudget {
-    /// Money, in the tenant's unit.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(minimum = 0)]
-    pub cost: Option<f64>,
-    /// Tokens, asked and said.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(minimum = 0)]
-    pub tokens: Option<u64>,
-    /// Calls of tools; an agent's turns are none.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(minimum = 0)]
-    pub tool_calls: Option<u64>,
-}
-
-impl DayBudget {
-    /// Whether it bounds anything that the call is expected to take.
-    pub(super) fn bounds(&self, call: &Estimate) -> bool {
-        self.cost.is_some() && call.cost > 0.0
-            || self.tokens.is_some() && call.tokens > 0
-            || self.tool_calls.is_some() && call.tool_calls > 0
-    }
-
-    fn check(&self) -> Result<()> {
-        let most = u64::try_from(i64::MAX).unwrap_or_default();
-        let rules = [
-            ("cost", self.cost.is_none_or(|cost| cost.is_finite() && cost >= 0.0), "`cost` is a number from 0"),
-            ("tokens", self.tokens.is_none_or(|tokens| tokens <= most), "`tokens` is a number below 2^63"),
-            ("toolCalls", self.tool_calls.is_none_or(|calls| calls <= most), "`toolCalls` is a number below 2^63"),
-        ];
-        match rules.into_iter().find(|(_, holds, _)| !holds) {
-            None => Ok(()),
-            Some((field, _, rule)) => Err(Error::invalid(field, rule)),
-        }
-    }
+/// Whether a day's budget bounds anything that the call is expected to take. Every call takes time.
+pub(super) fn bounds(budget: &Budget, call: &Estimate) -> bool {
+    budget.cost.is_some() && call.cost > 0.0
+        || budget.tokens.is_some() && call.tokens > 0
+        || budget.tool_calls.is_some() && call.tool_calls > 0
+        || budget.wall_time.is_some()
 }
 
 /// So much of each thing that a day's budget can cap.
@@ -60,16 +28,19 @@ pub struct Amounts {
     pub cost: f64,
     /// Tokens, asked and said.
     pub tokens: u64,
-    /// Calls of tools; counted while their number is capped.
+    /// Calls of tools; counted while anything that they take is capped.
     pub tool_calls: u64,
+    /// Seconds that calls were under way, of those side by side each for itself; counted while anything that they take is
+    /// capped. Waiting for a person does not count.
+    pub wall_time: f64,
 }
 
 /// The budget of a tenant's day, and how today stands.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DayStanding {
-    /// What each day may take.
-    pub budget: DayBudget,
+    /// What all runs together may take each day; what is absent is not bounded.
+    pub budget: Budget,
     /// Who put it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub updated_by: Option<Actor>,
@@ -89,8 +60,10 @@ pub struct DayStanding {
 }
 
 /// Puts the budget, with its entry in the audit log; an empty one lifts it.
-pub(super) async fn put<P: Permit>(tx: &mut TenantTx, ctx: &Ctx<P>, budget: DayBudget) -> Result<DayStanding> {
-    budget.check()?;
+pub(super) async fn put<P: Permit>(tx: &mut TenantTx, ctx: &Ctx<P>, budget: Budget) -> Result<DayStanding> {
+    if let Some((cap, rule)) = budget.flaw() {
+        return Err(Error::invalid(cap.name(), rule));
+    }
     let (tenant, by, now) = (ctx.tenant_id, ctx.actor(), ctx.now());
     store::put_budget(tx, tenant, &budget, &by, now).await?;
     let entry = audit::Entry {
@@ -103,5 +76,5 @@ pub(super) async fn put<P: Permit>(tx: &mut TenantTx, ctx: &Ctx<P>, budget: DayB
         at: now,
     };
     audit::record(tx, &entry).await?;
-    store::standing(tx, tenant, now.date_naive()).await
+    store::standing(tx, tenant, now).await
 }

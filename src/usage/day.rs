@@ -5,10 +5,10 @@ use std::{
 
 use chrono::TimeDelta;
 
-use super::{DayBudget, store};
+use super::{budget, store};
 use crate::{
     db::Database,
-    journal::{Estimate, Raise, StepKey},
+    journal::{Budget, Estimate, Raise, StepKey},
     kernel::{Result, RunId, TenantId, Timestamp},
 };
 
@@ -27,7 +27,7 @@ pub struct Days {
 }
 
 /// The budgets of tenants, and as of when.
-type Known = HashMap<TenantId, (Timestamp, Option<DayBudget>)>;
+type Known = HashMap<TenantId, (Timestamp, Option<Budget>)>;
 
 /// What came of a reservation.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -51,7 +51,7 @@ impl Days {
     ///
     /// # Errors
     /// When the database is away.
-    pub async fn budget(&self, tenant: TenantId, now: Timestamp) -> Result<Option<DayBudget>> {
+    pub async fn budget(&self, tenant: TenantId, now: Timestamp) -> Result<Option<Budget>> {
         if let Some((at, known)) = self.known().get(&tenant).copied()
             && (now - at).abs() < MEMORY
         {
@@ -85,11 +85,11 @@ impl Days {
         now: Timestamp,
     ) -> Result<Share> {
         match self.budget(tenant, now).await? {
-            Some(budget) if budget.bounds(call) => {}
+            Some(of_day) if budget::bounds(&of_day, call) => {}
             _ => return Ok(Share::Unbounded),
         }
         let mut tx = self.db.tenant(tenant).await?;
-        let share = store::reserve(&mut tx, (tenant, run), (step, attempt), call, now.date_naive()).await?;
+        let share = store::reserve(&mut tx, (tenant, run), (step, attempt), call, now).await?;
         // The day's book may have been opened, whatever came of it.
         tx.commit().await?;
         Ok(share)

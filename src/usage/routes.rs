@@ -1,12 +1,13 @@
 use axum::extract::{FromRef, State};
 use utoipa_axum::{router::OpenApiRouter, routes as paths};
 
-use super::{DayBudget, DayStanding, Days, Usage, UsageQuery, budget, report, store};
+use super::{DayStanding, Days, Usage, UsageQuery, budget, report, store};
 use crate::{
     http::{
         Ctx, Front, Json, Query,
         permit::{RunsRead, SettingsRead, SettingsWrite},
     },
+    journal::Budget,
     kernel::{Page, Result},
 };
 
@@ -49,14 +50,14 @@ async fn usage(ctx: Ctx<RunsRead>, Query(query): Query<UsageQuery>) -> Result<Js
 /// it. It counts for calls that begin five seconds later at the latest, and all that was spent today counts with it.
 #[utoipa::path(
     put, path = "/usage/budget", operation_id = "putDayBudget", tag = "usage",
-    request_body(content = DayBudget, example = json!({"cost": 50.0, "tokens": 20_000_000, "toolCalls": 5000})),
+    request_body(content = Budget, example = json!({"cost": 50.0, "tokens": 20_000_000, "toolCalls": 5000, "wallTime": "20h"})),
     responses((status = 200, description = "The budget, and how today stands", body = DayStanding)),
     security(("bearer" = ["settings:write"])),
 )]
 async fn put(
     State(state): State<UsageRoutes>,
     ctx: Ctx<SettingsWrite>,
-    Json(body): Json<DayBudget>,
+    Json(body): Json<Budget>,
 ) -> Result<Json<DayStanding>> {
     let mut tx = ctx.begin().await?;
     let standing = budget::put(&mut tx, &ctx, body).await?;
@@ -75,5 +76,5 @@ async fn put(
 )]
 async fn get(ctx: Ctx<SettingsRead>) -> Result<Json<DayStanding>> {
     let mut tx = ctx.begin().await?;
-    store::standing(&mut tx, ctx.tenant_id, ctx.now().date_naive()).await.map(Json)
+    store::standing(&mut tx, ctx.tenant_id, ctx.now()).await.map(Json)
 }

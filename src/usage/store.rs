@@ -1,14 +1,16 @@
 //! SQL of usage: the books, reservations, and the budgets of days.
 
+use std::time::Duration;
+
 use chrono::NaiveDate;
 use sqlx::{AssertSqlSafe, Row, postgres::PgRow};
 use uuid::Uuid;
 
-use super::{Amounts, DayBudget, DayStanding, GroupBy, Share, Usage, report::Wanted};
+use super::{Amounts, DayStanding, GroupBy, Share, Usage, report::Wanted};
 use crate::{
     db::{Rider, TenantTx, composite},
-    journal::{Append, Cap, Estimate, ModelUse, Raise, Spending, StepKey},
-    kernel::{Actor, Error, Result, RunId, TenantId, Timestamp},
+    journal::{Append, Budget, Cap, Estimate, ModelUse, Raise, Spending, StepKey},
+    kernel::{Actor, Error, Result, RunId, Span, TenantId, Timestamp},
 };
 
 /// An entry of the books as its function takes it.
@@ -30,18 +32,19 @@ pub(super) struct Note {
     cached_tokens: i64,
     output_tokens: i64,
     cost: f64,
+    at: Timestamp,
 }
 
 composite! {
     Note = "usage_note"
         (tenant_id, run_id, step_id, attempt, kind, day, cap, config, provider, model, calls, input_tokens,
-         cached_tokens, output_tokens, cost);
+         cached_tokens, output_tokens, cost, at);
 }
 
 impl Note {
     pub(super) fn of(append: &Append, entry: &Spending) -> Self {
         let (tenant_id, run_id) = (append.tenant_id.uuid(), append.run_id.uuid());
-        let blank = Self { tenant_id, run_id, day: append.at.date_naive(), ..Self::default() };
+        let blank = Self { tenant_id, run_id, day: append.at.date_naive(), at: append.at, ..Self::default() };
         let of = |step: &StepKey, attempt: u32| Self {
             step_id: step.to_string(),
             attempt: i32::try_from(attempt).ok(),
@@ -56,6 +59,7 @@ impl Note {
             Spending::Over { step, attempt, called } => {
                 Self { kind: "over", calls: i64::from(*called), ..of(step, *attempt) }
             }
+            Spending::Held { step, attempt } => Self { kind: "held", ..of(step, *attempt) },
             Spending::Ended => Self { kind: "ended", ..blank },
             Spending::Raised(Raise { cap, by, day }) => {
                 let (cap, day) = (Some(cap.name()), day.unwrap_or(blank.day));
@@ -83,43 +87,46 @@ pub(super) fn rider(notes: Vec<Note>) -> Option<Rider> {
 }
 
 /// The budget of the tenant's days.
-pub(super) async fn budget(tx: &mut TenantTx, tenant: TenantId) -> Result<Option<DayBudget>> {
-    let row = sqlx::query("select cost, tokens, tool_calls from usage_budgets where tenant_id = $1")
+pub(super) async fn budget(tx: &mut TenantTx, tenant: TenantId) -> Result<Option<Budget>> {
+    let row = sqlx::query("select cost, tokens, tool_calls, wall_time from usage_budgets where tenant_id = $1")
         .bind(tenant.uuid())
         .fetch_optional(tx.conn())
         .await?;
     row.as_ref().map(read_budget).transpose()
 }
 
-fn read_budget(row: &PgRow) -> Result<DayBudget> {
+fn read_budget(row: &PgRow) -> Result<Budget> {
     let count = |column| -> Result<Option<u64>> { Ok(row.try_get::<Option<i64>, _>(column)?.map(unsigned)) };
-    Ok(DayBudget { cost: row.try_get("cost")?, tokens: count("tokens")?, tool_calls: count("tool_calls")? })
+    let wall_time = row.try_get::<Option<f64>, _>("wall_time")?.map(Duration::try_from_secs_f64);
+    let wall_time = wall_time.transpose().map_err(Error::internal)?.map(Span);
+    Ok(Budget { cost: row.try_get("cost")?, tokens: count("tokens")?, tool_calls: count("tool_calls")?, wall_time })
 }
 
 /// Puts the budget in place of what was there.
 pub(super) async fn put_budget(
     tx: &mut TenantTx,
     tenant: TenantId,
-    budget: &DayBudget,
+    budget: &Budget,
     by: &Actor,
     at: Timestamp,
 ) -> Result<()> {
     let lifted = "delete from usage_budgets where tenant_id = $1";
-    if *budget == DayBudget::default() {
+    if budget.is_empty() {
         sqlx::query(lifted).bind(tenant.uuid()).execute(tx.conn()).await?;
         return Ok(());
     }
     sqlx::query(
-        "insert into usage_budgets (tenant_id, cost, tokens, tool_calls, updated_by, updated_at)
-         values ($1, $2, $3, $4, $5, $6)
+        "insert into usage_budgets (tenant_id, cost, tokens, tool_calls, wall_time, updated_by, updated_at)
+         values ($1, $2, $3, $4, $5, $6, $7)
          on conflict (tenant_id) do update
          set cost = excluded.cost, tokens = excluded.tokens, tool_calls = excluded.tool_calls,
-             updated_by = excluded.updated_by, updated_at = excluded.updated_at",
+             wall_time = excluded.wall_time, updated_by = excluded.updated_by, updated_at = excluded.updated_at",
     )
     .bind(tenant.uuid())
     .bind(budget.cost)
     .bind(budget.tokens.map(signed))
     .bind(budget.tool_calls.map(signed))
+    .bind(budget.wall_time.map(|span| span.0.as_secs_f64()))
     .bind(by.to_string())
     .bind(at)
     .execute(tx.conn())
@@ -127,30 +134,36 @@ pub(super) async fn put_budget(
     Ok(())
 }
 
-/// The budget, and how a day stands. Where its book is not open yet, what was spent is in those of the runs.
-pub(super) async fn standing(tx: &mut TenantTx, tenant: TenantId, day: NaiveDate) -> Result<DayStanding> {
+/// The budget, and how today stands. Where its book is not open yet, what was spent is in those of the runs.
+pub(super) async fn standing(tx: &mut TenantTx, tenant: TenantId, now: Timestamp) -> Result<DayStanding> {
+    let day = now.date_naive();
     let row = sqlx::query(
-        "select b.cost, b.tokens, b.tool_calls, b.updated_by, b.updated_at,
+        "select b.cost, b.tokens, b.tool_calls, b.wall_time, b.updated_by, b.updated_at,
                 coalesce(d.spent_cost, u.cost) as spent_cost, coalesce(d.spent_tokens, u.tokens) as spent_tokens,
-                coalesce(d.spent_tool_calls, 0) as spent_tool_calls, r.reserved_cost, r.reserved_tokens,
-                r.reserved_tool_calls, coalesce(d.raised_cost, 0) as raised_cost,
-                coalesce(d.raised_tokens, 0) as raised_tokens, coalesce(d.raised_tool_calls, 0) as raised_tool_calls
+                coalesce(d.spent_tool_calls, 0) as spent_tool_calls,
+                coalesce(d.spent_wall_time, 0) as spent_wall_time, r.reserved_cost, r.reserved_tokens,
+                r.reserved_tool_calls, r.reserved_wall_time, coalesce(d.raised_cost, 0) as raised_cost,
+                coalesce(d.raised_tokens, 0) as raised_tokens, coalesce(d.raised_tool_calls, 0) as raised_tool_calls,
+                coalesce(d.raised_wall_time, 0) as raised_wall_time
          from (select coalesce(sum(cost), 0) as cost, coalesce(sum(input_tokens + output_tokens), 0)::bigint as tokens
                from run_usage where tenant_id = $1 and day = $2) as u
          cross join (select coalesce(sum(cost), 0) as reserved_cost, coalesce(sum(tokens), 0)::bigint as reserved_tokens,
-                            coalesce(sum(tool_calls), 0)::bigint as reserved_tool_calls
+                            coalesce(sum(tool_calls), 0)::bigint as reserved_tool_calls,
+                            coalesce(sum(usage_seconds(since, $3)), 0) as reserved_wall_time
                      from usage_reservations where tenant_id = $1 and day = $2) as r
          left join usage_budgets b on b.tenant_id = $1
          left join usage_days d on d.tenant_id = $1 and d.day = $2",
     )
     .bind(tenant.uuid())
     .bind(day)
+    .bind(now)
     .fetch_one(tx.conn())
     .await?;
     let amounts = |kind: &str| -> Result<Amounts> {
         let count = |what: &str| -> Result<u64> { Ok(unsigned(row.try_get(format!("{kind}_{what}").as_str())?)) };
-        let cost = row.try_get(format!("{kind}_cost").as_str())?;
-        Ok(Amounts { cost, tokens: count("tokens")?, tool_calls: count("tool_calls")? })
+        let number = |what: &str| -> Result<f64> { Ok(row.try_get(format!("{kind}_{what}").as_str())?) };
+        let (cost, wall_time) = (number("cost")?, number("wall_time")?);
+        Ok(Amounts { cost, tokens: count("tokens")?, tool_calls: count("tool_calls")?, wall_time })
     };
     let by: Option<String> = row.try_get("updated_by")?;
     Ok(DayStanding {
@@ -170,14 +183,14 @@ pub(super) async fn reserve(
     (tenant, run): (TenantId, RunId),
     (step, attempt): (&StepKey, u32),
     call: &Estimate,
-    day: NaiveDate,
+    at: Timestamp,
 ) -> Result<Share> {
     let row = sqlx::query("select reserved, cap, lacks from reserve_usage($1, $2, $3, $4, $5, $6, $7, $8)")
         .bind(tenant.uuid())
         .bind(run.uuid())
         .bind(step.to_string())
         .bind(i32::try_from(attempt).unwrap_or(i32::MAX))
-        .bind(day)
+        .bind(at)
         .bind(call.cost)
         .bind(signed(call.tokens))
         .bind(signed(call.tool_calls))
@@ -186,7 +199,7 @@ pub(super) async fn reserve(
     let cap = row.try_get::<Option<&str>, _>("cap")?.and_then(Cap::named);
     let by: Option<f64> = row.try_get("lacks")?;
     Ok(match cap.zip(by) {
-        Some((cap, by)) => Share::Lacks(Raise { cap, by, day: Some(day) }),
+        Some((cap, by)) => Share::Lacks(Raise { cap, by, day: Some(at.date_naive()) }),
         None if row.try_get("reserved")? => Share::Reserved,
         None => Share::Unbounded,
     })

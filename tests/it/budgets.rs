@@ -1,27 +1,18 @@
-//! Budgets of runs and of tenants' days: what would go past one waits for more, runs that go side by side never exceed one
-//! together, and the books say what was taken.
+//! Budgets of runs: what would go past one waits for more, and the books say what was taken.
 
 use std::time::Duration;
 
-use fermata::{
-    app::Role,
-    kernel::{RunId, Timestamp},
-};
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::world::{Client, Provider, Run, Turn, World};
 
-async fn world_with(provider: &Provider) -> World {
+pub async fn world_with(provider: &Provider) -> World {
     World::with(|settings| settings.llm.providers = provider.settings().collect()).await
 }
 
-async fn without_worker(provider: &Provider) -> World {
-    World::without_worker(|settings| settings.llm.providers = provider.settings().collect()).await
-}
-
 /// An agent whose model may say twenty words a turn, at 0.1 each.
-async fn talker(world: &World) {
+pub async fn talker(world: &World) {
     let price = json!({ "input": 0.0, "output": 100_000.0 });
     let config = json!({ "provider": "fake-openai", "model": "m", "maxTokens": 20, "price": price });
     let agent = json!({ "instructions": "You look after orders.", "config": "talker", "tools": ["data.transform"] });
@@ -30,11 +21,11 @@ async fn talker(world: &World) {
     }
 }
 
-fn twenty() -> Vec<String> {
+pub fn twenty() -> Vec<String> {
     (0..20).map(|number| format!("w{number} ")).collect()
 }
 
-async fn talk(world: &World, budget: Value) -> Run {
+pub async fn talk(world: &World, budget: Value) -> Run {
     let mut body = json!({ "agent": "talker", "goal": "Talk" });
     if !budget.is_null() {
         body["budget"] = budget;
@@ -42,37 +33,29 @@ async fn talk(world: &World, budget: Value) -> Run {
     world.owner().execute(body).await
 }
 
-async fn cap_day(world: &World, budget: &Value) -> Value {
-    world.admin().request(Method::PUT, "/usage/budget").json(budget).send().await.expect(200)
-}
-
-async fn day(world: &World) -> Value {
-    world.viewer().get("/usage/budget").await.expect(200)
-}
-
 async fn usage(client: &Client, query: &str) -> Vec<Value> {
     client.get(&format!("/usage{query}")).await.expect(200)["items"].as_array().unwrap().clone()
 }
 
 /// What is asked first that is about a budget.
-async fn lack(run: &Run) -> Value {
+pub async fn lack(run: &Run) -> Value {
     let asked = run.wait_for("awaiting_approval").await.data["payload"].clone();
     assert_eq!(asked["question"], "budget", "{asked}");
     asked
 }
 
-async fn approve(world: &World, asked: &Value) {
+pub async fn approve(world: &World, asked: &Value) {
     world.approver().approve(asked["approvalId"].as_str().unwrap()).await;
 }
 
 #[track_caller]
-fn is_near(value: &Value, wanted: f64) {
+pub fn is_near(value: &Value, wanted: f64) {
     let value = value.as_f64().unwrap();
     assert!((value - wanted).abs() < 1e-6, "{value}, not {wanted}");
 }
 
 /// Steps one after the other that only echo.
-fn chain(steps: usize) -> Value {
+pub fn chain(steps: usize) -> Value {
     let step = |number: usize| {
         let needs: Vec<_> = (number > 0).then(|| format!("s{}", number - 1)).into_iter().collect();
         json!({ "id": format!("s{number}"), "uses": "debug.echo", "needs": needs, "with": { "value": 1 } })
@@ -229,167 +212,12 @@ async fn a_budget_that_cannot_be_is_refused_by_its_field() {
         let answer = world.owner().post("/agent/plan", &json!({ "plan": chain(1), "budget": budget })).await;
         assert_eq!(answer.problem(422, "invalid-input")["field"], field, "{budget}");
     }
-    for (budget, field) in [(json!({ "cost": -1 }), "cost"), (json!({ "wallTime": "1m" }), "wallTime")] {
+    for (budget, field) in
+        [(json!({ "cost": -1 }), "cost"), (json!({ "wallTime": "0s" }), "wallTime"), (json!({ "money": 1 }), "money")]
+    {
         let answer = world.admin().request(Method::PUT, "/usage/budget").json(&budget).send().await;
         assert_eq!(answer.problem(422, "invalid-input")["field"], field, "{budget}");
     }
-}
-
-#[tokio::test]
-async fn runs_side_by_side_never_exceed_their_tenants_day_together() {
-    let provider = Provider::start().await;
-    let world = without_worker(&provider).await;
-    talker(&world).await;
-    cap_day(&world, &json!({ "cost": 6.5 })).await;
-    provider.script(std::iter::repeat_n(Turn::SayHeld(twenty(), 2), 10));
-    let _workers = [world.mortal(Role::Worker).await, world.mortal(Role::Worker).await];
-    let mut runs = Vec::new();
-    for _ in 0..10 {
-        runs.push(talk(&world, Value::Null).await);
-    }
-    let mut questions = world.approver().follow_tenant("?from=start&types=awaiting_approval").await;
-    let mut asked = Vec::new();
-    while asked.len() < 7 {
-        asked.push(questions.next().await.unwrap().data);
-    }
-    assert_eq!(provider.asked_times(3).await.len(), 3, "three have room");
-    let today = world.now().date_naive().to_string();
-    for event in &asked {
-        let payload = &event["payload"];
-        assert_eq!(
-            (&payload["question"], &payload["raises"], &payload["day"]),
-            (&json!("budget"), &json!("cost"), &json!(today))
-        );
-        is_near(&payload["raise"], 1.5);
-        assert!(payload["reason"].as_str().unwrap().contains("tenant"), "{payload}");
-    }
-    is_near(&day(&world).await["reserved"]["cost"], 6.0);
-    provider.release();
-    let waits: Vec<_> = asked.iter().map(|event| event["runId"].clone()).collect();
-    for run in runs.iter().filter(|run| !waits.contains(&json!(run.id))) {
-        is_near(&run.completes().await["cost"], 2.0);
-    }
-    let standing = day(&world).await;
-    is_near(&standing["spent"]["cost"], 6.0);
-    assert_eq!((&standing["reserved"]["cost"], provider.asked().len()), (&json!(0.0), 3));
-
-    // One is refused; each of the others has what it lacks, and is asked again where another took that.
-    let denied = asked.pop().unwrap();
-    world.approver().deny(denied["payload"]["approvalId"].as_str().unwrap(), "tomorrow").await;
-    let failed = world.viewer().run(denied["runId"].as_str().unwrap()).wait_end().await;
-    assert_eq!(failed["error"]["message"], "the tenant's budget was not raised");
-    for event in &asked {
-        approve(&world, &event["payload"]).await;
-    }
-    for event in &asked {
-        let run = world.viewer().run(event["runId"].as_str().unwrap());
-        let mut follow = run.follow_after(event["eventId"].as_str().unwrap()).await;
-        while let Some(next) = follow.next().await {
-            if next.name == "awaiting_approval" {
-                approve(&world, &next.data["payload"]).await;
-            }
-        }
-        is_near(&run.completes().await["cost"], 2.0);
-    }
-    let standing = day(&world).await;
-    is_near(&standing["spent"]["cost"], 18.0);
-    assert_eq!(standing["reserved"], json!({ "cost": 0.0, "tokens": 0, "toolCalls": 0 }));
-    let allowed = 6.5 + standing["raised"]["cost"].as_f64().unwrap();
-    assert!(allowed >= 18.0 - 1e-6, "{standing}");
-    // What people allowed bounds what the provider was asked for.
-    assert_eq!(provider.asked().len(), 9);
-}
-
-#[tokio::test]
-async fn calls_of_tools_and_tokens_of_a_day_are_capped_too_and_tomorrow_is_another_day() {
-    let provider = Provider::start().await;
-    let world = world_with(&provider).await;
-    talker(&world).await;
-    cap_day(&world, &json!({ "toolCalls": 3 })).await;
-    let run = world.operator().start(chain(4)).await;
-    let asked = lack(&run).await;
-    assert_eq!((&asked["raises"], &asked["raise"]), (&json!("toolCalls"), &json!(1.0)));
-    assert_eq!(day(&world).await["spent"]["toolCalls"], 3);
-    approve(&world, &asked).await;
-    run.completes().await;
-    let standing = day(&world).await;
-    assert_eq!((&standing["spent"]["toolCalls"], &standing["raised"]["toolCalls"]), (&json!(4), &json!(1)));
-
-    cap_day(&world, &json!({ "tokens": 10 })).await;
-    let run = talk(&world, Value::Null).await;
-    assert_eq!(lack(&run).await["raises"], "tokens");
-    // Lifted, it bounds nothing; tomorrow's begins anew.
-    assert_eq!(cap_day(&world, &json!({})).await["budget"], json!({}));
-    talk(&world, Value::Null).await.completes().await;
-    cap_day(&world, &json!({ "cost": 2.0, "toolCalls": 3 })).await;
-    world.advance(Duration::from_secs(24 * 3600));
-    world.operator().start(chain(3)).await.completes().await;
-    talk(&world, Value::Null).await.completes().await;
-    assert_eq!(day(&world).await["spent"]["toolCalls"], 3);
-}
-
-#[tokio::test]
-async fn what_was_spent_before_a_day_had_its_budget_counts() {
-    let provider = Provider::start().await;
-    let world = world_with(&provider).await;
-    talker(&world).await;
-    provider.script([Turn::Say(twenty())]);
-    talk(&world, Value::Null).await.completes().await;
-    is_near(&cap_day(&world, &json!({ "cost": 3.0 })).await["spent"]["cost"], 2.0);
-    let run = talk(&world, Value::Null).await;
-    is_near(&lack(&run).await["raise"], 1.0);
-}
-
-#[tokio::test]
-async fn a_death_in_the_middle_of_a_call_neither_leaks_nor_doubles_its_reservation() {
-    let provider = Provider::start().await;
-    let world = without_worker(&provider).await;
-    talker(&world).await;
-    cap_day(&world, &json!({ "cost": 3.0 })).await;
-    provider.script([Turn::SayHeld(twenty(), 2), Turn::Say(twenty()), Turn::Say(twenty())]);
-    let worker = world.mortal(Role::Worker).await;
-    let run = talk(&world, Value::Null).await;
-    provider.asked_times(1).await;
-    worker.kill();
-    is_near(&day(&world).await["reserved"]["cost"], 2.0);
-    let _worker = world.mortal(Role::Worker).await;
-    let done = run.completes().await;
-    let standing = day(&world).await;
-    assert_eq!((&standing["spent"]["cost"], &standing["reserved"]["cost"]), (&done["cost"], &json!(0.0)));
-    let started = run.events().await.into_iter().filter(|event| event["step"] == "step.started");
-    let repeated: Vec<_> = started.map(|event| event["payload"]["repeated"].clone()).collect();
-    assert_eq!(repeated, [Value::Null, json!(true)]);
-}
-
-/// What a process leaves that dies when it has reserved and not begun.
-async fn leave(world: &World, run: &Run, at: Timestamp) {
-    let id: RunId = run.id.parse().unwrap();
-    sqlx::query(
-        "insert into usage_reservations (tenant_id, run_id, step_id, attempt, day, cost, tokens, tool_calls)
-         values ($1, $2, 'turn-1', 1, $3, 2.0, 0, 0)",
-    )
-    .bind(world.home().uuid())
-    .bind(id.uuid())
-    .bind(at.date_naive())
-    .execute(&mut world.superuser().await)
-    .await
-    .unwrap();
-}
-
-#[tokio::test]
-async fn what_was_reserved_before_a_death_is_used_by_the_same_call_or_given_up_with_its_run() {
-    let provider = Provider::start().await;
-    let world = without_worker(&provider).await;
-    talker(&world).await;
-    cap_day(&world, &json!({ "cost": 3.0 })).await;
-    let (run, other) = (talk(&world, Value::Null).await, talk(&world, Value::Null).await);
-    leave(&world, &run, world.now()).await;
-    leave(&world, &other, world.now()).await;
-    // It ends without ever having begun, and nobody hears of what was reserved for it.
-    other.cancel().await.expect(202);
-    let _worker = world.mortal(Role::Worker).await;
-    run.completes().await;
-    assert_eq!(day(&world).await["reserved"]["cost"], 0.0);
 }
 
 #[tokio::test]

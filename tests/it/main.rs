@@ -9,6 +9,7 @@ mod bench;
 mod budgets;
 mod calls;
 mod children;
+mod days;
 mod definitions;
 mod fairness;
 mod fire;

@@ -236,6 +236,24 @@ async fn what_a_server_asks_for_is_a_form_that_somebody_fills_in() {
 }
 
 #[tokio::test]
+async fn a_call_that_waits_for_a_form_takes_no_time_of_its_tenants_day_meanwhile() {
+    let world = World::new().await;
+    world.admin().request(Method::PUT, "/usage/budget").json(&json!({ "wallTime": "1h" })).send().await.expect(200);
+    let _server = registered(&world, Revision::Newer, json!({})).await;
+    let run = run(&world, "ask", json!({})).await;
+    let asked = hold_after(&run, 0).await;
+    world.advance(Duration::from_secs(7200));
+    let standing = world.viewer().get("/usage/budget").await.expect(200);
+    assert_eq!(standing["reserved"]["wallTime"], 0.0);
+    let fill = json!({ "status": "approved", "digest": asked["digest"], "arguments": { "name": "Ada" } });
+    world.approver().decide(asked["approvalId"].as_str().unwrap(), &fill).await.expect(200);
+    run.completes().await;
+    let standing = world.viewer().get("/usage/budget").await.expect(200);
+    let spent = standing["spent"]["wallTime"].as_f64().unwrap();
+    assert!(spent > 0.0 && spent < 60.0, "{standing}");
+}
+
+#[tokio::test]
 async fn a_form_outlives_the_worker_and_a_second_one_follows_it() {
     for revision in REVISIONS {
         let world = World::without_worker(|_| ()).await;

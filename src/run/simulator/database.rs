@@ -42,6 +42,7 @@ impl Books {
             match entry {
                 Spending::Spent { cost, .. } => self.spent += cost,
                 Spending::Over { step, attempt, .. } => drop(self.reserved.remove(&(step.clone(), *attempt))),
+                Spending::Held { .. } => {}
                 Spending::Ended => self.reserved.clear(),
                 Spending::Raised(raise) => panic!("no day is capped here: {raise:?}"),
             }
