@@ -16,6 +16,7 @@ pub mod journal;
 pub mod stream;
 
 pub mod identity;
+pub mod integration;
 pub mod llm;
 
 pub mod approval;

@@ -54,6 +54,7 @@ fn every_setting_is_described_as_in_the_code() {
         ("CircuitBreaker", "circuit_breaker"),
         ("Vault", "vault"),
         ("Job", "job"),
+        ("Oauth", "oauth"),
         ("Telemetry", "telemetry"),
     ] {
         let body = source.split_once(&format!("pub struct {section}Settings {{\n")).expect(section).1;

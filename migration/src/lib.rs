@@ -24,6 +24,7 @@ mod m20261127_000019_http_tools;
 mod m20261127_000020_forms;
 mod m20261127_000021_mcp;
 mod m20261127_000022_approvers;
+mod m20261127_000023_connections;
 
 /// Every migration, oldest first.
 #[derive(Debug)]
@@ -53,6 +54,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261127_000019_http_tools::Migration),
             Box::new(m20261127_000020_forms::Migration),
             Box::new(m20261127_000021_mcp::Migration),
+            Box::new(m20261127_000023_connections::Migration),
         ]
     }
 }

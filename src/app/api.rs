@@ -8,6 +8,7 @@ use crate::{
     approval::{self, ApprovalState},
     db::guard,
     http::{Probe, docs, openapi, vitals},
+    integration::{self, IntegrationRoutes},
     journal,
     kernel::{Error, Result},
     llm, run, stream,
@@ -32,6 +33,10 @@ pub(super) fn router(rooms: &Rooms, role: Role) -> Result<(Router, OpenApi)> {
         .merge(usage::routes(UsageRoutes { front: rooms.front.clone(), days: rooms.days.clone() }))
         .merge(agent::tools(ToolRoutes { front: rooms.front.clone(), tools: rooms.tools.clone() }))
         .merge(tool::mcp_routes(McpRoutes { front: rooms.front.clone(), servers: rooms.mcp.clone() }))
+        .merge(integration::routes(IntegrationRoutes {
+            front: rooms.front.clone(),
+            connections: rooms.connections.clone(),
+        }))
         .merge(tool::routes(rooms.front.clone(), rooms.tools.clone()))
         .merge(vitals)
         .split_for_parts();

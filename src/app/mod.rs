@@ -20,13 +20,14 @@ use crate::{
     db::Database,
     http::{self, Front, Outbound},
     identity::Tenants,
+    integration::Connections,
     journal::{Follower, Journal, Projection},
     kernel::{Clock, Error, Result},
     llm::{Keys, LlmRoutes, Models},
     run::{Bell, Children, Desk, RunRoutes, Runs, Waker, Worker, WorkerParts},
     stream::{Hub, Signals, Streams},
     telemetry::{self, Traces},
-    tool::{HttpTools, Ports, Registry, Servers, Toolbox},
+    tool::{Credentials, HttpTools, Ports, Registry, Servers, Toolbox},
     usage::{Days, Ledger},
 };
 
@@ -150,6 +151,7 @@ struct Rooms {
     journal: Journal,
     tools: Toolbox,
     mcp: Servers,
+    connections: Connections,
     llm: LlmRoutes,
     agents: Agents,
     models: Models,
@@ -192,7 +194,10 @@ impl Rooms {
         let journal = Journal::start(db.clone(), followers, projections, desk.clone(), service);
         let tenants = Tenants::new(db.clone(), clock.clone());
         let outbound = Arc::new(Outbound::new(&settings.tools, Arc::new(AllowLists(tenants)))?);
-        let keys = Keys::new(Vault::new(&settings.vault).map_err(unusable)?);
+        let vault = Vault::new(&settings.vault).map_err(unusable)?;
+        let at = (db.clone(), clock.clone());
+        let connections = Connections::new(at, (vault.clone(), Arc::clone(&outbound)), &settings.oauth, service);
+        let keys = Keys::new(vault);
         let (llm, breaker) = (&settings.llm, &settings.circuit_breaker);
         let models = Models::new((db.clone(), clock.clone()), llm, breaker, keys.clone(), Arc::clone(&outbound));
         let runs = Runs::new(journal.clone(), models.clone(), settings.limits.clone(), &settings.worker);
@@ -200,7 +205,8 @@ impl Rooms {
         let output = settings.limits.output;
         let declared = HttpTools::new(db.clone(), keys.clone(), Arc::clone(&outbound), output);
         let set = (&settings.tools, &settings.limits);
-        let mcp = Servers::new((db.clone(), clock.clone()), set, Arc::clone(&outbound), keys.clone());
+        let credentials = Credentials { keys: keys.clone(), connections: connections.clone() };
+        let mcp = Servers::new((db.clone(), clock.clone()), set, Arc::clone(&outbound), credentials);
         let ports = Ports { outbound, child_runs: Arc::new(children.clone()), models: models.clone() };
         let server = Registry::builtin(&settings.tools, &settings.limits, ports)?;
         // What agents are given, and then the agents themselves, which are tools as well.
@@ -223,6 +229,7 @@ impl Rooms {
             journal,
             tools,
             mcp,
+            connections,
             runs,
             children,
             days: Days::new(db.clone()),

@@ -9,6 +9,6 @@ mod settings;
 pub use llm::{Api, CircuitBreakerSettings, JobSettings, LlmSettings, ProviderSettings};
 pub use load::load;
 pub use settings::{
-    AuthKey, AuthSettings, DatabaseSettings, HttpSettings, KeyMaterial, LimitSettings, McpCommand, RetentionSettings,
-    Settings, StreamSettings, TelemetrySettings, ToolSettings, VaultSettings, WorkerSettings,
+    AuthKey, AuthSettings, DatabaseSettings, HttpSettings, KeyMaterial, LimitSettings, McpCommand, OauthSettings,
+    RetentionSettings, Settings, StreamSettings, TelemetrySettings, ToolSettings, VaultSettings, WorkerSettings,
 };

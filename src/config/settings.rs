@@ -34,6 +34,8 @@ pub struct Settings {
     pub job: JobSettings,
     /// `[vault]`: what seals tenants' secrets.
     pub vault: VaultSettings,
+    /// `[oauth]`: connections to what is elsewhere.
+    pub oauth: OauthSettings,
     /// `[telemetry]`: traces.
     pub telemetry: TelemetrySettings,
 }
@@ -242,6 +244,15 @@ pub struct VaultSettings {
     pub secret: Option<SecretString>,
     /// Secrets it had before: what was sealed with them can still be opened. Default: none.
     pub former: Vec<SecretString>,
+}
+
+/// `[oauth]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OauthSettings {
+    /// Pages that providers may send people back to after they have granted access, each to the letter
+    /// (`https://console.example/connected`); a person's own machine (`http://127.0.0.1:…`) is always one. Default: none.
+    pub redirects: Vec<String>,
 }
 
 /// `[telemetry]`.

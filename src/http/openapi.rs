@@ -23,12 +23,13 @@ use crate::kernel::{Error, Problem, Result};
 /// Where an operation names the problems of its own; taken out again.
 const PROBLEMS: &str = "x-problems";
 
-const TAGS: [(&str, &str); 9] = [
+const TAGS: [(&str, &str); 10] = [
     ("agent", "Plan, execute, approve"),
     ("runs", "Runs, their steps and events"),
     ("approvals", "The inbox of holds"),
     ("workflows", "Definitions and their versions"),
     ("tools", "What steps and models use, and the tools that tenants declare"),
+    ("integrations", "Connections: OAuth grants to what is elsewhere"),
     ("jobs", "Single questions to models, in the background"),
     ("models", "Model configurations, prompt templates and keys"),
     ("usage", "What runs take, and the budget of a day"),

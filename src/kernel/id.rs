@@ -47,6 +47,8 @@ kinds! {
     WorkflowId = WorkflowKind, "wf", "workflow";
     /// A hold and its outcome.
     ApprovalId = ApprovalKind, "apr", "approval";
+    /// An OAuth grant to a provider.
+    ConnectionId = ConnectionKind, "conn", "connection";
     /// A token's `jti`.
     TokenId = TokenKind, "tok", "token";
     /// A one-time permission to open a stream.

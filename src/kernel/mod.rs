@@ -14,7 +14,7 @@ pub mod template;
 pub use actor::{Actor, Subject};
 pub use clock::{Clock, Timestamp, wire_time};
 pub use error::{Error, Problem, Result};
-pub use id::{ApprovalId, Id, Kind, RequestId, RunId, TenantId, TicketId, TokenId, WorkerId, WorkflowId};
+pub use id::{ApprovalId, ConnectionId, Id, Kind, RequestId, RunId, TenantId, TicketId, TokenId, WorkerId, WorkflowId};
 pub use page::{Page, PageCursor, PageQuery};
 pub use reference::{Pinned, Reference, check_name, is_name};
 pub use span::Span;

@@ -7,7 +7,7 @@ use std::{
 };
 
 /// From the ground up. A room may use those before it.
-const ROOMS: [&str; 18] = [
+const ROOMS: [&str; 19] = [
     "kernel",
     "config",
     "telemetry",
@@ -18,6 +18,7 @@ const ROOMS: [&str; 18] = [
     "journal",
     "stream",
     "identity",
+    "integration",
     "llm",
     "approval",
     "usage",

@@ -9,6 +9,7 @@ mod bench;
 mod budgets;
 mod calls;
 mod children;
+mod connections;
 mod days;
 mod definitions;
 mod fairness;

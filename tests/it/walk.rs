@@ -26,7 +26,7 @@ impl Things {
         by_kind.insert("approvals", approval);
         by_kind.insert("tools", "debug.echo".to_owned());
         by_kind.extend(
-            ["definitions", "configs", "templates", "keys", "agents", "http", "mcp"]
+            ["definitions", "configs", "templates", "keys", "agents", "http", "mcp", "integrations"]
                 .map(|kind| (kind, "held".to_owned())),
         );
         Self { by_kind }

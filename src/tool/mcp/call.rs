@@ -11,7 +11,7 @@ use rmcp::{
 
 use super::{
     connect::Target,
-    form, output,
+    fault, form, output,
     pin::Pinned,
     session::{self, Key, Session},
     store,
@@ -44,8 +44,21 @@ impl McpTool {
             let message = format!("MCP server `{}` asked for more than {FORMS} forms", self.server.name);
             return Err(ToolError::failed("mcp_asks_forever", message));
         }
-        let pool = &self.servers.0.pool;
         let key: Key = (call.tenant_id, self.server.name.clone(), self.server.version);
+        match self.attempt(call, key.clone()).await {
+            // The token was not accepted, so nothing was called; the next one is another.
+            Err(ToolError::Failed(failure))
+                if failure.code == fault::UNAUTHORIZED && self.server.body.settings.connection.is_some() =>
+            {
+                self.servers.0.pool.discard(&key);
+                self.attempt(call, key).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn attempt(&self, call: &Call, key: Key) -> Result<Outcome, ToolError> {
+        let pool = &self.servers.0.pool;
         let ready = async {
             let place = pool.enter(call.tenant_id, &self.server.name).await;
             Ok::<_, ToolError>((self.session(call, &key).await?, place))
@@ -68,6 +81,7 @@ impl McpTool {
             }
             Err(broken) => {
                 let Broken { error, unanswered } = *broken;
+                self.servers.0.connector.heed(self.target(call), session.token(), &error).await;
                 tokio::spawn(async move {
                     if let Some(handle) = unanswered {
                         drop(tokio::time::timeout(CALL_OFF, handle.cancel(Some("called off".to_owned()))).await);
@@ -83,11 +97,12 @@ impl McpTool {
     async fn session(&self, call: &Call, key: &Key) -> Result<Session, ToolError> {
         let mut session = match self.servers.0.pool.take(key) {
             Some(session) => session,
-            None => self.open(call).await?,
+            None => self.servers.0.connector.open(self.target(call)).await?,
         };
         let listed = match session.tools().await {
             Ok(listed) => listed.get(&self.pinned.tool.name).cloned(),
             Err(error) => {
+                self.servers.0.connector.heed(self.target(call), session.token(), &error).await;
                 tokio::spawn(session.close());
                 return Err(error);
             }
@@ -107,14 +122,13 @@ impl McpTool {
         Err(problem)
     }
 
-    async fn open(&self, call: &Call) -> Result<Session, ToolError> {
-        let target = Target {
+    fn target(&self, call: &Call) -> Target<'_> {
+        Target {
             tenant: call.tenant_id,
             name: &self.server.name,
             settings: &self.server.body.settings,
             protocol: Some(&self.server.body.protocol),
-        };
-        self.servers.0.connector.open(target).await
+        }
     }
 
     /// Puts the tool out of use until somebody has looked at it.

@@ -8,7 +8,7 @@ use std::{
 
 use reqwest::{
     Url,
-    header::{HeaderName, HeaderValue},
+    header::{AUTHORIZATION, HeaderName, HeaderValue},
 };
 use rmcp::{
     model::ProtocolVersion,
@@ -18,13 +18,14 @@ use rmcp::{
         streamable_http_client::StreamableHttpClientTransportConfig,
     },
 };
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 
 use super::{McpServer, ear::Ear, fault, process, session::Session};
 use crate::{
     config::McpCommand,
     db::Database,
     http::{Outbound, Refusal},
+    integration::{AccessToken, Connections},
     kernel::{Error, Problem, Result, TenantId},
     llm::Keys,
     tool::ToolError,
@@ -37,12 +38,21 @@ const BYTES_PER_OUTPUT: usize = 8;
 /// The longest text of an error page that is read, in bytes.
 const ERROR: usize = 4 * 1024;
 
+/// What a tenant's servers may be shown of who calls.
+#[derive(Clone, Debug)]
+pub struct Credentials {
+    /// Keys that tenants have sealed.
+    pub keys: Keys,
+    /// What people have granted.
+    pub connections: Connections,
+}
+
 /// Opens sessions.
 #[derive(Debug)]
 pub(super) struct Connector {
     pub(super) db: Database,
     pub(super) outbound: Arc<Outbound>,
-    pub(super) keys: Keys,
+    pub(super) credentials: Credentials,
     pub(super) commands: BTreeMap<String, McpCommand>,
     /// How large an output may be.
     pub(super) output: usize,
@@ -70,9 +80,11 @@ impl Connector {
 
     async fn connect(&self, target: Target<'_>) -> Result<Session, ToolError> {
         let (ear, progress) = Ear::new();
+        let mut token = None;
         let (service, process, host) = match (&target.settings.url, &target.settings.command) {
             (Some(url), _) => {
-                let (transport, host) = self.http(target, url).await?;
+                token = self.token(target, url).await?;
+                let (transport, host) = self.http(target, url, token.as_ref()).await?;
                 (serve_client_with_lifecycle(ear, transport, lifecycle(target.protocol)).await, None, host)
             }
             (None, Some(command)) => {
@@ -91,10 +103,41 @@ impl Connector {
             }
             (None, None) => return Err(ToolError::failed("mcp_unreachable", "the server is nowhere")),
         };
-        let service = service.map_err(|error| fault::of_connection(target.name, &host, &error))?;
+        let service = match service {
+            Ok(service) => service,
+            Err(error) => {
+                let error = fault::of_connection(target.name, &host, &error);
+                self.heed(target, token.as_ref(), &error).await;
+                return Err(error);
+            }
+        };
         // What it lists is looked at when it is used, and not what it listed once.
         service.set_response_cache_config(ClientCacheConfig::disabled()).await;
-        Ok(Session::new(target.name, host, service, progress, process))
+        Ok(Session::new((target.name, host), (service, progress, process), token))
+    }
+
+    /// The token that the server is called with, if it is called in anybody's name.
+    async fn token(&self, target: Target<'_>, url: &str) -> Result<Option<AccessToken>, ToolError> {
+        let Some(name) = &target.settings.connection else { return Ok(None) };
+        let token =
+            self.credentials.connections.token(target.tenant, name, url).await.map_err(|error| match error {
+                error if error.problem() == Problem::Conflict => {
+                    ToolError::failed("connection_required", error.detail().to_owned())
+                }
+                error => away(error),
+            })?;
+        Ok(Some(token))
+    }
+
+    /// Sees to it that a token which was not accepted is not used again.
+    pub(super) async fn heed(&self, target: Target<'_>, token: Option<&AccessToken>, error: &ToolError) {
+        let (Some(name), Some(token)) = (&target.settings.connection, token) else { return };
+        if matches!(error, ToolError::Failed(failure) if failure.code == fault::UNAUTHORIZED) {
+            let told = self.credentials.connections.distrust(target.tenant, name, &token.secret).await;
+            told.unwrap_or_else(|error| {
+                tracing::warn!(?error, "a token that is not accepted any more may be used again")
+            });
+        }
     }
 
     fn most(&self) -> usize {
@@ -105,6 +148,7 @@ impl Connector {
         &self,
         target: Target<'_>,
         url: &str,
+        token: Option<&AccessToken>,
     ) -> Result<(StreamableHttpClientTransport<reqwest::Client>, String), ToolError> {
         let parsed: Url = url.parse().map_err(|_| ToolError::failed("url_refused", "the `url` is none"))?;
         let door = self.outbound.door(target.tenant).await.map_err(away)?;
@@ -117,7 +161,7 @@ impl Connector {
         })?;
         let host = parsed.host_str().unwrap_or_default().to_owned();
         let mut config = StreamableHttpClientTransportConfig::with_uri(parsed.as_str())
-            .custom_headers(self.headers(target).await?)
+            .custom_headers(self.headers(target, token).await?)
             .max_json_response_size(self.most())
             .max_sse_event_size(self.most())
             .max_error_response_size(ERROR);
@@ -125,7 +169,11 @@ impl Connector {
         Ok((StreamableHttpClientTransport::with_client(door.client().clone(), config), host))
     }
 
-    async fn headers(&self, target: Target<'_>) -> Result<HashMap<HeaderName, HeaderValue>, ToolError> {
+    async fn headers(
+        &self,
+        target: Target<'_>,
+        token: Option<&AccessToken>,
+    ) -> Result<HashMap<HeaderName, HeaderValue>, ToolError> {
         let unusable =
             |name: &str| ToolError::failed("mcp_misconfigured", format!("the header `{name}` cannot be sent"));
         let mut headers = HashMap::new();
@@ -135,18 +183,26 @@ impl Connector {
         }
         if let Some(key) = &target.settings.key {
             let mut tx = self.db.tenant(target.tenant).await.map_err(away)?;
-            let secret = self.keys.open(&mut tx, target.tenant, &key.name).await.map_err(away)?;
+            let secret = self.credentials.keys.open(&mut tx, target.tenant, &key.name).await.map_err(away)?;
             let missing = || ToolError::failed("mcp_misconfigured", format!("there is no key `{}`", key.name));
             let secret = secret.ok_or_else(missing)?;
             let (name, bearer) = key.header();
-            let text =
-                if bearer { format!("Bearer {}", secret.expose_secret()) } else { secret.expose_secret().to_owned() };
-            let mut value: HeaderValue = text.parse().map_err(|_| unusable(name))?;
-            value.set_sensitive(true);
+            let value = sensitive(&secret, bearer).ok_or_else(|| unusable(name))?;
             headers.insert(name.parse().map_err(|_| unusable(name))?, value);
+        }
+        if let Some(token) = token {
+            let value = sensitive(&token.secret, true).ok_or_else(|| unusable("authorization"))?;
+            headers.insert(AUTHORIZATION, value);
         }
         Ok(headers)
     }
+}
+
+fn sensitive(secret: &SecretString, bearer: bool) -> Option<HeaderValue> {
+    let scheme = if bearer { "Bearer " } else { "" };
+    let mut value: HeaderValue = format!("{scheme}{}", secret.expose_secret()).parse().ok()?;
+    value.set_sensitive(true);
+    Some(value)
 }
 
 /// The handshake of the revision it speaks; whoever has not been met is asked for the newer one first.

@@ -49,6 +49,10 @@ pub struct McpServer {
     /// The sealed key that goes along.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<KeyUse>,
+    /// The connection that it is called in the name of, to this very `url`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "github")]
+    pub connection: Option<String>,
     /// The tools that may be used, by name or pattern; all when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(max_items = 128)]
@@ -116,8 +120,8 @@ impl McpServer {
             ("url", self.url.as_ref().is_none_or(is_url), "`url` is an http or https URL of 2,048 bytes at most"),
             (
                 "command",
-                self.command.is_none() || (self.headers.is_none() && self.key.is_none()),
-                "a `command` takes no `headers` and no `key`: the operator sets its environment",
+                self.command.is_none() || (self.headers.is_none() && self.key.is_none() && self.connection.is_none()),
+                "a `command` takes no `headers`, `key` or `connection`: the operator sets its environment",
             ),
             (
                 "headers",
@@ -139,6 +143,13 @@ impl McpServer {
                     .and_then(|key| key.header.as_ref())
                     .is_none_or(|name| is_authorization(name) || is_free(name)),
                 "`key.header` is the name of a header that is not the protocol's",
+            ),
+            (
+                "connection",
+                self.connection
+                    .as_ref()
+                    .is_none_or(|name| check_name(name).is_ok() && self.key.as_ref().is_none_or(|key| !key.header().1)),
+                "`connection` is the name of a connection, and goes into `Authorization` where no `key` does",
             ),
             ("tools", tools.len() <= 128 && tools.iter().all(is_pattern), "`tools` are 128 names or patterns at most"),
             (
@@ -235,6 +246,9 @@ mod tests {
             (json!({ "url": url, "headers": { "x": "a\nb" } }), "headers"),
             (json!({ "url": url, "key": { "name": "No Name" } }), "key.name"),
             (json!({ "url": url, "key": { "name": "k", "header": "Host" } }), "key.header"),
+            (json!({ "url": url, "connection": "No Name" }), "connection"),
+            (json!({ "url": url, "connection": "c", "key": { "name": "k" } }), "connection"),
+            (json!({ "command": "x", "connection": "c" }), "command"),
             (json!({ "url": url, "tools": [""] }), "tools"),
             (json!({ "url": url, "timeout": "2h" }), "timeout"),
             (json!({ "url": url, "approval": [{ "tools": [] }] }), "approval"),

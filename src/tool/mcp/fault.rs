@@ -13,6 +13,8 @@ use crate::{http::Refusal, journal::Failure, tool::ToolError};
 
 type HttpError = StreamableHttpError<reqwest::Error>;
 
+/// The server wants to know better who calls. Nothing was called.
+pub(super) const UNAUTHORIZED: &str = "mcp_unauthorized";
 /// The longest text of a server that goes into a failure, in characters.
 const TEXT: usize = 1000;
 
@@ -66,7 +68,7 @@ fn of_transport(server: &str, host: &str, error: &DynamicTransportError) -> Tool
             ..Failure::new("mcp_http_status", named(&format!("answered {}", error.status)))
         }),
         StreamableHttpError::AuthRequired(_) | StreamableHttpError::InsufficientScope(_) => {
-            ToolError::failed("mcp_unauthorized", named("does not accept our key"))
+            ToolError::failed(UNAUTHORIZED, named("does not accept what we show of who calls"))
         }
         StreamableHttpError::SessionExpired => ToolError::retryable("mcp_session_expired", named("forgot the session")),
         StreamableHttpError::ResponseBodyTooLarge { .. } => {

@@ -16,6 +16,7 @@ mod session;
 mod store;
 mod tool;
 
+pub use connect::Credentials;
 pub use entry::{McpEntry, McpServer};
 pub use routes::{McpRoutes, routes};
 pub use servers::Servers;

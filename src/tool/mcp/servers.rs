@@ -10,7 +10,8 @@ use utoipa::ToSchema;
 
 use super::{
     McpEntry, McpServer,
-    connect::{Connector, Target},
+    connect::{Connector, Credentials, Target},
+    fault,
     pin::Pinned,
     session::Pool,
     store,
@@ -23,7 +24,7 @@ use crate::{
     db::{Database, TenantTx},
     http::{Ctx, Outbound, Permit},
     kernel::{Clock, Error, Problem, Result, TenantId, Timestamp, check_name, wire_time},
-    llm::{Document, Keys, shelf},
+    llm::{Document, shelf},
     tool::{Source, Tool, ToolError},
 };
 
@@ -80,9 +81,9 @@ impl Servers {
         (db, clock): (Database, Clock),
         (tools, limits): (&ToolSettings, &LimitSettings),
         outbound: Arc<Outbound>,
-        keys: Keys,
+        credentials: Credentials,
     ) -> Self {
-        let connector = Connector { db, outbound, keys, commands: tools.mcp.clone(), output: limits.output };
+        let connector = Connector { db, outbound, credentials, commands: tools.mcp.clone(), output: limits.output };
         Self(Arc::new(Inner { connector, pool: Pool::default(), clock }))
     }
 
@@ -130,13 +131,12 @@ impl Servers {
 
     async fn look(&self, tenant: TenantId, name: &str, settings: McpServer) -> Result<McpEntry> {
         let target = Target { tenant, name, settings: &settings, protocol: None };
-        let field = if settings.url.is_some() { "url" } else { "command" };
-        let key = settings.key.as_ref().map_or(field, |_| "key");
-        let mut session = self.0.connector.open(target).await.map_err(|error| unregistered((field, key), error))?;
+        let unregistered = |error| unregistered(&settings, error);
+        let mut session = self.0.connector.open(target).await.map_err(unregistered)?;
         let listed = session.tools().await.cloned();
         let (protocol, implementation) = session.peer();
         session.close().await;
-        let listed = listed.map_err(|error| unregistered((field, key), error))?;
+        let listed = listed.map_err(unregistered)?;
         let mut tools = Vec::new();
         for (name, tool) in listed.into_iter().filter(|(name, _)| settings.allows(name)) {
             tools.push(tool.pin().map_err(|why| {
@@ -222,14 +222,17 @@ async fn changes(tx: &mut TenantTx, document: &Document<McpEntry>) -> Result<Vec
 }
 
 /// Why a server cannot be put.
-fn unregistered((field, key): (&str, &str), error: ToolError) -> Error {
+fn unregistered(settings: &McpServer, error: ToolError) -> Error {
     let (ToolError::Failed(failure) | ToolError::Unknown(failure)) = error;
+    let place = if settings.url.is_some() { "url" } else { "command" };
     let field = match failure.code.as_str() {
         // Something of ours is away.
         "unavailable" | "internal" => return Error::new(Problem::Unavailable, failure.message),
-        "mcp_unauthorized" => "key",
-        "mcp_misconfigured" => key,
-        _ => field,
+        "connection_required" => "connection",
+        fault::UNAUTHORIZED if settings.connection.is_some() => "connection",
+        fault::UNAUTHORIZED => "key",
+        "mcp_misconfigured" => settings.key.as_ref().map_or(place, |_| "key"),
+        _ => place,
     };
     Error::invalid(field, failure.message)
 }

@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 
 use super::{ear::Ear, fault, pin::Listed, process::Process};
 use crate::{
+    integration::AccessToken,
     journal::ToolProgress,
     kernel::TenantId,
     tool::{
@@ -51,18 +52,27 @@ pub(super) struct Session {
     pub(super) progress: mpsc::Receiver<ToolProgress>,
     process: Option<Process>,
     listed: Option<(Instant, Listing)>,
+    /// What it is held with.
+    token: Option<AccessToken>,
     born: Instant,
 }
 
+/// What a session is held by.
+type Held = (RunningService<RoleClient, Ear>, mpsc::Receiver<ToolProgress>, Option<Process>);
+
 impl Session {
     pub(super) fn new(
-        server: &str,
-        host: String,
-        service: RunningService<RoleClient, Ear>,
-        progress: mpsc::Receiver<ToolProgress>,
-        process: Option<Process>,
+        (server, host): (&str, String),
+        (service, progress, process): Held,
+        token: Option<AccessToken>,
     ) -> Self {
-        Self { server: server.to_owned(), host, service, progress, process, listed: None, born: Instant::now() }
+        let (server, born) = (server.to_owned(), Instant::now());
+        Self { server, host, service, progress, process, listed: None, token, born }
+    }
+
+    /// The token it is held with.
+    pub(super) fn token(&self) -> Option<&AccessToken> {
+        self.token.as_ref()
     }
 
     /// The revision of the protocol it is held in, and what the server calls itself.
@@ -130,7 +140,8 @@ impl Session {
     }
 
     fn is_of_use(&self) -> bool {
-        !self.service.is_closed() && !self.service.is_transport_closed() && self.born.elapsed() < LIFE
+        let life = self.token.as_ref().and_then(|token| token.good_for).map_or(LIFE, |good| LIFE.min(good));
+        !self.service.is_closed() && !self.service.is_transport_closed() && self.born.elapsed() < life
     }
 
     /// Tells the server that it is over, and ends what was started for it.
@@ -195,6 +206,14 @@ impl Pool {
         idle.push((key, Instant::now(), session));
         let surplus = idle.len().saturating_sub(KEPT);
         for (_, _, session) in idle.drain(..surplus) {
+            tokio::spawn(session.close());
+        }
+    }
+
+    /// Closes those that are of no more use to anybody.
+    pub(super) fn discard(&self, key: &Key) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        for (_, _, session) in idle.extract_if(.., |(of, _, _)| of == key) {
             tokio::spawn(session.close());
         }
     }

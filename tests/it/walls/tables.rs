@@ -11,7 +11,7 @@ use sqlx::{
 use fermata::app::Role;
 use reqwest::Method;
 
-use crate::world::{Client, Mcp, Revision, World};
+use crate::world::{Client, Mcp, Oauth, Revision, World};
 
 /// Tables without tenants. This list may only shrink.
 const TENANTLESS: [&str; 2] = ["seaql_migrations", "workers"];
@@ -99,6 +99,11 @@ async fn lived_in(client: &Client, decider: &Client, admin: &Client) {
     admin.request(Method::PUT, "/tools/mcp/held").json(&json!({ "url": server.url() })).send().await.expect(201);
     server.change("echo", "description", json!("Another."));
     client.start(json!([{ "id": "a", "uses": "mcp:held/echo", "with": {} }])).await.wait_end().await;
+    // So has an authorization that was begun.
+    let server = Mcp::guarded(Revision::Newer, &Oauth::start().await).await;
+    admin.request(Method::PUT, "/integrations/held").json(&json!({ "url": server.url() })).send().await.expect(201);
+    let back = json!({ "redirectUrl": "http://127.0.0.1:4711/" });
+    admin.post("/integrations/held/oauth/authorize", &back).await.expect(200);
     let body = json!({ "workflow": "held" });
     let run = client.request(Method::POST, "/agent/execute").json(&body).key("a-key").send().await.expect(202);
     let run = client.run(run["runId"].as_str().unwrap());

@@ -11,7 +11,7 @@ use axum::{
     Router,
     body::Body,
     extract::State,
-    http::{HeaderMap, Method, StatusCode, header},
+    http::{HeaderMap, Method, StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
@@ -22,7 +22,7 @@ use tokio::{
     sync::{oneshot, watch},
 };
 
-use super::within;
+use super::{Oauth, within};
 
 /// The revisions of the protocol.
 pub const REVISIONS: [Revision; 2] = [Revision::Older, Revision::Newer];
@@ -67,6 +67,8 @@ struct Told {
 
 struct Shared {
     revision: Revision,
+    /// Whose tokens it wants to be shown.
+    guard: Option<Oauth>,
     told: Mutex<Told>,
     count: watch::Sender<usize>,
 }
@@ -80,6 +82,15 @@ pub struct Mcp {
 
 impl Mcp {
     pub async fn start(revision: Revision) -> Self {
+        Self::build(revision, None).await
+    }
+
+    /// One that answers nobody without a token of that server's.
+    pub async fn guarded(revision: Revision, guard: &Oauth) -> Self {
+        Self::build(revision, Some(guard.clone())).await
+    }
+
+    async fn build(revision: Revision, guard: Option<Oauth>) -> Self {
         let schema = json!({ "type": "object", "properties": { "text": { "type": "string" } } });
         let tool = |name: &str| {
             let tool = json!({ "name": name, "description": format!("Does {name}."), "inputSchema": schema });
@@ -94,7 +105,7 @@ impl Mcp {
             down: false,
             released: watch::Sender::new(false),
         };
-        let shared = Arc::new(Shared { revision, told: Mutex::new(told), count: watch::Sender::new(0) });
+        let shared = Arc::new(Shared { revision, guard, told: Mutex::new(told), count: watch::Sender::new(0) });
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let url = format!("http://{}/mcp", listener.local_addr().unwrap());
         let router = Router::new().fallback(answer).with_state(Arc::clone(&shared));
@@ -159,9 +170,37 @@ impl Shared {
     }
 }
 
-async fn answer(State(shared): State<Arc<Shared>>, method: Method, headers: HeaderMap, body: Bytes) -> Response {
+/// What is said of who grants access (RFC 9728), or that access has to be granted first.
+fn guarded(guard: &Oauth, path: &str, headers: &HeaderMap) -> Option<Response> {
+    let host = headers["host"].to_str().unwrap();
+    let about = "/.well-known/oauth-protected-resource/mcp";
+    if path == about {
+        let resource = json!({
+            "resource": format!("http://{host}/mcp"), "authorization_servers": [guard.issuer()],
+            "scopes_supported": ["tools"],
+        });
+        return Some(axum::Json(resource).into_response());
+    }
+    let token = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().unwrap().strip_prefix("Bearer "));
+    if token.is_some_and(|token| guard.is_good(token)) {
+        return None;
+    }
+    let challenge = format!("Bearer resource_metadata=\"http://{host}{about}\"");
+    Some((StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, challenge)]).into_response())
+}
+
+async fn answer(
+    State(shared): State<Arc<Shared>>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
     if shared.told().down {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    }
+    if let Some(refused) = shared.guard.as_ref().and_then(|guard| guarded(guard, uri.path(), &headers)) {
+        return refused;
     }
     if method != Method::POST {
         let body = json!({ "method": method.as_str() });

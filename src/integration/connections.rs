@@ -1,0 +1,151 @@
+use std::sync::Arc;
+
+use secrecy::ExposeSecret;
+use serde_json::{Value, json};
+use tokio_util::task::TaskTracker;
+
+use super::{
+    connection::{Connection, ConnectionBody, ConnectionStatus},
+    grant::Secret,
+    store::{self, Kept},
+};
+use crate::{
+    audit,
+    auth::Vault,
+    config::OauthSettings,
+    db::{Database, TenantTx},
+    http::{Ctx, Outbound, Permit},
+    kernel::{Clock, ConnectionId, Error, Page, PageQuery, Result, check_name},
+};
+
+/// Connections of one tenant.
+const CONNECTIONS: usize = 256;
+
+/// The connections of this installation's tenants. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Connections {
+    pub(super) db: Database,
+    pub(super) clock: Clock,
+    pub(super) vault: Vault,
+    pub(super) outbound: Arc<Outbound>,
+    /// Pages that providers may send people back to.
+    pub(super) redirects: Arc<[String]>,
+    /// What has to be finished, whoever still waits for it.
+    pub(super) tasks: TaskTracker,
+}
+
+impl Connections {
+    /// Sealed by `vault`, with providers that are reached through `outbound`.
+    #[must_use]
+    pub fn new(
+        (db, clock): (Database, Clock),
+        (vault, outbound): (Vault, Arc<Outbound>),
+        settings: &OauthSettings,
+        tasks: &TaskTracker,
+    ) -> Self {
+        let (redirects, tasks) = (settings.redirects.clone().into(), tasks.clone());
+        Self { db, clock, vault, outbound, redirects, tasks }
+    }
+
+    /// Puts a connection; says whether its name is new. What was granted stays if it is for the same resource and client.
+    ///
+    /// # Errors
+    /// Invalid (422), naming the field; conflict, where this server has nothing to seal with.
+    pub(super) async fn put<P: Permit>(
+        &self,
+        tx: &mut TenantTx,
+        ctx: &Ctx<P>,
+        name: String,
+        body: ConnectionBody,
+    ) -> Result<(Connection, bool)> {
+        check_name(&name)?;
+        let body = body.check()?;
+        let (client, now) = (body.known_client(), ctx.now());
+        let before = store::held(tx, &name).await?;
+        let new = before.is_none();
+        if new && store::all(tx).await?.len() >= CONNECTIONS {
+            return Err(Error::invalid("name", format!("there are {CONNECTIONS} connections already; delete one")));
+        }
+        let connection = Connection {
+            connection_id: before.as_ref().map_or_else(|| ConnectionId::new(now), |it| it.connection.connection_id),
+            name,
+            url: body.url,
+            status: ConnectionStatus::Pending,
+            scopes: body.scopes,
+            client,
+            grant: None,
+            created_by: before.as_ref().map_or_else(|| ctx.actor(), |it| it.connection.created_by.clone()),
+            created_at: before.as_ref().map_or(now, |it| it.connection.created_at),
+            updated_at: now,
+        };
+        let secret = body.client.and_then(|client| client.secret);
+        let of = (ctx.tenant_id, connection.connection_id);
+        let sealed = secret.map(|secret| Secret::Client.seal(&self.vault, of, &secret.expose_secret())).transpose()?;
+        let kept = match before {
+            Some(before) if before.connection.is_for_the_same(&connection) => {
+                if before.connection.scopes == connection.scopes && sealed.is_none() {
+                    return Ok((before.connection, false));
+                }
+                let client_secret = sealed.or(before.client_secret);
+                let connection = Connection { scopes: connection.scopes, updated_at: now, ..before.connection };
+                Kept { connection, client_secret, ..before }
+            }
+            _ => {
+                store::forget(tx, connection.connection_id).await?;
+                Kept { connection, client_secret: sealed, grant: None, renew_at: None }
+            }
+        };
+        store::write(tx, ctx.tenant_id, &kept).await?;
+        record(tx, ctx, "connection.put", &kept.connection.name, json!({ "url": kept.connection.url })).await?;
+        Ok((kept.connection, new))
+    }
+
+    /// Deletes a connection with its tokens.
+    ///
+    /// # Errors
+    /// Not found.
+    pub(super) async fn delete<P: Permit>(&self, tx: &mut TenantTx, ctx: &Ctx<P>, name: &str) -> Result<()> {
+        if !store::delete(tx, name).await? {
+            return Err(Error::not_found("connection"));
+        }
+        record(tx, ctx, "connection.delete", name, json!({})).await
+    }
+}
+
+/// The connection of that name.
+///
+/// # Errors
+/// Not found.
+pub(super) async fn get<P: Permit>(ctx: &Ctx<P>, name: &str) -> Result<Connection> {
+    let found = store::find(&mut ctx.begin_reading().await?, name).await?;
+    found.map(|kept| kept.connection).ok_or_else(|| Error::not_found("connection"))
+}
+
+/// All connections, by name.
+///
+/// # Errors
+/// When the page asked for is none.
+pub(super) async fn list<P: Permit>(ctx: &Ctx<P>, query: &PageQuery) -> Result<Page<Connection>> {
+    let all = store::all(&mut ctx.begin_reading().await?).await?;
+    query.cut(all.into_iter().map(|kept| kept.connection).collect())
+}
+
+/// Notes in the audit log what somebody did with a connection.
+pub(super) async fn record<P: Permit>(
+    tx: &mut TenantTx,
+    ctx: &Ctx<P>,
+    action: &'static str,
+    name: &str,
+    detail: Value,
+) -> Result<()> {
+    let entry = audit::Entry {
+        tenant_id: ctx.tenant_id,
+        actor: &ctx.actor(),
+        action,
+        target: name,
+        detail,
+        request_id: Some(&ctx.request_id),
+        at: ctx.now(),
+    };
+    audit::record(tx, &entry).await
+}
