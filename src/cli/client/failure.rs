@@ -14,7 +14,7 @@ Exit codes of the client's commands:
   3    the watched run was cancelled
   4    the server cannot be reached, or is not available
   5    no valid token, or one that does not allow this
-  6    the server refused the request, or answered something this version cannot read
+  6    the server refused the request, or answered something this version cannot read; access was not granted
   130  interrupted; a watched run goes on without the watcher";
 
 /// Shorthand for what the client's commands return.
@@ -31,6 +31,8 @@ pub(in crate::cli) enum Failure {
     Refused(Box<Problem>),
     /// The server's answer makes no sense to this version.
     Unreadable(String),
+    /// Whoever was asked to grant access did not.
+    NotGranted(String),
     /// The watched run failed; the watcher has said so.
     RunFailed,
     /// The watched run was cancelled; the watcher has said so.
@@ -55,7 +57,7 @@ impl Failure {
                 500.. => 4,
                 _ => 6,
             },
-            Self::Unreadable(_) => 6,
+            Self::Unreadable(_) | Self::NotGranted(_) => 6,
             Self::Interrupted => 130,
         }
     }
@@ -85,6 +87,7 @@ impl Failure {
             Self::Unreadable(message) => {
                 Some(vec!["the server's answer cannot be read".to_owned(), text::safe(message)])
             }
+            Self::NotGranted(why) => Some(vec!["nothing was granted".to_owned(), text::safe(why)]),
             Self::RunFailed | Self::RunCancelled | Self::Interrupted | Self::OutputClosed => None,
         }
     }

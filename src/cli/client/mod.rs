@@ -2,7 +2,7 @@
 //!
 //! `connection` says where and as whom, `api` speaks HTTP, `follow` keeps a stream alive, `timeline` folds
 //! events into what a person wants to know (pure), `frame` and `line` turn that into text (pure), and
-//! `watch` brings them together; `runs`, `approvals` and `workflows` are the commands.
+//! `watch` brings them together; `runs`, `approvals`, `workflows` and `connect` are the commands.
 
 use std::process::ExitCode;
 
@@ -10,6 +10,7 @@ use clap::Subcommand;
 
 mod api;
 mod approvals;
+mod connect;
 pub(super) mod connection;
 pub(super) mod failure;
 mod follow;
@@ -41,6 +42,8 @@ pub enum Command {
     /// Put, list and read workflow definitions
     #[command(subcommand)]
     Workflow(workflows::Command),
+    /// Have somebody grant access to what is elsewhere, in their browser
+    Connect(connect::Connect),
 }
 
 /// Runs one command; says on stderr what went wrong and returns the code that goes with it.
@@ -51,6 +54,7 @@ pub async fn run(command: Command) -> ExitCode {
         Command::Approve(command) => command.run().await,
         Command::Deny(command) => command.run().await,
         Command::Workflow(command) => command.run().await,
+        Command::Connect(command) => command.run().await,
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
