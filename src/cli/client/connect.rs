@@ -29,9 +29,9 @@ pub struct Connect {
     name: String,
     /// Put the connection first: what access is wanted to
     #[arg(long, value_name = "URL")]
-    url: Option<String>,
+    to: Option<String>,
     /// A scope to ask for, in place of those that the resource says it needs; may be repeated
-    #[arg(long, value_name = "SCOPE", requires = "url")]
+    #[arg(long, value_name = "SCOPE", requires = "to")]
     scope: Vec<String>,
     /// The port that the browser comes back to; any that is free when absent
     #[arg(long, value_name = "PORT", default_value_t = 0)]
@@ -44,7 +44,7 @@ impl Connect {
     pub(super) async fn run(self) -> Result<()> {
         let api = Api::new(self.connection.target(Role::Operator)?)?;
         let place = ["integrations", &self.name];
-        if let Some(url) = &self.url {
+        if let Some(url) = &self.to {
             let scopes = (!self.scope.is_empty()).then_some(&self.scope);
             let body = json!({ "url": url, "scopes": scopes }).to_string();
             api.put(&place, "application/json", body.into_bytes()).await?;
