@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     http::{Ctx, Permit},
-    kernel::{Error, Result},
+    kernel::{ConnectionId, Error, Result, TenantId},
 };
 
 impl Connections {
@@ -37,7 +37,7 @@ impl Connections {
         // Outside any transaction: it may take long.
         let begun = self.begin(ctx, &kept, redirect_url).await?;
         let of = (ctx.tenant_id, kept.connection.connection_id);
-        let begun_now = store::Begun {
+        let row = store::Begun {
             state_hash: attempt::hash(&begun.state),
             connection: of.1,
             actor: ctx.actor(),
@@ -46,18 +46,17 @@ impl Connections {
         };
         let mut tx = ctx.begin().await?;
         still(store::held(&mut tx, name).await?, &kept.connection)?;
-        store::begin(&mut tx, ctx.tenant_id, &begun_now, ctx.now()).await?;
+        store::begin(&mut tx, ctx.tenant_id, &row, ctx.now()).await?;
         let detail = json!({ "issuer": begun.attempt.issuer });
         record(&mut tx, ctx, "connection.authorize", name, detail).await?;
         tx.commit().await?;
-        Ok(AuthorizationUrl { url: begun.url, expires_at: begun_now.expires_at })
+        Ok(AuthorizationUrl { url: begun.url, expires_at: row.expires_at })
     }
 
     async fn begin<P: Permit>(&self, ctx: &Ctx<P>, kept: &Kept, redirect_url: &str) -> Result<Begun> {
         let connection = &kept.connection;
         let of = (ctx.tenant_id, connection.connection_id);
-        let secret = kept.client_secret.as_ref().map(|sealed| Secret::Client.open::<String>(&self.vault, of, sealed));
-        let (secret, door) = (secret.transpose()?, self.outbound.door(ctx.tenant_id).await?);
+        let (secret, door) = (self.client_secret(of, kept)?, self.outbound.door(ctx.tenant_id).await?);
         let begin = async {
             let provider = Provider::discover(door, &connection.url).await?;
             if let Some(client) = &connection.client {
@@ -67,6 +66,11 @@ impl Connections {
             provider.begin(client, redirect_url, connection.scopes.clone()).await
         };
         patiently(begin).await.map_err(|fault| Error::invalid("url", fault.into_text()))
+    }
+
+    /// The secret of the client that was registered beforehand, as it was put last.
+    pub(super) fn client_secret(&self, of: (TenantId, ConnectionId), kept: &Kept) -> Result<Option<String>> {
+        kept.client_secret.as_ref().map(|sealed| Secret::Client.open(&self.vault, of, sealed)).transpose()
     }
 
     /// Finishes what the same actor has begun: gives the code for the tokens, and keeps them.
@@ -104,13 +108,10 @@ impl Connections {
             connected_at: now,
         };
         let detail = json!({ "issuer": summary.issuer, "scopes": summary.scopes });
-        let (grant, renew_at) = {
-            let of = (ctx.tenant_id, before.connection_id);
-            (Secret::Grant.seal(&self.vault, of, &grant)?, grant.renew_at(now))
-        };
+        let sealed = Secret::Grant.seal(&self.vault, (ctx.tenant_id, before.connection_id), &grant)?;
         let status = ConnectionStatus::Connected;
         let connection = Connection { status, grant: Some(summary), updated_at: now, ..kept.connection };
-        let kept = Kept { connection, grant: Some(grant), renew_at, ..kept };
+        let kept = Kept { connection, grant: Some(sealed), renew_at: grant.renew_at(now), ..kept };
         store::write(&mut tx, ctx.tenant_id, &kept).await?;
         record(&mut tx, ctx, "connection.connect", name, detail).await?;
         tx.commit().await?;

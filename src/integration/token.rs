@@ -106,8 +106,11 @@ impl Connections {
     }
 
     /// Renews a grant, and keeps it before anybody uses it. One that cannot be renewed breaks the connection.
-    async fn renew(self, tenant: TenantId, kept: Kept, grant: Grant) -> Result<()> {
+    async fn renew(self, tenant: TenantId, kept: Kept, mut grant: Grant) -> Result<()> {
         let (name, id) = (&kept.connection.name, kept.connection.connection_id);
+        if let Some(secret) = self.client_secret((tenant, id), &kept)? {
+            grant.client.secret = Some(secret);
+        }
         let renewed = if grant.is_renewable() {
             let door = self.outbound.door(tenant).await?;
             patiently(async {

@@ -343,6 +343,14 @@ async fn a_client_that_was_registered_beforehand_is_who_asks() {
     world.advance(Duration::from_secs(3600));
     call(&operator).await.completes().await;
     assert_eq!(shown(&server), ["Bearer access-2"], "it renews as well");
+    // With the secret that was put last: as long as that one is wrong, nothing is renewed, and nothing is lost.
+    put(&operator, "/integrations/ours", &client(Some("another-secret"))).await.expect(200);
+    oauth.revoke();
+    let run = call(&operator).await;
+    run.wait_for("step.retrying").await;
+    assert_eq!(status(&world).await, "connected");
+    put(&operator, "/integrations/ours", &client(Some(CLIENT.1))).await.expect(200);
+    run.completes().await;
     // What is granted is for one URL.
     let body = json!({ "url": Mcp::guarded(Revision::Newer, &oauth).await.url(), "connection": "ours" });
     let problem = put(&operator, "/tools/mcp/other", &body).await.problem(422, "invalid-input");
