@@ -8,7 +8,7 @@ use super::{
     connection::{Connection, ConnectionStatus, GrantSummary, is_way_back},
     connections::{Connections, record},
     grant::{Grant, Secret},
-    provider::{Begun, Fault, PATIENCE, Provider},
+    provider::{Begun, Provider, patiently},
     store::{self, Kept},
 };
 use crate::{
@@ -123,10 +123,4 @@ impl Connections {
 fn still(now: Option<Kept>, before: &Connection) -> Result<Kept> {
     let changed = || Error::conflict("the connection was put anew meanwhile: begin again");
     now.filter(|kept| kept.connection.is_for_the_same(before)).ok_or_else(changed)
-}
-
-/// What a provider answers, as long as anybody waits for it.
-pub(super) async fn patiently<T>(ask: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
-    let late = |_| Fault::Passing("the provider takes too long".to_owned());
-    tokio::time::timeout(PATIENCE, ask).await.map_err(late)?
 }

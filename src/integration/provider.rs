@@ -172,6 +172,12 @@ impl Provider {
     }
 }
 
+/// What a provider answers, as long as anybody waits for it.
+pub(super) async fn patiently<T>(ask: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
+    let late = |_| Fault::Passing("the provider takes too long".to_owned());
+    tokio::time::timeout(PATIENCE, ask).await.map_err(late)?
+}
+
 /// Whether people and secrets can be sent there: over TLS, unless the resource itself does without.
 fn check_endpoints(resource: &str, metadata: &AuthorizationMetadata) -> Result<(), Fault> {
     let plain = resource.starts_with("http:");

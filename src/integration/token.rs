@@ -7,11 +7,10 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::json;
 
 use super::{
-    authorize::patiently,
     connection::{Connection, ConnectionStatus, is_same},
     connections::Connections,
     grant::{Grant, Secret},
-    provider::{Fault, PATIENCE, Provider},
+    provider::{Fault, PATIENCE, Provider, patiently},
     store::{self, Kept},
 };
 use crate::{
