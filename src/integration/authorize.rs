@@ -6,12 +6,13 @@ use serde_json::json;
 use super::{
     attempt::{self, Attempt, AuthorizationUrl, CallbackBody},
     connection::{Connection, ConnectionStatus, GrantSummary, is_way_back},
-    connections::{Connections, record},
+    connections::Connections,
     grant::{Grant, Secret},
     provider::{Begun, Provider, patiently},
     store::{self, Kept},
 };
 use crate::{
+    audit,
     http::{Ctx, Permit},
     kernel::{ConnectionId, Error, Result, TenantId},
 };
@@ -48,7 +49,7 @@ impl Connections {
         still(store::held(&mut tx, name).await?, &kept.connection)?;
         store::begin(&mut tx, ctx.tenant_id, &row, ctx.now()).await?;
         let detail = json!({ "issuer": begun.attempt.issuer });
-        record(&mut tx, ctx, "connection.authorize", name, detail).await?;
+        audit::deed(&mut tx, ctx, "connection.authorize", name, detail).await?;
         tx.commit().await?;
         Ok(AuthorizationUrl { url: begun.url, expires_at: row.expires_at })
     }
@@ -113,7 +114,7 @@ impl Connections {
         let connection = Connection { status, grant: Some(summary), updated_at: now, ..kept.connection };
         let kept = Kept { connection, grant: Some(sealed), renew_at: grant.renew_at(now), ..kept };
         store::write(&mut tx, ctx.tenant_id, &kept).await?;
-        record(&mut tx, ctx, "connection.connect", name, detail).await?;
+        audit::deed(&mut tx, ctx, "connection.connect", name, detail).await?;
         tx.commit().await?;
         Ok(kept.connection)
     }

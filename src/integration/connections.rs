@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use secrecy::ExposeSecret;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio_util::task::TaskTracker;
 
 use super::{
@@ -96,7 +96,7 @@ impl Connections {
             }
         };
         store::write(tx, ctx.tenant_id, &kept).await?;
-        record(tx, ctx, "connection.put", &kept.connection.name, json!({ "url": kept.connection.url })).await?;
+        audit::deed(tx, ctx, "connection.put", &kept.connection.name, json!({ "url": kept.connection.url })).await?;
         Ok((kept.connection, new))
     }
 
@@ -108,7 +108,7 @@ impl Connections {
         if !store::delete(tx, name).await? {
             return Err(Error::not_found("connection"));
         }
-        record(tx, ctx, "connection.delete", name, json!({})).await
+        audit::deed(tx, ctx, "connection.delete", name, json!({})).await
     }
 }
 
@@ -128,24 +128,4 @@ pub(super) async fn get<P: Permit>(ctx: &Ctx<P>, name: &str) -> Result<Connectio
 pub(super) async fn list<P: Permit>(ctx: &Ctx<P>, query: &PageQuery) -> Result<Page<Connection>> {
     let all = store::all(&mut ctx.begin_reading().await?).await?;
     query.cut(all.into_iter().map(|kept| kept.connection).collect())
-}
-
-/// Notes in the audit log what somebody did with a connection.
-pub(super) async fn record<P: Permit>(
-    tx: &mut TenantTx,
-    ctx: &Ctx<P>,
-    action: &'static str,
-    name: &str,
-    detail: Value,
-) -> Result<()> {
-    let entry = audit::Entry {
-        tenant_id: ctx.tenant_id,
-        actor: &ctx.actor(),
-        action,
-        target: name,
-        detail,
-        request_id: Some(&ctx.request_id),
-        at: ctx.now(),
-    };
-    audit::record(tx, &entry).await
 }

@@ -86,7 +86,7 @@ pub(super) async fn put<T: DocumentKind, P: Permit>(
     }
     let document = Document { name, version: next, body, created_by: ctx.actor(), created_at: ctx.now() };
     store::insert(tx, ctx.tenant_id, &document).await?;
-    record(tx, ctx, T::PUT, &document.name, next).await?;
+    audit::deed(tx, ctx, T::PUT, &document.name, json!({ "version": next })).await?;
     Ok((document, true))
 }
 
@@ -95,24 +95,5 @@ pub(super) async fn delete<T: DocumentKind, P: Permit>(tx: &mut TenantTx, ctx: &
     store::lock(tx, ctx.tenant_id, T::KIND, name).await?;
     let Some((version, Some(_))) = store::newest::<T>(tx, name).await? else { return Err(Error::not_found(T::NOUN)) };
     store::bury::<T>(tx, ctx.tenant_id, name, version + 1, &ctx.actor(), ctx.now()).await?;
-    record(tx, ctx, T::DELETE, name, version + 1).await
-}
-
-async fn record<P: Permit>(
-    tx: &mut TenantTx,
-    ctx: &Ctx<P>,
-    action: &'static str,
-    name: &str,
-    version: i32,
-) -> Result<()> {
-    let entry = audit::Entry {
-        tenant_id: ctx.tenant_id,
-        actor: &ctx.actor(),
-        action,
-        target: name,
-        detail: json!({ "version": version }),
-        request_id: Some(&ctx.request_id),
-        at: ctx.now(),
-    };
-    audit::record(tx, &entry).await
+    audit::deed(tx, ctx, T::DELETE, name, json!({ "version": version + 1 })).await
 }

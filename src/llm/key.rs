@@ -61,7 +61,7 @@ impl Keys {
         let sealed = self.vault.seal(secret, &purpose(ctx.tenant_id, &name), rand::random())?;
         let key = KeySummary { name, created_by: ctx.actor(), created_at: ctx.now() };
         let new = store::put_key(tx, ctx.tenant_id, &key, &sealed).await?;
-        record(tx, ctx, "llm.key.put", &key.name).await?;
+        audit::deed(tx, ctx, "llm.key.put", &key.name, json!({})).await?;
         Ok((key, new))
     }
 
@@ -70,7 +70,7 @@ impl Keys {
         if !store::delete_key(tx, name).await? {
             return Err(Error::not_found("key"));
         }
-        record(tx, ctx, "llm.key.delete", name).await
+        audit::deed(tx, ctx, "llm.key.delete", name, json!({})).await
     }
 
     /// Opens a key for a call; none if there is no key of that name.
@@ -85,17 +85,4 @@ impl Keys {
 
 fn purpose(tenant: TenantId, name: &str) -> String {
     format!("{tenant} llm_keys {name}")
-}
-
-async fn record<P: Permit>(tx: &mut TenantTx, ctx: &Ctx<P>, action: &'static str, name: &str) -> Result<()> {
-    let entry = audit::Entry {
-        tenant_id: ctx.tenant_id,
-        actor: &ctx.actor(),
-        action,
-        target: name,
-        detail: json!({}),
-        request_id: Some(&ctx.request_id),
-        at: ctx.now(),
-    };
-    audit::record(tx, &entry).await
 }

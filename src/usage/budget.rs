@@ -64,17 +64,8 @@ pub(super) async fn put<P: Permit>(tx: &mut TenantTx, ctx: &Ctx<P>, budget: Budg
     if let Some((cap, rule)) = budget.flaw() {
         return Err(Error::invalid(cap.name(), rule));
     }
-    let (tenant, by, now) = (ctx.tenant_id, ctx.actor(), ctx.now());
-    store::put_budget(tx, tenant, &budget, &by, now).await?;
-    let entry = audit::Entry {
-        tenant_id: tenant,
-        actor: &by,
-        action: "usage.budget.put",
-        target: "day",
-        detail: json!({ "budget": budget }),
-        request_id: Some(&ctx.request_id),
-        at: now,
-    };
-    audit::record(tx, &entry).await?;
+    let (tenant, now) = (ctx.tenant_id, ctx.now());
+    store::put_budget(tx, tenant, &budget, &ctx.actor(), now).await?;
+    audit::deed(tx, ctx, "usage.budget.put", "day", json!({ "budget": budget })).await?;
     store::standing(tx, tenant, now).await
 }

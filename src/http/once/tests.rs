@@ -76,16 +76,7 @@ async fn context(cluster: &Cluster, clock: &Clock) -> Ctx<RunsWrite> {
 
 /// What each call does: one audit entry, and its number as the answer.
 async fn deed(ctx: &Ctx<RunsWrite>, tx: &mut TenantTx, count: &AtomicU32) -> Result<Reply> {
-    let entry = audit::Entry {
-        tenant_id: ctx.tenant_id,
-        actor: &ctx.actor(),
-        action: "test.deed",
-        target: "it",
-        detail: json!({}),
-        request_id: Some(&ctx.request_id),
-        at: ctx.now(),
-    };
-    audit::record(tx, &entry).await?;
+    audit::deed(tx, ctx, "test.deed", "it", json!({})).await?;
     let number = count.fetch_add(1, Ordering::SeqCst) + 1;
     Reply::json(StatusCode::ACCEPTED, &json!({ "number": number }))
 }

@@ -99,15 +99,7 @@ pub(super) async fn put(
         created_at: now,
     };
     store::insert(tx, ctx.tenant_id, &stored).await?;
-    let entry = audit::Entry {
-        tenant_id: ctx.tenant_id,
-        actor: &stored.created_by,
-        action: "workflow.put",
-        target: &stored.name,
-        detail: json!({ "version": stored.version, "workflowId": stored.workflow_id }),
-        request_id: Some(&ctx.request_id),
-        at: now,
-    };
-    audit::record(tx, &entry).await?;
+    let detail = json!({ "version": stored.version, "workflowId": stored.workflow_id });
+    audit::deed(tx, ctx, "workflow.put", &stored.name, detail).await?;
     Ok((stored, true))
 }

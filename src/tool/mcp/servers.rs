@@ -196,16 +196,8 @@ impl Servers {
         entry.tools.iter_mut().filter(|pinned| pinned.tool.name == tool).for_each(|pinned| *pinned = chosen.clone());
         store::forget(tx, name, Some(tool)).await?;
         (document, _) = shelf::write(tx, ctx, name.to_owned(), entry).await?;
-        let entry = audit::Entry {
-            tenant_id: ctx.tenant_id,
-            actor: &ctx.actor(),
-            action: "mcp_server.approve",
-            target: name,
-            detail: json!({ "tool": tool, "digest": digest, "version": document.version }),
-            request_id: Some(&ctx.request_id),
-            at: ctx.now(),
-        };
-        audit::record(tx, &entry).await?;
+        let detail = json!({ "tool": tool, "digest": digest, "version": document.version });
+        audit::deed(tx, ctx, "mcp_server.approve", name, detail).await?;
         let changes = changes(tx, &document).await?;
         Ok(McpServerView { document, changes })
     }
