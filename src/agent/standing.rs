@@ -41,8 +41,9 @@ impl StandingTool {
     /// As it stands to any model, or to that of an agent.
     #[must_use]
     pub fn of(tool: &dyn Tool, agent: Option<&AgentDefinition>) -> Self {
-        let (verdict, reason) = match agent {
-            Some(agent) if !is_given(agent, tool.name()) => {
+        let (verdict, reason) = match (agent, tool.out_of_use()) {
+            (_, Some(why)) => (StandingVerdict::Forbid, why),
+            (Some(agent), None) if !is_given(agent, tool.name()) => {
                 (StandingVerdict::Forbid, "the agent was not given it".to_owned())
             }
             _ => verdict(tool, agent.and_then(|agent| agent.approval.as_deref()).unwrap_or_default()),

@@ -99,6 +99,11 @@ pub trait Tool: Send + Sync + 'static {
         None
     }
 
+    /// Why it is out of use, where somebody has to do something first.
+    fn out_of_use(&self) -> Option<String> {
+        None
+    }
+
     /// Whether only the engine puts it into plans.
     fn internal(&self) -> bool {
         false

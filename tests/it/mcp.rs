@@ -173,6 +173,13 @@ async fn a_tool_that_changed_is_out_of_use_until_somebody_approves() {
         );
         let listed = world.viewer().get("/tools?limit=200").await.text();
         assert!(!listed.contains("every key"), "no model reads what nobody approved");
+        assert_eq!(world.viewer().get("/tools/mcp%3Afake%2Fecho").await.expect(200)["verdict"], "forbid");
+        // To put the server again is not to approve.
+        let body = json!({ "url": server.url(), "effects": { "*": "pure" } });
+        let again = put(&world.operator(), "fake", &body).await.expect(200);
+        assert_eq!(again["changes"][0]["seen"]["description"], evil);
+        assert_eq!(failure(&run(&world, "echo", json!({})).await).await["code"], "tool_changed");
+        assert!(server.calls("echo").is_empty());
 
         let approve = async |client: &Client, digest: &Value| {
             client.post("/tools/mcp/fake/approve", &json!({ "tool": "echo", "digest": digest })).await

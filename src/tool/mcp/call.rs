@@ -38,7 +38,7 @@ const CALL_OFF: Duration = Duration::from_secs(2);
 impl McpTool {
     pub(super) async fn make(&self, call: &Call) -> Result<Outcome, ToolError> {
         if self.changed {
-            return Err(self.is_changed());
+            return Err(ToolError::failed("tool_changed", self.is_changed()));
         }
         if filled(call).len() > FORMS {
             let message = format!("MCP server `{}` asked for more than {FORMS} forms", self.server.name);
@@ -142,19 +142,18 @@ impl McpTool {
         match noted.await {
             Ok(()) => {
                 tracing::warn!(server, tool = seen.tool.name, "a tool of an MCP server has changed and is out of use");
-                self.is_changed()
+                ToolError::failed("tool_changed", self.is_changed())
             }
             Err(error) => ToolError::retryable("unavailable", error.detail().to_owned()),
         }
     }
 
-    fn is_changed(&self) -> ToolError {
-        let message = format!(
+    pub(super) fn is_changed(&self) -> String {
+        format!(
             "`{}` is no longer what was pinned: look at /tools/mcp/{}, and approve of what it is now",
             self.name_of(),
             self.server.name
-        );
-        ToolError::failed("tool_changed", message)
+        )
     }
 
     fn name_of(&self) -> String {

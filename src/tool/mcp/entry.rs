@@ -193,6 +193,25 @@ impl McpServer {
     }
 }
 
+impl McpEntry {
+    /// Puts back what was pinned before of the same server's tools; those that have changed since, as they are now. To put
+    /// a server again is not to approve of what its tools have become.
+    pub(super) fn keep_pins(&mut self, before: Self) -> Vec<Pinned> {
+        let place = |settings: &McpServer| (settings.url.clone(), settings.command.clone());
+        if place(&self.settings) != place(&before.settings) {
+            return vec![];
+        }
+        let mut changed = Vec::new();
+        for pinned in before.tools {
+            let now = self.tools.iter_mut().find(|tool| tool.tool.name == pinned.tool.name);
+            if let Some(tool) = now.filter(|tool| tool.digest != pinned.digest) {
+                changed.push(std::mem::replace(tool, pinned));
+            }
+        }
+        changed
+    }
+}
+
 /// Whether a header can be set.
 fn is_free(name: &str) -> bool {
     let Ok(name) = name.parse::<HeaderName>() else { return false };

@@ -117,16 +117,21 @@ impl Servers {
             return Err(Error::new(Problem::Forbidden, detail).with("permission", needed.name()));
         }
         // Outside any transaction: it may take long.
-        let entry = self.look(ctx.tenant_id, &name, settings).await?;
+        let mut entry = self.look(ctx.tenant_id, &name, settings).await?;
         let mut tx = ctx.begin().await?;
-        let known = shelf::held::<McpEntry>(&mut tx, ctx.tenant_id, &name).await?.is_some();
-        if !known && shelf::all::<McpEntry>(&mut tx, vec![]).await?.len() >= SERVERS {
+        let known = shelf::held::<McpEntry>(&mut tx, ctx.tenant_id, &name).await?;
+        if known.is_none() && shelf::all::<McpEntry>(&mut tx, vec![]).await?.len() >= SERVERS {
             return Err(Error::invalid("name", format!("there are {SERVERS} MCP servers already; delete one")));
         }
+        let changed = known.map(|known| entry.keep_pins(known.body)).unwrap_or_default();
         let (document, new) = shelf::write(&mut tx, ctx, name, entry).await?;
         store::forget(&mut tx, &document.name, None).await?;
+        for seen in &changed {
+            store::note(&mut tx, ctx.tenant_id, &document.name, seen, ctx.now()).await?;
+        }
+        let changes = changes(&mut tx, &document).await?;
         tx.commit().await?;
-        Ok((McpServerView { document, changes: vec![] }, new))
+        Ok((McpServerView { document, changes }, new))
     }
 
     async fn look(&self, tenant: TenantId, name: &str, settings: McpServer) -> Result<McpEntry> {

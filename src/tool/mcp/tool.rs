@@ -76,6 +76,10 @@ impl Tool for McpTool {
         rules.iter().find(|rule| rule.tools.iter().any(|pattern| fits(pattern, &self.name)))
     }
 
+    fn out_of_use(&self) -> Option<String> {
+        self.changed.then(|| self.is_changed())
+    }
+
     fn timeout(&self) -> Duration {
         self.server.body.settings.timeout.map_or(Duration::from_secs(60), |span| span.0)
     }
