@@ -94,7 +94,7 @@ impl Turn {
     }
 
     fn terms_cost(&self, key: &StepKey) -> f64 {
-        let own = || self.tools.tool(&self.state.step(key)?.uses).ok()?.rule()?.terms.as_ref()?.cost;
+        let own = || self.tools.terms(&self.state.step(key)?.uses)?.cost;
         self.state.terms(key).and_then(|terms| terms.cost).or_else(own).unwrap_or_default()
     }
 }

@@ -1,19 +1,26 @@
 //! What would become of each step of a plan, as things stand. Pure.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value};
 
 use crate::{
-    journal::{Forecast, Outlook, Plan, Step},
+    journal::{ApprovalTerms, Forecast, Outlook, Step},
     kernel::template,
     tool::Registry,
 };
 
 /// What the gate would say of each step, and what it would touch and cost; `spent` of the budget is gone.
 #[must_use]
-pub fn forecast(plan: &Plan, tools: &Registry, budget: Option<f64>, spent: f64) -> Vec<Forecast> {
+pub fn forecast<'a>(
+    steps: impl IntoIterator<Item = &'a Arc<Step>>,
+    tools: &Registry,
+    budget: Option<f64>,
+    spent: f64,
+) -> Vec<Forecast> {
     let mut expected = spent;
-    let mut all = Vec::with_capacity(plan.steps.len());
-    for step in &plan.steps {
+    let mut all = Vec::new();
+    for step in steps {
         let mut one = of_step(step, tools);
         expected += one.cost.unwrap_or_default();
         let is_past = budget.is_some_and(|budget| one.cost.is_some() && expected > budget);
@@ -28,6 +35,7 @@ pub fn forecast(plan: &Plan, tools: &Registry, budget: Option<f64>, spent: f64) 
 
 fn of_step(step: &Step, tools: &Registry) -> Forecast {
     let terms = step.approval.as_ref();
+    let own = tools.terms(&step.uses);
     let with = Value::Object(step.with.clone());
     let tool = tools.tool(&step.uses).ok();
     let effect = tool.and_then(|tool| match tool.effects()[..] {
@@ -35,19 +43,28 @@ fn of_step(step: &Step, tools: &Registry) -> Forecast {
         // What a template comes to is not known yet: the effect is, where it does not hang on that.
         _ => Some(tool.effect(&with)).filter(|effect| tool.effect(&Value::Object(constant(step))) == *effect),
     });
-    let (verdict, reason) = match (tool, terms) {
-        (None, _) => (Outlook::Forbid, Some(format!("there is no tool `{}`", step.uses))),
-        (Some(_), Some(terms)) => (Outlook::Hold, terms.reason.clone()),
-        (Some(_), None) => (Outlook::Allow, None),
+    let unusable = match tool {
+        None => Some(format!("there is no tool `{}`", step.uses)),
+        Some(tool) => tool.out_of_use(),
+    };
+    let (verdict, reason) = match (unusable, terms) {
+        (Some(why), _) => (Outlook::Forbid, Some(why)),
+        (None, Some(terms)) => (Outlook::Hold, terms.reason.clone()),
+        (None, None) => (Outlook::Allow, None),
+    };
+    // What the step does not say of the call, the tool may.
+    let of = |of: fn(&ApprovalTerms) -> &Vec<String>| {
+        let said = terms.map(of).filter(|said| !said.is_empty()).or_else(|| own.map(of));
+        said.cloned().unwrap_or_default()
     };
     Forecast {
         step_id: step.id.clone(),
         verdict,
         reason,
         effect,
-        cost: terms.and_then(|terms| terms.cost),
-        scope: terms.map(|terms| terms.scope.clone()).unwrap_or_default(),
-        requires: terms.map(|terms| terms.requires.clone()).unwrap_or_default(),
+        cost: terms.and_then(|terms| terms.cost).or(own.and_then(|own| own.cost)),
+        scope: of(|terms| &terms.scope),
+        requires: of(|terms| &terms.requires),
     }
 }
 
@@ -62,13 +79,13 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{config::ToolSettings, tool};
+    use crate::{config::ToolSettings, journal::Plan, tool};
 
     fn forecast_of(steps: Value, budget: Option<f64>) -> Vec<Value> {
         let settings = ToolSettings { debug: true, ..ToolSettings::default() };
         let tools = Registry::builtin(&settings, &Default::default(), tool::fixture::ports(&settings)).unwrap();
         let plan: Plan = serde_json::from_value(json!({ "steps": steps })).unwrap();
-        forecast(&plan, &tools, budget, 0.5).iter().map(|one| serde_json::to_value(one).unwrap()).collect()
+        forecast(&plan.steps, &tools, budget, 0.5).iter().map(|one| serde_json::to_value(one).unwrap()).collect()
     }
 
     #[test]

@@ -87,7 +87,7 @@ impl Turn {
             match self.check(drawn) {
                 Ok(plan) => {
                     let forecast =
-                        forecast::forecast(&plan, &self.tools, self.state.purse.most_cost(), self.state.cost);
+                        forecast::forecast(&plan.steps, &self.tools, self.state.purse.most_cost(), self.state.cost);
                     return vec![Draft::Ready { plan: Arc::new(plan), forecast }];
                 }
                 Err(mistakes) => handed.mistakes = mistakes,

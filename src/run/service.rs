@@ -131,7 +131,7 @@ impl Runs {
         let has_plan = plan.is_some();
         commands.extend(plan.map(|plan| {
             let tools = request.tools.as_ref();
-            let forecast = tools.map(|tools| forecast(&plan, tools, budget.cost, 0.0)).unwrap_or_default();
+            let forecast = tools.map(|tools| forecast(&plan.steps, tools, budget.cost, 0.0)).unwrap_or_default();
             Command::Draft(Draft::Ready { plan, forecast })
         }));
         // One that a model plans begins once it has its plan.
@@ -277,7 +277,7 @@ impl Runs {
     ) -> Result<Run> {
         let plan = self.pin(tx, plan).await?;
         let run = self.get(tx, ctx.tenant_id, run_id).await?;
-        let forecast = forecast(&plan, tools, run.summary.budget, run.summary.cost);
+        let forecast = forecast(&plan.steps, tools, run.summary.budget, run.summary.cost);
         let detail = json!({ "steps": plan.steps.len() });
         let edited = Draft::Edited { plan: Arc::new(plan), forecast, by: ctx.actor() };
         self.command(tx, ctx, run_id, "run.edit", detail, Command::Draft(edited)).await
@@ -298,9 +298,9 @@ impl Runs {
         let Loaded { state, .. } = loaded.ok_or_else(|| Error::not_found("run"))?;
         let Some(plan) = &state.plan else { return Ok(vec![]) };
         let has_ended = |step: &Step| state.stage(&StepKey::whole(&step.id)).is_some_and(Stage::is_ended);
-        let mut all = forecast(plan, tools, state.purse.most_cost(), state.cost);
-        all.retain(|one| plan.step(&one.step_id).is_some_and(|step| !has_ended(step)));
-        Ok(all)
+        // What those that have ended took is in what is spent.
+        let left = plan.steps.iter().filter(|step| !has_ended(step));
+        Ok(forecast(left, tools, state.purse.most_cost(), state.cost))
     }
 
     /// Cancels a live run; one that is cancelled already stays so.

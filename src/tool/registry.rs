@@ -25,7 +25,7 @@ use super::{
 use crate::{
     config::{LimitSettings, ToolSettings},
     http::Outbound,
-    journal::{Effect, Wanted},
+    journal::{ApprovalTerms, Effect, Wanted},
     kernel::{Error, Result},
     llm::Models,
 };
@@ -169,6 +169,12 @@ impl Registry {
     /// `unknown_tool`.
     pub fn tool(&self, name: &str) -> Result<&Arc<dyn Tool>, ToolError> {
         self.registered(name).map(|found| &found.tool)
+    }
+
+    /// What the tool of that name says itself of its calls: what they cost and touch.
+    #[must_use]
+    pub fn terms(&self, name: &str) -> Option<&ApprovalTerms> {
+        self.tool(name).ok()?.rule()?.terms.as_ref()
     }
 
     fn registered(&self, name: &str) -> Result<&Registered, ToolError> {
