@@ -221,7 +221,9 @@ async fn replan(state: &RunRoutes, ctx: &Ctx<RunsWrite>, past: &mut Past, plan: 
     }
     let tools = state.tools.with(ctx.tenant_id, definition::uses(plan)).await?;
     let changed = |step| Error::invalid("edit.plan", format!("the step `{step}` has ended and has to stay as it is"));
-    past.replan(definition::check_plan(plan, &tools)?).map_err(changed)
+    let plan = definition::check_plan(plan, &tools)?;
+    let plan = state.runs.pin(&mut ctx.begin_reading().await?, plan).await?;
+    past.replan(plan).map_err(changed)
 }
 
 /// Instructions of agents name the goal and input: they are told of others.
