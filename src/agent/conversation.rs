@@ -33,7 +33,7 @@ pub fn conversation(state: &RunState, head: &RunHead, agent: &AgentPin, n: u32, 
         // that provider.
         let others = speaker.filter(|speaker| speaker.agent != agent.agent).map(|speaker| Names::of(speaker));
         let names = others.as_ref().unwrap_or(&known);
-        let is_its = speaker.is_some_and(|speaker| speaker.config == agent.config);
+        let is_its = said.config == agent.config.to_string();
         let calls: Vec<_> = said
             .calls
             .into_iter()

@@ -3,7 +3,7 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 use utoipa_axum::{router::OpenApiRouter, routes as paths};
 
-use super::{AgentDefinition, standing::StandingTool};
+use super::{AgentDefinition, standing::StandingTool, usual};
 use crate::{
     http::{Ctx, Front, Json, Path, Query, permit::WorkflowsRead},
     kernel::{Error, Page, PageQuery, Reference, Result},
@@ -107,6 +107,6 @@ async fn judged(ctx: &Ctx<WorkflowsRead>, agent: Option<String>) -> Result<Optio
     let Some(agent) = agent else { return Ok(None) };
     // What is no name is nobody's name.
     let reference: Reference = agent.parse().map_err(|_| Error::not_found("agent"))?;
-    let found = shelf::get::<AgentDefinition, _>(ctx, vec![], reference.name, reference.version).await?;
+    let found = shelf::get::<AgentDefinition, _>(ctx, usual::agents(), reference.name, reference.version).await?;
     Ok(Some(found.body))
 }
