@@ -201,8 +201,11 @@ const ALL: i32 = 1000;
 /// The newest version of every name that is in use, in order of name; a thousand at most.
 pub(super) async fn all<T: DocumentKind>(tx: &mut TenantTx) -> Result<Vec<Document<T>>> {
     let rows = sqlx::query(
-        "select distinct on (name) name, version, body, created_by, created_at from llm_documents
-         where kind = $1 order by name, version desc limit $2",
+        "select * from (
+           select distinct on (name) name, version, body, created_by, created_at from llm_documents
+           where kind = $1 order by name, version desc
+         ) newest
+         where body is not null order by name limit $2",
     )
     .bind(T::KIND)
     .bind(ALL)

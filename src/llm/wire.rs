@@ -1,9 +1,12 @@
 //! One call of a model, over whatever its provider speaks: always as a stream, so that a long answer keeps the
 //! connection alive and its words can be heard at once.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use futures_util::StreamExt;
@@ -20,7 +23,11 @@ use secrecy::ExposeSecret;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
-use super::{Message, Prompt, Stop, ToolCall, Usage, fault::Fault, provider::Target};
+use super::{
+    Message, Prompt, Stop, ToolCall, Usage,
+    fault::{Fault, FaultKind},
+    provider::Target,
+};
 use crate::{config::Api, kernel::Timestamp};
 
 /// What came of a call.
@@ -58,22 +65,24 @@ where
     let streaming =
         client.exec_chat_stream(service(target, adapter(target.api)), request(prompt), Some(&options)).await;
     let mut stream = streaming.map_err(|error| Fault::of(target, &error, now))?.stream;
-    let mut bytes = 0;
+    let (mut said_so_far, mut calls) = (0, HashMap::<String, usize>::new());
     while let Some(event) = stream.next().await {
         let heard = match event.map_err(|error| Fault::of(target, &error, now))? {
             ChatStreamEvent::Chunk(chunk) => Heard::Words(chunk.content),
             ChatStreamEvent::ReasoningChunk(chunk) => Heard::Thoughts(chunk.content),
             ChatStreamEvent::ToolCallChunk(chunk) => {
-                bytes += chunk.tool_call.size();
-                continue;
+                // Each chunk has all that was said of its call so far.
+                calls.insert(chunk.tool_call.call_id.clone(), chunk.tool_call.size());
+                Heard::Words(String::new())
             }
             ChatStreamEvent::End(_) if garbled.load(Ordering::Relaxed) => break,
             ChatStreamEvent::End(end) => return said(end).ok_or_else(|| Fault::broken(target, "the answer broke off")),
             ChatStreamEvent::Start | ChatStreamEvent::ThoughtSignatureChunk(_) | ChatStreamEvent::Heartbeat => continue,
         };
-        bytes += heard.len();
-        if bytes > LONGEST {
-            return Err(Fault::broken(target, &format!("its answer has more than {LONGEST} bytes")));
+        said_so_far += heard.len();
+        if said_so_far + calls.values().sum::<usize>() > LONGEST {
+            let message = format!("the answer of `{}` has more than {LONGEST} bytes", target.config.body.model);
+            return Err(Fault::plain(FaultKind::TooLarge, message));
         }
         if heard.len() > 0 {
             hear(heard).await;
