@@ -93,6 +93,18 @@ async fn holds(run: &Run) -> Vec<String> {
     run["pendingApprovals"].as_array().unwrap().iter().map(|id| id.as_str().unwrap().to_owned()).collect()
 }
 
+/// Whether the text stands somewhere in a question, also in JSON that is text in it.
+fn hears(question: &Value, text: &str) -> bool {
+    match question {
+        Value::String(said) => {
+            said.contains(text) || serde_json::from_str::<Value>(said).is_ok_and(|inner| hears(&inner, text))
+        }
+        Value::Array(all) => all.iter().any(|one| hears(one, text)),
+        Value::Object(all) => all.values().any(|one| hears(one, text)),
+        _ => false,
+    }
+}
+
 async fn case(world: &World, order: &str, attempt: Attempt) {
     let (provider, upstream) = (Provider::start().await, Upstream::start().await);
     let name = format!("clerk-{:08x}", rand::random::<u32>());
@@ -138,6 +150,9 @@ async fn case(world: &World, order: &str, attempt: Attempt) {
                 held += 1;
             }
             for approval in holds(&run).await {
+                // What is asked for is what the model wrote, to the letter: nothing was rendered into it.
+                let shown = world.viewer().get(&format!("/approvals/{approval}")).await.text();
+                assert!(!shown.contains("hush-hush"), "{order} {attempt:?}: {shown}");
                 world.approver().deny(&approval, "no").await;
             }
             run.completes().await;
@@ -148,6 +163,9 @@ async fn case(world: &World, order: &str, attempt: Attempt) {
     assert_eq!(sent, allowed, "{order} {attempt:?}");
     let approved = run.event_names().await.iter().filter(|name| *name == "approved").count();
     assert_eq!(approved, allowed.len(), "{order} {attempt:?}");
+    let mut given = provider.asked()[1].body["messages"].as_array().unwrap().to_vec();
+    given.retain(|message| message["role"] == "tool");
+    assert!(hears(&json!(given), order), "{order}: the model was not given it: {given:?}");
     for asked in provider.asked() {
         let question = asked.body.to_string();
         assert!(!question.contains(KEY) && !question.contains(SECRET), "a secret is in the question");

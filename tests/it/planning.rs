@@ -203,6 +203,7 @@ async fn whatever_passes_at_a_provider_does_not_touch_the_plan() {
         provider.asked_times(before + 1).await;
         world.advance(std::time::Duration::from_secs(121));
         run.completes().await;
+        assert!(run.event_names().await.contains(&"tool.progress".to_owned()), "{name}: it is told");
         provider.script([Turn::Status(401, vec![])]);
         let failed = world.operator().execute(json!({ "goal": "Compute" })).await.wait_end().await;
         assert_eq!(failed["error"]["code"], "model_key_refused", "{name}");
