@@ -151,6 +151,26 @@ async fn a_call_gives_what_the_server_says_and_no_more_than_there_is_room_for() 
 }
 
 #[tokio::test]
+async fn rules_of_a_server_hold_what_they_name_whatever_its_effect() {
+    let world = World::new().await;
+    let rules = json!([
+        { "tools": ["mcp:fake/ask*"], "cost": "<=1", "hold": false },
+        { "tools": ["mcp:fake/echo"], "approvers": ["finance"], "expires": "4h" },
+        { "tools": ["mcp:fake/big"], "hold": false },
+    ]);
+    registered(&world, Revision::Newer, json!({ "effects": { "echo": "pure" }, "approval": rules })).await;
+    for (tool, verdict) in [("echo", "hold"), ("big", "allow"), ("ask", "hold"), ("fail", "hold")] {
+        let standing = world.viewer().get(&format!("/tools/mcp%3Afake%2F{tool}")).await.expect(200);
+        assert_eq!(standing["verdict"], verdict, "{tool}: {standing}");
+    }
+    let trial = json!({ "arguments": { "text": "hello" } });
+    let held = world.operator().post("/tools/mcp%3Afake%2Fecho/test", &trial).await.expect(202);
+    let run = world.operator().run(held["runId"].as_str().unwrap());
+    let approval = world.viewer().get(&format!("/approvals/{}", run.hold().await)).await.expect(200);
+    assert_eq!((&approval["action"], &approval["approvers"]), (&json!("mcp:fake/echo"), &json!(["finance"])));
+}
+
+#[tokio::test]
 async fn a_tool_that_changed_is_out_of_use_until_somebody_approves() {
     let world = World::new().await;
     for revision in REVISIONS {

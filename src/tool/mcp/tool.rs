@@ -3,7 +3,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use serde_json::Value;
 
-use super::{McpEntry, Servers, output, pin::Pinned};
+use super::{McpEntry, McpServer, Servers, output, pin::Pinned};
 use crate::{
     journal::{ApprovalRule, Effect, fits},
     llm::Document,
@@ -20,6 +20,7 @@ pub(super) struct McpTool {
     pub(super) pinned: Pinned,
     /// It was seen to be something else, and nobody has approved of that.
     pub(super) changed: bool,
+    rule: Option<ApprovalRule>,
     name: String,
     version: String,
     description: String,
@@ -41,8 +42,21 @@ impl McpTool {
         let description = format!("Of the MCP server `{}`, which says of it: {said}", server.name);
         let version = pinned.digest.trim_start_matches("sha256:").chars().take(VERSION).collect();
         let changed = changed.contains(&tool.name);
-        Some(Self { servers: servers.clone(), server: Arc::clone(server), changed, name, version, description, pinned })
+        let (rule, servers) = (rule(&name, &server.body.settings, &pinned), servers.clone());
+        Some(Self { servers, server: Arc::clone(server), changed, rule, name, version, description, pinned })
     }
+}
+
+/// What the server's entry says of consent to calls of the tool: the first rule that is about it, which holds them unless
+/// it says otherwise. What a call costs nobody tells, so a rule for costs counts where that is the safe side.
+fn rule(name: &str, settings: &McpServer, pinned: &Pinned) -> Option<ApprovalRule> {
+    let effect = settings.effect(&pinned.tool);
+    let fitting = settings.approval.iter().flatten().find(|rule| {
+        let holds = rule.hold != Some(false);
+        rule.tools.iter().any(|pattern| fits(pattern, name))
+            && rule.cost.is_none_or(|_| holds && effect == Effect::Once)
+    })?;
+    Some(ApprovalRule { hold: Some(fitting.hold.unwrap_or(true)), ..fitting.clone() })
 }
 
 #[async_trait]
@@ -72,8 +86,7 @@ impl Tool for McpTool {
     }
 
     fn rule(&self) -> Option<&ApprovalRule> {
-        let rules = self.server.body.settings.approval.as_ref()?;
-        rules.iter().find(|rule| rule.tools.iter().any(|pattern| fits(pattern, &self.name)))
+        self.rule.as_ref()
     }
 
     fn out_of_use(&self) -> Option<String> {
