@@ -25,6 +25,7 @@ mod m20261127_000020_forms;
 mod m20261127_000021_mcp;
 mod m20261127_000022_approvers;
 mod m20261127_000023_connections;
+mod m20261127_000024_usage_time;
 
 /// Every migration, oldest first.
 #[derive(Debug)]
@@ -55,6 +56,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261127_000020_forms::Migration),
             Box::new(m20261127_000021_mcp::Migration),
             Box::new(m20261127_000023_connections::Migration),
+            Box::new(m20261127_000024_usage_time::Migration),
         ]
     }
 }

@@ -25,13 +25,11 @@ create table usage_budgets (
   cost       double precision check (cost >= 0),
   tokens     bigint check (tokens >= 0),
   tool_calls bigint check (tool_calls >= 0),
-  wall_time  double precision check (wall_time > 0),
   updated_by text not null,
   updated_at timestamptz not null,
   primary key (tenant_id)
 );
 comment on table usage_budgets is 'The most that the runs of a tenant may take together in a day (UTC); null is no bound.';
-comment on column usage_budgets.wall_time is 'Seconds, as everywhere here.';
 
 create table usage_days (
   tenant_id         uuid not null references tenants,
@@ -39,11 +37,9 @@ create table usage_days (
   spent_cost        double precision not null,
   spent_tokens      bigint not null,
   spent_tool_calls  bigint not null,
-  spent_wall_time   double precision not null default 0,
   raised_cost       double precision not null default 0,
   raised_tokens     bigint not null default 0,
   raised_tool_calls bigint not null default 0,
-  raised_wall_time  double precision not null default 0,
   primary key (tenant_id, day)
 ) with (fillfactor = 50);
 comment on table usage_days is 'The book of a tenant''s day, opened by its first reservation; its row''s lock makes reservations wait for each other.';
@@ -57,11 +53,9 @@ create table usage_reservations (
   cost       double precision not null,
   tokens     bigint not null,
   tool_calls bigint not null,
-  since      timestamptz,
   primary key (tenant_id, run_id, step_id, attempt)
 );
 comment on table usage_reservations is 'What calls that are out are expected to take of their tenant''s day.';
-comment on column usage_reservations.since is 'Since when the call takes time; null while it waits for a person.';
 create index usage_reservations_by_day on usage_reservations (tenant_id, day);
 
 do $$
@@ -79,8 +73,7 @@ end
 $$;
 grant select, insert on run_usage, usage_days to fermata_app;
 grant update (calls, input_tokens, cached_tokens, output_tokens, cost) on run_usage to fermata_app;
-grant update (spent_cost, spent_tokens, spent_tool_calls, spent_wall_time, raised_cost, raised_tokens, raised_tool_calls,
-              raised_wall_time) on usage_days to fermata_app;
+grant update (spent_cost, spent_tokens, spent_tool_calls, raised_cost, raised_tokens, raised_tool_calls) on usage_days to fermata_app;
 grant select, insert, update, delete on usage_budgets, usage_reservations to fermata_app;
 
 -- The key of a day's lock: whoever writes usage has a share of it, whoever opens the day's book all of it, so that the
@@ -89,21 +82,14 @@ create function usage_lock(tenant uuid, day date) returns bigint
   language sql immutable parallel safe
   return hashtextextended('usage ' || tenant::text || (day - date '2000-01-01')::text, 0);
 
--- How long a call has been taking time by then; the clocks of two servers may differ.
-create function usage_seconds(since timestamptz, at timestamptz) returns double precision
-  language sql immutable parallel safe
-  return coalesce(greatest(extract(epoch from at - since), 0), 0);
-
 -- Reserves what a call is expected to take of its tenant's day, under the lock of that day's book; the same call again has
--- what it had. Without a budget it comes back at once. Where there is no room it says which cap lacks how much. Nobody knows
--- how long a call will take: there is time while what all calls took, those that are out as well, is below the cap.
-create function reserve_usage(tenant uuid, run uuid, step text, at_attempt integer, at timestamptz,
-                              want_cost double precision, want_tokens bigint, want_calls bigint,
+-- what it had. Without a budget it comes back at once. Where there is no room it says which cap lacks how much.
+create function reserve_usage(tenant uuid, run uuid, step text, at_attempt integer, today date, want_cost double precision,
+                              want_tokens bigint, want_calls bigint,
                               out reserved boolean, out cap text, out lacks double precision)
   language plpgsql volatile
 as $$
 declare
-  today constant date := (at at time zone 'UTC')::date;
   caps usage_budgets;
   book usage_days;
   others record;
@@ -124,18 +110,16 @@ begin
     select * into book from usage_days d where d.tenant_id = tenant and d.day = today for update;
   end if;
   loop
-    select coalesce(sum(o.cost), 0) as cost, coalesce(sum(o.tokens), 0) as tokens, coalesce(sum(o.tool_calls), 0) as calls,
-           coalesce(sum(usage_seconds(o.since, at)), 0) as seconds
+    select coalesce(sum(o.cost), 0) as cost, coalesce(sum(o.tokens), 0) as tokens, coalesce(sum(o.tool_calls), 0) as calls
     into others from usage_reservations o
     where o.tenant_id = tenant and o.day = today and (o.run_id, o.step_id, o.attempt) <> (run, step, at_attempt);
-    select c.cap, case c.cap when 'wallTime' then ceil(c.lacks + caps.wall_time) else c.lacks end into cap, lacks from (values
+    select c.cap, c.lacks into cap, lacks from (values
       (1, 'cost', want_cost, book.spent_cost + others.cost + want_cost - (caps.cost + book.raised_cost)),
       (2, 'tokens', want_tokens, book.spent_tokens + others.tokens + want_tokens - (caps.tokens + book.raised_tokens)),
       (3, 'toolCalls', want_calls,
-       book.spent_tool_calls + others.calls + want_calls - (caps.tool_calls + book.raised_tool_calls)),
-      (4, 'wallTime', 1, book.spent_wall_time + others.seconds - (caps.wall_time + book.raised_wall_time))
+       book.spent_tool_calls + others.calls + want_calls - (caps.tool_calls + book.raised_tool_calls))
     ) as c (place, cap, want, lacks)
-    where c.want > 0 and (c.lacks > 0 or c.cap = 'wallTime' and c.lacks = 0) order by c.place limit 1;
+    where c.want > 0 and c.lacks > 0 order by c.place limit 1;
     exit when cap is null;
     -- A process may have died before it began what it had reserved for, and the run may have ended without it.
     delete from usage_reservations o
@@ -146,11 +130,10 @@ begin
     exit when forgotten = 0;
   end loop;
   if cap is null then
-    insert into usage_reservations (tenant_id, run_id, step_id, attempt, day, cost, tokens, tool_calls, since)
-    values (tenant, run, step, at_attempt, today, want_cost, want_tokens, want_calls, at)
+    insert into usage_reservations (tenant_id, run_id, step_id, attempt, day, cost, tokens, tool_calls)
+    values (tenant, run, step, at_attempt, today, want_cost, want_tokens, want_calls)
     on conflict (tenant_id, run_id, step_id, attempt) do update
-    set day = excluded.day, cost = excluded.cost, tokens = excluded.tokens, tool_calls = excluded.tool_calls,
-        since = excluded.since;
+    set day = excluded.day, cost = excluded.cost, tokens = excluded.tokens, tool_calls = excluded.tool_calls;
     reserved := true;
   else
     delete from usage_reservations o
@@ -159,11 +142,10 @@ begin
 end
 $$;
 
--- `kind`: something was spent, an attempt is over or waits for a person, its run has ended, or the budget of a day was raised
--- by `cost`.
+-- `kind`: something was spent, an attempt is over, its run has ended, or the budget of a day was raised by `cost`.
 create type usage_note as (
   tenant_id uuid, run_id uuid, step_id text, attempt integer, kind text, day date, cap text, config text, provider text,
-  model text, calls bigint, input_tokens bigint, cached_tokens bigint, output_tokens bigint, cost double precision, at timestamptz
+  model text, calls bigint, input_tokens bigint, cached_tokens bigint, output_tokens bigint, cost double precision
 );
 
 create function keep_usage(moved uuid[], notes usage_note[]) returns uuid[]
@@ -210,33 +192,17 @@ begin
       with gone as (
         delete from usage_reservations r
         where r.tenant_id = n.tenant_id and r.run_id = n.run_id and r.step_id = n.step_id and r.attempt = n.attempt
-        returning r.tenant_id, r.day, r.tool_calls, r.since
+        returning r.tenant_id, r.day, r.tool_calls
       )
-      update usage_days d
-      set spent_tool_calls = d.spent_tool_calls + g.tool_calls * n.calls,
-          spent_wall_time = d.spent_wall_time + usage_seconds(g.since, n.at)
-      from gone g where d.tenant_id = g.tenant_id and d.day = g.day;
-    when 'held' then
-      update usage_days d set spent_wall_time = d.spent_wall_time + usage_seconds(r.since, n.at) from usage_reservations r
-      where r.tenant_id = n.tenant_id and r.run_id = n.run_id and r.step_id = n.step_id and r.attempt = n.attempt
-        and d.tenant_id = r.tenant_id and d.day = r.day;
-      update usage_reservations r set since = null
-      where r.tenant_id = n.tenant_id and r.run_id = n.run_id and r.step_id = n.step_id and r.attempt = n.attempt;
+      update usage_days d set spent_tool_calls = d.spent_tool_calls + g.tool_calls * n.calls from gone g
+      where d.tenant_id = g.tenant_id and d.day = g.day;
     when 'ended' then
-      with gone as (
-        delete from usage_reservations r where r.tenant_id = n.tenant_id and r.run_id = n.run_id
-        returning r.tenant_id, r.day, r.since
-      ), took as (
-        select g.tenant_id, g.day, sum(usage_seconds(g.since, n.at)) as seconds from gone g group by g.tenant_id, g.day
-      )
-      update usage_days d set spent_wall_time = d.spent_wall_time + t.seconds
-      from took t where d.tenant_id = t.tenant_id and d.day = t.day;
+      delete from usage_reservations r where r.tenant_id = n.tenant_id and r.run_id = n.run_id;
     when 'raised' then
       update usage_days d
       set raised_cost = d.raised_cost + case n.cap when 'cost' then n.cost else 0 end,
           raised_tokens = d.raised_tokens + case n.cap when 'tokens' then ceil(n.cost)::bigint else 0 end,
-          raised_tool_calls = d.raised_tool_calls + case n.cap when 'toolCalls' then ceil(n.cost)::bigint else 0 end,
-          raised_wall_time = d.raised_wall_time + case n.cap when 'wallTime' then n.cost else 0 end
+          raised_tool_calls = d.raised_tool_calls + case n.cap when 'toolCalls' then ceil(n.cost)::bigint else 0 end
       where d.tenant_id = n.tenant_id and d.day = n.day;
     end case;
   end loop;
@@ -248,9 +214,8 @@ do $$
 declare
   one regprocedure;
 begin
-  foreach one in array array['usage_lock(uuid, date)', 'usage_seconds(timestamptz, timestamptz)',
-    'keep_usage(uuid[], usage_note[])',
-    'reserve_usage(uuid, uuid, text, integer, timestamptz, double precision, bigint, bigint)']::regprocedure[]
+  foreach one in array array['usage_lock(uuid, date)', 'keep_usage(uuid[], usage_note[])',
+    'reserve_usage(uuid, uuid, text, integer, date, double precision, bigint, bigint)']::regprocedure[]
   loop
     execute format('revoke all on function %s from public', one);
     execute format('grant execute on function %s to fermata_app', one);

@@ -36,7 +36,7 @@ pub(super) struct Note {
 }
 
 composite! {
-    Note = "usage_note"
+    Note = "usage_entry"
         (tenant_id, run_id, step_id, attempt, kind, day, cap, config, provider, model, calls, input_tokens,
          cached_tokens, output_tokens, cost, at);
 }
