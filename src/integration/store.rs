@@ -96,7 +96,7 @@ pub(super) async fn delete(tx: &mut TenantTx, name: &str) -> Result<bool> {
 pub(super) async fn claim(tx: &mut TenantTx, id: ConnectionId, now: Timestamp, until: Timestamp) -> Result<bool> {
     let claimed = sqlx::query(
         "update connections set renewed_until = $3
-         where connection_id = $1 and (renewed_until is null or renewed_until <= $2)",
+         where connection_id = $1 and renew_at <= $2 and broken_at is null and (renewed_until is null or renewed_until <= $2)",
     )
     .bind(id.uuid())
     .bind(now)
