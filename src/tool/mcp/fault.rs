@@ -67,7 +67,11 @@ fn of_transport(server: &str, host: &str, error: &DynamicTransportError) -> Tool
             retry_after_seconds: error.retry_after.as_ref().and_then(|seconds| seconds.parse().ok()),
             ..Failure::new("mcp_http_status", named(&format!("answered {}", error.status)))
         }),
-        StreamableHttpError::AuthRequired(_) | StreamableHttpError::InsufficientScope(_) => {
+        // Another token of the same grant would not do either.
+        StreamableHttpError::InsufficientScope(_) => {
+            ToolError::failed("mcp_insufficient_scope", named("wants a wider grant than we have"))
+        }
+        StreamableHttpError::AuthRequired(_) => {
             ToolError::failed(UNAUTHORIZED, named("does not accept what we show of who calls"))
         }
         StreamableHttpError::SessionExpired => ToolError::retryable("mcp_session_expired", named("forgot the session")),

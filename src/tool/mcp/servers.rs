@@ -225,7 +225,7 @@ fn unregistered(settings: &McpServer, error: ToolError) -> Error {
     let field = match failure.code.as_str() {
         // Something of ours is away.
         "unavailable" | "internal" => return Error::new(Problem::Unavailable, failure.message),
-        "connection_required" => "connection",
+        "connection_required" | "mcp_insufficient_scope" => "connection",
         fault::UNAUTHORIZED if settings.connection.is_some() => "connection",
         fault::UNAUTHORIZED => "key",
         "mcp_misconfigured" => settings.key.as_ref().map_or(place, |_| "key"),
