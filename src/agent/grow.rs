@@ -245,7 +245,7 @@ mod tests {
                     return;
                 }
             }
-            self.decide(Command::Start { step: key.clone(), intent, reserved: false });
+            self.decide(Command::Start { step: key.clone(), intent, reserved: false, budget: None });
             let (step, attempt) = (key.clone(), 1);
             self.decide(match fate {
                 Fate::Failed => Command::Fail { step, attempt, error: Failure::new("broken", "it broke"), jitter: 0.0 },

@@ -124,8 +124,8 @@ impl Agents {
             max_parallel: body.max_parallel.unwrap_or(8),
             budget: body.budget.map(Budget::from).unwrap_or_default(),
             output: body.output.clone(),
-            rate: rate(&config.body),
-            longest_answer: config.body.longest_answer(),
+            rate: rate(&chain),
+            longest_answer: longest_answer(&chain),
             window: narrowest(&chain),
         })
     }
@@ -140,8 +140,8 @@ impl Agents {
         Ok(Planner {
             config: first.pinned(),
             fallback: fallback.iter().map(Document::pinned).collect(),
-            rate: rate(&first.body),
-            longest_answer: first.body.longest_answer(),
+            rate: rate(&chain),
+            longest_answer: longest_answer(&chain),
             window: narrowest(&chain),
             execute,
         })
@@ -199,12 +199,19 @@ fn given(agent: &str, tools: &[String], patterns: &[String]) -> Vec<String> {
     given
 }
 
-/// What a question costs at most by the configuration's prices.
-fn rate(config: &ModelConfig) -> Option<TurnRate> {
-    config.price.map(|price| TurnRate {
-        input: price.input,
-        answer: f64::from(config.longest_answer()) * price.output / 1_000_000.0,
-    })
+/// The most tokens of an answer, whichever of them gives it.
+fn longest_answer(chain: &[Document<ModelConfig>]) -> u32 {
+    chain.iter().map(|one| one.body.longest_answer()).max().unwrap_or_default()
+}
+
+/// What a question costs at most by their prices, whichever of them answers.
+fn rate(chain: &[Document<ModelConfig>]) -> Option<TurnRate> {
+    let rates = chain.iter().filter_map(|Document { body, .. }| {
+        let price = body.price?;
+        let answer = f64::from(body.longest_answer()) * price.output / 1_000_000.0;
+        Some(TurnRate { input: price.input, answer })
+    });
+    rates.reduce(|one, other| TurnRate { input: one.input.max(other.input), answer: one.answer.max(other.answer) })
 }
 
 fn instructions(text: &str, goal: &str, input: &Value) -> Result<String> {

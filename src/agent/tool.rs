@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::{AgentDefinition, Agents};
 use crate::{
-    journal::{Effect, Wait},
+    journal::{Budget, Effect, Wait},
     kernel::{Reference, Result, TenantId},
     llm::Document,
     tool::{AGENT, Call, ChildRequest, ChildRuns, ChildSource, Outcome, Source, Tool, ToolError, child_run_id},
@@ -55,6 +55,7 @@ struct AgentTool {
     version: String,
     description: String,
     output: Option<Value>,
+    budget: Budget,
 }
 
 impl AgentTool {
@@ -63,7 +64,8 @@ impl AgentTool {
         let does = body.description.unwrap_or_else(|| format!("Asks the agent `{agent}`."));
         let description = format!("{}. It works on its own and gives what it came to.", does.trim_end_matches('.'));
         let (name, agent) = (name(&agent), Reference { name: agent, version: Some(version) });
-        Self { agents, runs, name, agent, version: version.to_string(), description, output: body.output }
+        let budget = body.budget.map(Budget::from).unwrap_or_default();
+        Self { agents, runs, name, agent, version: version.to_string(), description, output: body.output, budget }
     }
 }
 
@@ -113,6 +115,10 @@ impl Tool for AgentTool {
         Effect::Repeatable
     }
 
+    fn starts(&self, _: &Value) -> Option<Budget> {
+        Some(self.budget)
+    }
+
     async fn call(&self, call: Call) -> Result<Outcome, ToolError> {
         let Arguments { goal, input } = call.read()?;
         if call.cancel.is_cancelled() {
@@ -125,7 +131,7 @@ impl Tool for AgentTool {
             source: ChildSource::Agent(plan),
             input,
             goal: Some(goal),
-            budget: None,
+            budget: call.budget,
         };
         let child_run_id = self.runs.start(&call, child).await?;
         Ok(Outcome::Wait(Wait::Child { child_run_id }))

@@ -2,15 +2,15 @@
 
 use std::{fmt, ops::Add};
 
-use chrono::{NaiveDate, TimeDelta};
+use chrono::NaiveDate;
 use serde::{
     Deserialize, Deserializer, Serialize,
     de::{MapAccess, Visitor, value::MapAccessDeserializer},
 };
 use utoipa::ToSchema;
 
-use super::{AGENT_TURN, AwaitingApproval, MessageCompleted, RunState, StepStarted, TurnRate};
-use crate::kernel::{Error, Result, Span, Timestamp};
+use super::{AwaitingApproval, TurnRate};
+use crate::kernel::{Error, Result, Span};
 
 /// What a budget can cap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -95,6 +95,12 @@ impl Budget {
         let tool_calls = [self.tool_calls, other.tool_calls].into_iter().flatten().min();
         let wall_time = [self.wall_time, other.wall_time].into_iter().flatten().min_by_key(|span| span.0);
         Self { cost, tokens, tool_calls, wall_time }
+    }
+
+    /// Whether nothing is left of one of the things that it bounds.
+    #[must_use]
+    pub fn is_used_up(&self) -> bool {
+        Cap::ALL.into_iter().any(|cap| self.most(cap).is_some_and(|most| most <= 0.0))
     }
 
     /// Which of its caps cannot be, and what would be right.
@@ -200,6 +206,24 @@ impl Estimate {
     }
 }
 
+impl Estimate {
+    /// Of each thing the more of both.
+    #[must_use]
+    pub fn most(self, other: Self) -> Self {
+        Self {
+            cost: self.cost.max(other.cost),
+            tokens: self.tokens.max(other.tokens),
+            tool_calls: self.tool_calls.max(other.tool_calls),
+        }
+    }
+
+    /// Whether it is no more of anything than that.
+    #[must_use]
+    pub fn is_within(self, other: Self) -> bool {
+        self.most(other) == other
+    }
+}
+
 impl Add for Estimate {
     type Output = Self;
 
@@ -263,93 +287,6 @@ impl Raise {
     }
 }
 
-/// The budget of a run, and what has been taken of it besides money.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Purse {
-    /// What it may take.
-    pub budget: Budget,
-    /// By how much each cap has been raised, in the order of [`Cap::ALL`].
-    raised: [f64; 4],
-    tokens: u64,
-    tool_calls: u64,
-    /// How long it was carried out, and since when it is.
-    carried_out: TimeDelta,
-    since: Option<Timestamp>,
-    /// Whether anything was ever reserved for it in its tenant's day.
-    pub(super) reserves: bool,
-}
-
-impl Purse {
-    pub(super) fn start(&mut self, started: &StepStarted) {
-        // A repetition is the same call.
-        self.tool_calls += u64::from(started.tool != AGENT_TURN && !started.repeated);
-        self.reserves |= started.reserved;
-    }
-
-    pub(super) fn hear(&mut self, said: &MessageCompleted) {
-        self.tokens += said.input_tokens + said.output_tokens;
-    }
-
-    pub(super) fn raise(&mut self, raise: Raise) {
-        // That of a tenant's day is the tenant's.
-        if raise.day.is_none()
-            && let Some((_, raised)) = Cap::ALL.iter().zip(&mut self.raised).find(|(cap, _)| **cap == raise.cap)
-        {
-            *raised += raise.by;
-        }
-    }
-
-    /// Takes note of whether the run is being carried out from now on.
-    pub(super) fn watch(&mut self, carried_out: bool, now: Timestamp) {
-        match (self.since, carried_out) {
-            (None, true) => self.since = Some(now),
-            (Some(since), false) => {
-                self.carried_out += now - since;
-                self.since = None;
-            }
-            _ => {}
-        }
-    }
-
-    /// The most it may cost, with all that it was raised by.
-    #[must_use]
-    pub fn most_cost(&self) -> Option<f64> {
-        let [raised, ..] = self.raised;
-        self.budget.cost.map(|cost| cost + raised)
-    }
-
-    fn seconds(&self, now: Timestamp) -> f64 {
-        let under_way = self.since.map_or(TimeDelta::zero(), |since| now - since);
-        (self.carried_out + under_way).as_seconds_f64()
-    }
-}
-
-impl RunState {
-    /// What its budget lacks for a call beside those that are out, if it does. Of money and tokens as much as is lacking;
-    /// of calls and time, of which nobody knows how much more it takes, the cap once more.
-    #[must_use]
-    pub fn lacks(&self, call: Estimate, out: Estimate, now: Timestamp) -> Option<Raise> {
-        let Purse { budget, raised, tokens, tool_calls, .. } = &self.purse;
-        Cap::ALL.into_iter().zip(raised).find_map(|(cap, raised)| {
-            let most = budget.most(cap)?;
-            let needed = match cap {
-                Cap::Cost => self.cost + out.cost + call.cost,
-                Cap::Tokens => as_f64(tokens + out.tokens + call.tokens),
-                Cap::ToolCalls => as_f64(tool_calls + call.tool_calls),
-                Cap::WallTime => self.purse.seconds(now),
-            };
-            let lack = needed - (most + raised);
-            let by = match cap {
-                Cap::Cost | Cap::Tokens if lack > 0.0 => lack,
-                Cap::ToolCalls if lack > 0.0 => lack.max(most),
-                Cap::WallTime if lack >= 0.0 => (lack + most).ceil(),
-                _ => return None,
-            };
-            Some(Raise { cap, by, day: None })
-        })
-    }
-}
-
 /// As a number with a fraction; exact far beyond what anybody counts.
 #[must_use]
 #[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]
@@ -359,28 +296,9 @@ pub fn as_f64(count: u64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use chrono::DateTime;
-    use proptest::prelude::*;
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::{
-        journal::OnDenied,
-        kernel::{Actor, Id},
-    };
-
-    const NOW: Timestamp = DateTime::UNIX_EPOCH;
-
-    fn run(budget: Value) -> RunState {
-        let mut run = RunState::new(Id::new(NOW), Id::new(NOW), Actor::System, OnDenied::Fail);
-        run.purse.budget = serde_json::from_value::<BudgetBody>(budget).unwrap().into();
-        run
-    }
-
-    fn lack(run: &RunState, call: Estimate, seconds: i64) -> Option<(Cap, f64)> {
-        let raise = run.lacks(call, Estimate::default(), NOW + TimeDelta::seconds(seconds))?;
-        Some((raise.cap, raise.by))
-    }
 
     #[test]
     fn a_number_is_a_cap_on_the_cost_and_an_object_has_one_cap_or_several() {
@@ -406,51 +324,5 @@ mod tests {
         let both = budget(json!({ "cost": 1, "tokens": 10, "toolCalls": 3, "wallTime": "2m" }));
         assert_eq!((some.within(other), other.within(some)), (both, both));
         assert_eq!((some.within(Budget::default()), Budget::default().within(some)), (some, some));
-    }
-
-    #[test]
-    fn each_cap_lacks_by_its_own_measure() {
-        let call = Estimate { cost: 2.0, tokens: 30, tool_calls: 1 };
-        assert_eq!(lack(&run(json!({})), call, 1_000_000), None);
-        assert_eq!(lack(&run(json!(2)), call, 0), None);
-        assert_eq!(lack(&run(json!(1.5)), call, 0), Some((Cap::Cost, 0.5)));
-        assert_eq!(lack(&run(json!({ "tokens": 30 })), call, 0), None);
-        assert_eq!(lack(&run(json!({ "tokens": 10 })), call, 0), Some((Cap::Tokens, 20.0)));
-        let mut calls = run(json!({ "toolCalls": 5 }));
-        calls.purse.tool_calls = 5;
-        assert_eq!(lack(&calls, call, 0), Some((Cap::ToolCalls, 5.0)));
-        assert_eq!(lack(&calls, Estimate { tool_calls: 0, ..call }, 0), None);
-        let mut timed = run(json!({ "wallTime": "10s" }));
-        timed.purse.watch(true, NOW);
-        assert_eq!(lack(&timed, call, 9), None);
-        assert_eq!(lack(&timed, call, 10), Some((Cap::WallTime, 10.0)));
-        assert_eq!(lack(&timed, call, 25), Some((Cap::WallTime, 25.0)));
-        timed.purse.watch(false, NOW + TimeDelta::seconds(9));
-        assert_eq!(lack(&timed, call, 1000), None, "waiting for a person does not count");
-    }
-
-    proptest! {
-        #[test]
-        fn what_is_lacking_is_enough(
-            caps in proptest::option::of(0.0..100.0_f64), tokens in proptest::option::of(0..100_u64),
-            calls in proptest::option::of(0..9_u64), time in proptest::option::of(1..100_u64),
-            call in (0.0..100.0_f64, 0..100_u64, 0..2_u64), seconds in 0..1000_i64,
-        ) {
-            let (cost, tool_calls, wall_time) = (caps, calls, time.map(Span::seconds));
-            let mut run = run(json!({}));
-            run.purse.budget = Budget { cost, tokens, tool_calls, wall_time };
-            run.purse.watch(true, NOW);
-            let call = Estimate { cost: call.0, tokens: call.1, tool_calls: call.2 };
-            let now = NOW + TimeDelta::seconds(seconds);
-            for _ in Cap::ALL {
-                if let Some(raise) = run.lacks(call, Estimate::default(), now) {
-                    prop_assert!(raise.by > 0.0);
-                    run.purse.raise(raise);
-                }
-            }
-            // Of fractions the last bit may be missing.
-            let left = run.lacks(call, Estimate::default(), now).map_or(0.0, |raise| raise.by);
-            prop_assert!(left < 1e-9, "{left} is lacking still");
-        }
     }
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{
     Budget, Draft, Failure, ForkedFrom, Form, Intent, Parent, Past, Planner, Question, Raise, Report, Ruling, RunState,
-    SkipReason, Stage, Status, Step, StepKey, Wait,
+    SkipReason, Stage, Status, Step, StepKey, Taken, Wait,
 };
 use crate::kernel::{Actor, ApprovalId, Timestamp};
 
@@ -72,6 +72,8 @@ pub enum Command {
         intent: Intent,
         /// Whether its share of the tenant's day is reserved.
         reserved: bool,
+        /// What of the run's budget the run that it starts may take.
+        budget: Option<Budget>,
     },
     /// Ask first.
     Hold {
@@ -127,6 +129,17 @@ pub enum Command {
         error: Failure,
         /// A random number from 0 to 1, for the backoff.
         jitter: f64,
+    },
+    /// The child run that a step waits for has ended.
+    Return {
+        /// The step.
+        step: StepKey,
+        /// The attempt that started it.
+        attempt: u32,
+        /// What it came to.
+        end: Result<Arc<Value>, Failure>,
+        /// What it took.
+        taken: Taken,
     },
     /// A step will not run.
     Skip {

@@ -6,9 +6,9 @@ use std::{sync::Arc, time::Duration};
 use serde_json::Value;
 
 use super::{
-    ApprovalCancelled, Budget, Cancelled, Command, Completed, Effect, Event, Executing, Failed, Failure, Idle, Intent,
-    OnError, Parent, Phase, PlanExtended, Planner, Planning, Refusal, RunCancelling, RunState, Stage, Step,
-    StepCompleted, StepExpanded, StepFailed, StepKey, StepRetrying, StepSkipped, StepStarted, StepWaiting, Wait,
+    ApprovalCancelled, Body, Budget, Cancelled, Command, Completed, Effect, Event, Executing, Failed, Failure, Idle,
+    Intent, OnError, Parent, Phase, PlanExtended, Planner, Planning, Refusal, RunCancelling, RunState, Stage, Step,
+    StepCompleted, StepExpanded, StepFailed, StepKey, StepRetrying, StepSkipped, StepStarted, StepWaiting, Taken, Wait,
     command::{advancing, beginnable, kept, reachable},
     fork::fork,
     planning::draft,
@@ -34,7 +34,7 @@ pub fn decide(state: &RunState, command: Command, now: Timestamp) -> Result<Vec<
         Command::Extend { steps } => extend(state, steps),
         Command::Expand { step, items } => expand(state, &step, items),
         Command::Gather { step } => gather(state, &step, now),
-        Command::Start { step, intent, reserved } => start(state, &step, intent, reserved, now),
+        Command::Start { step, intent, reserved, budget } => start(state, &step, intent, (reserved, budget), now),
         Command::Hold { step, intent, approval_id, ask } => hold(state, &step, intent, approval_id, ask, now),
         Command::Wait { step, attempt, wait } => match under_way(state, &step, attempt)? {
             Stage::Running { .. } => {
@@ -54,6 +54,7 @@ pub fn decide(state: &RunState, command: Command, now: Timestamp) -> Result<Vec<
         },
         Command::Complete { step, attempt, output, cost } => complete(state, &step, attempt, output, cost, now),
         Command::Fail { step, attempt, error, jitter } => fail(state, &step, attempt, error, jitter, now),
+        Command::Return { step, attempt, end, taken } => come_back(state, (&step, attempt), end, taken, now),
         Command::Skip { step, reason } => {
             advancing(state)?;
             reachable(state, &step)?;
@@ -147,7 +148,7 @@ fn gather(state: &RunState, key: &StepKey, now: Timestamp) -> Result<Vec<Event>,
     });
     let output = Some(Arc::new(Value::Array(outputs.collect())));
     let duration_ms = u64::try_from((now - *since).num_milliseconds()).unwrap_or_default();
-    let completed = StepCompleted { output, output_bytes: None, duration_ms, cost: None, carried: false };
+    let completed = StepCompleted { output, output_bytes: None, duration_ms, cost: None, taken: None, carried: false };
     Ok(vec![Event::step(key, state.next_attempt(key), completed)])
 }
 
@@ -155,7 +156,7 @@ fn start(
     state: &RunState,
     key: &StepKey,
     intent: Intent,
-    reserved: bool,
+    (reserved, budget): (bool, Option<Budget>),
     now: Timestamp,
 ) -> Result<Vec<Event>, Refusal> {
     advancing(state)?;
@@ -194,6 +195,7 @@ fn start(
         arguments: intent.arguments,
         repeated,
         reserved,
+        budget,
     };
     Ok(vec![Event::step(key, attempt, started)])
 }
@@ -214,7 +216,8 @@ fn complete(
     let duration_ms = u64::try_from((now - since).num_milliseconds()).unwrap_or_default();
     // What does not say its cost cost what was expected.
     let cost = cost.or_else(|| state.terms(key).and_then(|terms| terms.cost));
-    let completed = StepCompleted { output: Some(output), output_bytes: None, duration_ms, cost, carried: false };
+    let completed =
+        StepCompleted { output: Some(output), output_bytes: None, duration_ms, cost, taken: None, carried: false };
     Ok(vec![Event::step(key, attempt, completed)])
 }
 
@@ -252,9 +255,34 @@ fn fail(
         }
         None => {
             let continued = step.on_error == OnError::Continue && state.cancelling.is_none();
-            Ok(vec![Event::step(key, attempt, StepFailed { error, continued, carried: false })])
+            Ok(vec![Event::step(key, attempt, StepFailed { error, continued, taken: None, carried: false })])
         }
     }
+}
+
+/// The child run that a step waits for has ended.
+fn come_back(
+    state: &RunState,
+    (key, attempt): (&StepKey, u32),
+    end: Result<Arc<Value>, Failure>,
+    taken: Taken,
+    now: Timestamp,
+) -> Result<Vec<Event>, Refusal> {
+    if !matches!(under_way(state, key, attempt)?, Stage::Waiting { wait: Wait::Child { .. }, .. }) {
+        return Err(Refusal::Stale);
+    }
+    let mut events = match end {
+        Ok(output) => complete(state, key, attempt, output, Some(taken.cost), now)?,
+        Err(error) => fail(state, key, attempt, error, 0.0, now)?,
+    };
+    for event in &mut events {
+        match &mut event.body {
+            Body::StepCompleted(completed) => completed.taken = Some(taken),
+            Body::StepFailed(failed) => failed.taken = Some(taken),
+            _ => {}
+        }
+    }
+    Ok(events)
 }
 
 fn cancel(state: &RunState, by: Actor, reason: Option<String>) -> Result<Vec<Event>, Refusal> {

@@ -245,8 +245,14 @@ mod tests {
     #[test]
     fn an_output_of_null_is_one_and_not_one_that_is_kept_apart() {
         let now = DateTime::UNIX_EPOCH;
-        let completed =
-            |output, output_bytes| StepCompleted { output, output_bytes, duration_ms: 1, cost: None, carried: false };
+        let completed = |output, output_bytes| StepCompleted {
+            output,
+            output_bytes,
+            duration_ms: 1,
+            cost: None,
+            taken: None,
+            carried: false,
+        };
         for body in [completed(Some(Arc::default()), None), completed(None, Some(200_000))] {
             let event = Event::step(&StepKey::whole("a"), 1, body);
             let data = encode(Id::new(now), Id::new(now), 1, now, &event).unwrap();

@@ -96,6 +96,7 @@ impl Past {
             output_bytes: None,
             duration_ms: 0,
             cost: None,
+            taken: None,
             carried: true,
         };
         self.outcomes.insert(step.to_owned(), Event::step(&StepKey::whole(step), 1, completed));
@@ -125,10 +126,13 @@ fn outcome(state: &RunState, id: &str) -> Option<Event> {
     match &step.stage {
         Stage::Completed { output } => {
             let output = output.clone();
-            event(StepCompleted { output, output_bytes: None, duration_ms: 0, cost: None, carried: true }.into())
+            event(
+                StepCompleted { output, output_bytes: None, duration_ms: 0, cost: None, taken: None, carried: true }
+                    .into(),
+            )
         }
         Stage::Failed { error, continued: true, .. } => {
-            event(StepFailed { error: error.clone(), continued: true, carried: true }.into())
+            event(StepFailed { error: error.clone(), continued: true, taken: None, carried: true }.into())
         }
         Stage::Skipped { reason, .. } => {
             let denial = if *reason == SkipReason::Denied { state.denial(&key) } else { None };

@@ -18,6 +18,7 @@ mod payload;
 mod pins;
 mod plan;
 mod planning;
+mod purse;
 mod ruling;
 mod spending;
 mod standing;
@@ -32,7 +33,7 @@ pub use agent::{
     call_of, fits, turn_id, turn_of,
 };
 pub use append::{Append, Claim, Shown};
-pub use budget::{Budget, BudgetBody, Cap, Estimate, Purse, Raise, as_f64};
+pub use budget::{Budget, BudgetBody, Cap, Estimate, Raise, as_f64};
 pub use command::{Ask, Command, Refusal};
 pub use cost::CostBound;
 pub use decide::decide;
@@ -46,6 +47,7 @@ pub use payload::*;
 pub use pins::ModelPins;
 pub use plan::*;
 pub use planning::{DRAFTS, Draft, PLANNING, PlanReady, PlanRefused, Planner, Planning, planning_key};
+pub use purse::{Purse, Taken};
 pub use spending::{ModelUse, Spending};
 pub use state::{Hold, Intent, Phase, Ruling, RunState, Stage, Status, StepState};
 pub use write::{AppendError, Desk, Journal, Place, Projection};

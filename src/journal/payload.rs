@@ -12,6 +12,7 @@ use super::{
     budget::{Budget, Cap},
     fork::{Denial, ForkedFrom},
     plan::{Step, StepKey},
+    purse::Taken,
 };
 use crate::kernel::{Actor, ApprovalId, RunId, Timestamp, wire_time};
 
@@ -110,6 +111,9 @@ pub struct StepStarted {
     /// What it is expected to take is reserved in the budget of its tenant's day.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub reserved: bool,
+    /// What of the run's budget the run that it starts may take meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<Budget>,
 }
 
 /// What a waiting step waits for.
@@ -171,6 +175,9 @@ pub struct StepCompleted {
     /// What it cost, in the tenant's unit: the tool's word, else what the step's approval expected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost: Option<f64>,
+    /// What the child run took that it waited for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken: Option<Taken>,
     /// It is taken over from the run that this one was forked from: nothing was called, and it cost nothing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub carried: bool,
@@ -233,6 +240,9 @@ pub struct StepFailed {
     /// The run goes on all the same (`onError: continue`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub continued: bool,
+    /// What the child run took that it waited for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken: Option<Taken>,
     /// It is taken over from the run that this one was forked from.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub carried: bool,

@@ -35,6 +35,9 @@ pub(super) fn hold(
         (Ask::Raise(_), None) if terms.is_none() => {}
         (Ask::Raise(_), Some(Stage::Retrying { at })) if terms.is_none() && *at <= now => {}
         (Ask::Raise(_), Some(Stage::Cleared { digest, .. })) if *digest == intent.digest => {}
+        // It came back before it was done, for want of it.
+        (Ask::Raise(_), Some(Stage::Running { effect, arguments, .. }))
+            if *effect != Effect::Once && *arguments == intent.arguments => {}
         _ => return Err(Refusal::Stale),
     }
     let question = ask.question();
@@ -204,7 +207,7 @@ fn refused(state: &RunState, hold: &Hold, code: &str, message: &str) -> Event {
                 }
                 Question::Consent | Question::Repeat | Question::Input => Failure::new(code, message),
             };
-            Event::step(&hold.step, hold.attempt, StepFailed { error, continued: false, carried: false })
+            Event::step(&hold.step, hold.attempt, StepFailed { error, continued: false, taken: None, carried: false })
         }
     }
 }

@@ -404,6 +404,7 @@ impl RunState {
 
     fn apply_step(&mut self, ts: Timestamp, event: &Event) {
         let (Some(key), Some(attempt)) = (&event.step, event.attempt) else { return };
+        self.purse.note(key, &event.body);
         let before = self.steps.get(key);
         let (failures, mut called) = before.map_or((0, 0), |step| (step.failures, step.called));
         let mut told = before.map_or(0.0, |step| step.told);
@@ -416,7 +417,6 @@ impl RunState {
             Body::StepExpanded(expanded) => Stage::Expanded { items: expanded.items, since: ts },
             Body::StepStarted(started) => {
                 (called, told) = (attempt, 0.0);
-                self.purse.start(started);
                 Stage::Running {
                     tool_version: started.tool_version.clone(),
                     effect: started.effect,
@@ -439,6 +439,7 @@ impl RunState {
             }
             Body::StepFailed(step_failed) => {
                 failed = 1;
+                self.cost += step_failed.taken.unwrap_or_default().cost;
                 let unknown = match before.map(|step| &step.stage) {
                     Some(Stage::Running { tool_version, effect: Effect::Once, arguments, .. })
                         if step_failed.error.code == Failure::OUTCOME_UNKNOWN =>

@@ -100,7 +100,7 @@ fn start(step: &str) -> Command {
     let arguments: Arc<Value> = Arc::new(json!({ "a": 1 }));
     let (tool, tool_version, digest) = ("debug.echo".to_owned(), "1".to_owned(), "sha256:00".to_owned());
     let intent = Intent { tool, tool_version, effect: Effect::Repeatable, arguments, digest };
-    Command::Start { step: StepKey::whole(step), intent, reserved: false }
+    Command::Start { step: StepKey::whole(step), intent, reserved: false, budget: None }
 }
 
 fn complete(step: &str, cost: Option<f64>) -> Command {

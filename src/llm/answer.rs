@@ -23,6 +23,8 @@ pub struct Answer {
     pub usage: Usage,
     /// What that cost by the configuration's prices.
     pub cost: f64,
+    /// What all that were asked cost, those before it that gave nothing as well.
+    pub spent: f64,
     /// The configuration that answered, as `name@version`.
     pub config: String,
     /// Its provider.
@@ -42,6 +44,8 @@ pub struct Given<T> {
     pub usage: Usage,
     /// What that cost by the configuration's prices.
     pub cost: f64,
+    /// What all that were asked cost, those before it that gave nothing as well.
+    pub spent: f64,
     /// The configuration that gave it, as `name@version`.
     pub config: String,
     /// Its provider.

@@ -1,15 +1,22 @@
 //! Asking a model for words. An answer that will not do is asked for again; the rest of what may go wrong is the
 //! business of the [stack](super::stack).
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    Answer, Choice, Document, Keys, Message, ModelConfig, Prompt, Usage,
+    Answer, Choice, Document, Given, Keys, Message, ModelConfig, Prompt, Turned, Usage,
     breaker::Breakers,
     examine::Examiner,
     fault::{self, Fault, FaultKind},
+    prompt,
     provider::{Providers, Target},
     quota::Quotas,
     span,
@@ -20,6 +27,7 @@ use crate::{
     config::{CircuitBreakerSettings, LlmSettings},
     db::Database,
     http::Outbound,
+    journal::Estimate,
     kernel::{Clock, Error, Problem, Result, TenantId, Timestamp},
     telemetry::Span,
 };
@@ -48,8 +56,11 @@ pub struct AskError {
     pub retry_after: Option<Duration>,
 }
 
+/// The code of an asking that stops because there is no room in a budget to ask again.
+pub const BUDGET_EXCEEDED: &str = "budget_exceeded";
+
 /// What happens while a model is asked.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 pub enum News {
     /// It says something, in its so manieth reply.
     Words {
@@ -76,6 +87,27 @@ pub enum News {
     AskedAgain {
         /// Why.
         because: String,
+    },
+    /// The key's share of calls at once or of tokens is used up, and the call waits for it.
+    Queued {
+        /// Whom it is made to.
+        of: String,
+    },
+    /// A circuit breaker changed.
+    Circuit {
+        /// Whom it is about.
+        of: String,
+        /// How it stands now.
+        turned: Turned,
+    },
+    /// The configuration gave nothing of use, and this is what it took all the same.
+    Wasted(Given<()>),
+    /// A reply was paid for and is of no use; the answer says whether there is room for another.
+    WantsMore {
+        /// What the whole asking is expected to take then.
+        total: Estimate,
+        /// The answer.
+        granted: oneshot::Sender<bool>,
     },
     /// The configuration gives no answer, and the next one is asked.
     FellBack {
@@ -150,7 +182,7 @@ impl Models {
             let target = self.next(&mut asking).await?;
             match self.ask_one(&mut asking, &target, prompt.clone(), teller).await {
                 Ok(answer) => return Ok(answer),
-                Err(failure) => asking.fail(failure),
+                Err(failure) => asking.fail(&target, failure).await,
             }
         }
     }
@@ -168,7 +200,8 @@ impl Models {
         let examiner = Examiner::new(&expected, &asked).map_err(|why| AskError::new("invalid_schema", why))?;
         let mut objections = 0;
         loop {
-            let said = self.insist(asking, target, &Chat { prompt: &prompt, teller }).await?;
+            let said =
+                self.insist(asking, target, &Chat { prompt: &prompt, teller, heard: AtomicUsize::new(0) }).await?;
             let mut answer = answer(asking, target, said);
             let Err(objection) = examiner.examine(&mut answer) else { return Ok(answer) };
             if objections == self.settings.max_retries {
@@ -195,10 +228,28 @@ fn is_silent(message: &Message) -> bool {
 struct Chat<'a> {
     prompt: &'a Prompt,
     teller: &'a Teller,
+    /// How many bytes the answer has so far.
+    heard: AtomicUsize,
 }
 
 impl Question for Chat<'_> {
     type Given = Said;
+
+    fn expects(&self, config: &ModelConfig) -> Estimate {
+        config.estimate(self.prompt)
+    }
+
+    fn broke_off(&self) -> Usage {
+        // Providers bill what they have said, but only tell at the end how much it was.
+        match self.heard.load(Ordering::Relaxed) {
+            0 => Usage::default(),
+            heard => Usage {
+                input_tokens: self.tokens().into(),
+                output_tokens: prompt::tokens(heard).into(),
+                ..Usage::default()
+            },
+        }
+    }
 
     fn tokens(&self) -> u32 {
         self.prompt.tokens()
@@ -213,7 +264,9 @@ impl Question for Chat<'_> {
     }
 
     async fn call(&self, target: &Target, reply: u32, now: Timestamp) -> Result<(Said, Usage), Fault> {
-        let hear = |heard| {
+        self.heard.store(0, Ordering::Relaxed);
+        let hear = |heard: Heard| {
+            self.heard.fetch_add(heard.len(), Ordering::Relaxed);
             let news = match heard {
                 Heard::Words(text) => News::Words { reply, text },
                 Heard::Thoughts(text) => News::Thoughts { reply, text },
@@ -237,6 +290,7 @@ fn answer(asking: &Asking<'_>, target: &Target, said: Said) -> Answer {
         stop,
         usage: asking.usage,
         cost: asking.cost,
+        spent: asking.spent(),
         config: target.config.reference(),
         provider: config.provider.clone(),
         model: config.model.clone(),

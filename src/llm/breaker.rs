@@ -57,6 +57,17 @@ impl Circuit {
         }
     }
 
+    fn turned_from(self, before: Self) -> Option<Turned> {
+        match (before, self) {
+            (Self::Closed { .. }, Self::Closed { .. })
+            | (Self::Open { .. }, Self::Open { .. })
+            | (Self::HalfOpen { .. }, Self::HalfOpen { .. }) => None,
+            (_, Self::Open { until }) => Some(Turned::Open { until }),
+            (_, Self::HalfOpen { .. }) => Some(Turned::HalfOpen),
+            (_, Self::Closed { .. }) => Some(Turned::Closed),
+        }
+    }
+
     fn level(self) -> f64 {
         match self {
             Self::Closed { .. } => 0.0,
@@ -66,8 +77,34 @@ impl Circuit {
     }
 }
 
-/// A provider's address and a model.
-pub(super) type Line = (String, String);
+/// A key, a provider's address and a model.
+pub(super) type Line = (String, String, String);
+
+/// What became of a breaker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turned {
+    /// The model is left alone until then.
+    Open {
+        /// When one call tries it again.
+        until: Timestamp,
+    },
+    /// One call tries it.
+    HalfOpen,
+    /// It is called as before.
+    Closed,
+}
+
+impl Turned {
+    /// A stable word.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Open { .. } => "open",
+            Self::HalfOpen => "half_open",
+            Self::Closed => "closed",
+        }
+    }
+}
 
 /// The breakers of this process.
 #[derive(Clone, Debug)]
@@ -87,21 +124,35 @@ impl Breakers {
     /// The way to make one call; what became of it is to be said.
     pub(super) fn admit(&self, line: &Line, now: Timestamp) -> Result<Passage, Option<Timestamp>> {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        let circuit = lines.get(line).copied().unwrap_or(Circuit::Closed { failures: 0 }).admit(now)?;
+        let before = lines.get(line).copied().unwrap_or(Circuit::Closed { failures: 0 });
+        let circuit = before.admit(now)?;
         if lines.len() >= REMEMBERED {
             lines.retain(|_, circuit| *circuit != Circuit::Closed { failures: 0 });
         }
         lines.insert(line.clone(), circuit);
-        Ok(Passage { breakers: self.clone(), line: line.clone(), settled: false })
+        let turned = circuit.turned_from(before);
+        report(line, circuit, turned);
+        Ok(Passage { breakers: self.clone(), line: line.clone(), turned, settled: false })
     }
 
-    fn settle(&self, line: &Line, answered: Option<bool>, now: Timestamp) {
+    fn settle(&self, line: &Line, answered: Option<bool>, now: Timestamp) -> Option<Turned> {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(circuit) = lines.get_mut(line) else { return };
+        let circuit = lines.get_mut(line)?;
+        let before = *circuit;
         *circuit = circuit.after(answered, &self.settings, now);
-        let (provider, model) = line.clone();
-        metrics::gauge!("fermata_llm_circuit", "provider" => provider, "model" => model).set(circuit.level());
+        let turned = circuit.turned_from(before);
+        report(line, *circuit, turned);
+        turned
     }
+}
+
+fn report((_, provider, model): &Line, circuit: Circuit, turned: Option<Turned>) {
+    let (provider, model) = (provider.clone(), model.clone());
+    if let Some(turned) = turned {
+        let labels = [("provider", provider.clone()), ("model", model.clone()), ("to", turned.name().to_owned())];
+        metrics::counter!("fermata_llm_circuit_changes_total", &labels).increment(1);
+    }
+    metrics::gauge!("fermata_llm_circuit", "provider" => provider, "model" => model).set(circuit.level());
 }
 
 /// A call that was let through. Dropped without a word, nothing is known by it.
@@ -109,14 +160,20 @@ impl Breakers {
 pub(super) struct Passage {
     breakers: Breakers,
     line: Line,
+    turned: Option<Turned>,
     settled: bool,
 }
 
 impl Passage {
-    /// What became of the call at `now`.
-    pub(super) fn settle(mut self, answered: Option<bool>, now: Timestamp) {
+    /// Whether the call is the first to try the model again.
+    pub(super) fn probes(&self) -> bool {
+        self.turned.is_some()
+    }
+
+    /// What became of the call at `now`, and of the breaker by it.
+    pub(super) fn settle(mut self, answered: Option<bool>, now: Timestamp) -> Option<Turned> {
         self.settled = true;
-        self.breakers.settle(&self.line, answered, now);
+        self.breakers.settle(&self.line, answered, now)
     }
 }
 
@@ -160,7 +217,7 @@ mod tests {
     #[test]
     fn a_call_that_is_dropped_blocks_nobody() {
         let breakers = Breakers::new(SETTINGS);
-        let line = ("p".to_owned(), "m".to_owned());
+        let line = ("k".to_owned(), "p".to_owned(), "m".to_owned());
         for _ in 0..3 {
             breakers.admit(&line, at(0)).unwrap().settle(Some(false), at(0));
         }

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     db::{self, TenantTx},
-    journal::ModelPins,
+    journal::{Estimate, ModelPins},
     kernel::{Pinned, Reference, Result, TenantId},
 };
 
@@ -51,6 +51,13 @@ impl Models {
     pub async fn pin(&self, tenant: TenantId, config: &Reference) -> Result<Document<ModelConfig>, AskError> {
         let first = self.chain(tenant, &Choice::Named(config.clone())).await?.into_iter().next();
         first.ok_or_else(|| AskError::new("unknown_model_config", config.name.clone()))
+    }
+
+    /// What asking the models of the choice is expected to take at most, whichever of them answers; nothing where none can
+    /// be asked: that says what is wrong itself.
+    pub async fn expects(&self, tenant: TenantId, choice: &Choice, of: impl Fn(&ModelConfig) -> Estimate) -> Estimate {
+        let chain = self.chain(tenant, choice).await.unwrap_or_default();
+        chain.iter().fold(Estimate::default(), |most, config| most.most(of(&config.body)))
     }
 
     /// The configuration that is asked and, after it, those to fall back on which are there and in use.

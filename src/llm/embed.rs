@@ -6,7 +6,7 @@ use genai::{
 };
 
 use super::{
-    AskError, Choice, Given, Models, Teller, Usage,
+    AskError, Choice, Given, ModelConfig, Models, Teller, Usage,
     fault::Fault,
     prompt,
     provider::Target,
@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     config::Api,
+    journal::Estimate,
     kernel::{TenantId, Timestamp},
     telemetry::Span,
 };
@@ -58,7 +59,7 @@ impl Models {
             let target = self.next(&mut asking).await?;
             match self.embed_with(&mut asking, &target, texts).await {
                 Ok(vectors) => return Ok(asking.given(&target, vectors)),
-                Err(failure) => asking.fail(failure),
+                Err(failure) => asking.fail(&target, failure).await,
             }
         }
     }
@@ -100,6 +101,10 @@ struct Batch<'a> {
 
 impl Question for Batch<'_> {
     type Given = Vec<Vec<f32>>;
+
+    fn expects(&self, config: &ModelConfig) -> Estimate {
+        config.estimate_of(self.tokens(), 0)
+    }
 
     fn tokens(&self) -> u32 {
         tokens(self.texts)

@@ -139,6 +139,7 @@ mod tests {
             stop,
             usage: Usage::default(),
             cost: 0.0,
+            spent: 0.0,
             config: "c@1".to_owned(),
             provider: "p".to_owned(),
             model: "m".to_owned(),

@@ -25,7 +25,8 @@ mod usual;
 mod wire;
 
 pub use answer::{Answer, Given, Stop, ToolCall, Usage};
-pub use ask::{AskError, Models, News, Teller};
+pub use ask::{AskError, BUDGET_EXCEEDED, Models, News, Teller};
+pub use breaker::Turned;
 pub use chain::Choice;
 pub use config::{Expected, ModelConfig, Price};
 pub use document::{Document, DocumentKind};

@@ -18,6 +18,9 @@ pub struct Prompt {
     pub schema: Option<Arc<Value>>,
     /// The most tokens of the answer, where that is not for the configuration to say.
     pub max_tokens: Option<u32>,
+    /// Whether the answer has to keep to the usual length where nobody says how long it may be: what is reserved for it
+    /// goes by that.
+    pub bounded: bool,
 }
 
 /// One thing that was said.

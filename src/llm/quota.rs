@@ -3,7 +3,10 @@
 use std::{
     collections::HashMap,
     num::NonZeroU32,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
@@ -25,11 +28,25 @@ pub(super) struct Quotas {
 struct Share {
     calls: Arc<Semaphore>,
     tokens: Option<DefaultDirectRateLimiter>,
+    /// Tokens that calls had beyond what they entered with: the next one waits for them as well.
+    owed: AtomicU32,
 }
 
 /// The right to make one call.
 pub(super) struct Place {
     _permit: Option<OwnedSemaphorePermit>,
+    share: Arc<Share>,
+    entered: u32,
+}
+
+impl Place {
+    /// The call had so many tokens in all, asked and said.
+    pub(super) fn took(self, tokens: u64) {
+        let more = u32::try_from(tokens).unwrap_or(u32::MAX).saturating_sub(self.entered);
+        let owe = |owed: u32| Some(owed.saturating_add(more));
+        // It always gives one.
+        let _ = self.share.owed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, owe);
+    }
 }
 
 /// Keys that are remembered at once; those that nobody uses are forgotten first.
@@ -47,12 +64,13 @@ impl Quotas {
         // The semaphore is never closed, so there is always a permit.
         let permit = Arc::clone(&share.calls).acquire_owned().await.ok();
         if let (Some(limiter), Some(most)) = (&share.tokens, self.tokens) {
+            let due = tokens.saturating_add(share.owed.swap(0, Ordering::Relaxed));
             // What is more than a minute has takes all of it.
-            let tokens = NonZeroU32::new(tokens.min(most.get())).unwrap_or(NonZeroU32::MIN);
+            let due = NonZeroU32::new(due.min(most.get())).unwrap_or(NonZeroU32::MIN);
             // Fails only for more than a minute has.
-            let _ = limiter.until_n_ready(tokens).await;
+            let _ = limiter.until_n_ready(due).await;
         }
-        Place { _permit: permit }
+        Place { _permit: permit, share, entered: tokens }
     }
 
     fn share(&self, key: &KeyId) -> Arc<Share> {
@@ -62,7 +80,7 @@ impl Quotas {
         }
         let share = keys.entry(key.clone()).or_insert_with(|| {
             let tokens = self.tokens.map(|most| RateLimiter::direct(Quota::per_minute(most)));
-            Arc::new(Share { calls: Arc::new(Semaphore::new(self.calls)), tokens })
+            Arc::new(Share { calls: Arc::new(Semaphore::new(self.calls)), tokens, owed: AtomicU32::new(0) })
         });
         Arc::clone(share)
     }
@@ -95,6 +113,16 @@ mod tests {
         drop(first);
         assert!(quotas.enter(&key, 1).now_or_never().is_some());
         drop(second);
+    }
+
+    #[tokio::test]
+    async fn what_is_said_counts_for_the_next_call() {
+        let quotas = quotas(8, 1000);
+        let key = "k".to_owned();
+        quotas.enter(&key, 100).await.took(700);
+        assert!(quotas.enter(&key, 400).now_or_never().is_none(), "900 are left, and 600 of them owed");
+        quotas.enter(&"other".to_owned(), 100).await.took(400);
+        assert!(quotas.enter(&"other".to_owned(), 400).now_or_never().is_some(), "300 and 400 are below 900");
     }
 
     #[tokio::test]

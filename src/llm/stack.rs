@@ -5,18 +5,21 @@
 use std::time::Duration;
 
 use chrono::TimeDelta;
+use futures_util::FutureExt;
+use tokio::sync::oneshot;
 
 use super::{
-    AskError, Choice, Document, Given, ModelConfig, Models, News, Usage,
+    AskError, BUDGET_EXCEEDED, Choice, Document, Given, ModelConfig, Models, News, Turned, Usage,
     ask::Teller,
     breaker::Line,
     fault::{Fault, FaultKind, place},
     provider::Target,
+    quota::Place,
     span,
 };
 use crate::{
-    journal::Retry,
-    kernel::{Clock, Span, TenantId, Timestamp},
+    journal::{Estimate, Retry},
+    kernel::{Span, TenantId, Timestamp},
     telemetry,
 };
 
@@ -25,8 +28,16 @@ pub(super) trait Question: Sync {
     /// What it gives.
     type Given: Send;
 
-    /// About how many tokens a call has.
+    /// What a call is expected to take by a configuration.
+    fn expects(&self, config: &ModelConfig) -> Estimate;
+
+    /// About how many tokens it asks.
     fn tokens(&self) -> u32;
+
+    /// What a call has probably taken that broke off.
+    fn broke_off(&self) -> Usage {
+        Usage::default()
+    }
 
     /// The span of a call.
     fn span(&self, target: &Target) -> telemetry::Span;
@@ -54,8 +65,11 @@ pub(super) struct Asking<'a> {
     failures: u32,
     /// All calls so far.
     pub(super) reply: u32,
+    /// What the present model took, and what that cost.
     pub(super) usage: Usage,
     pub(super) cost: f64,
+    /// What those before it took, as what a call is expected to take.
+    before: Estimate,
 }
 
 impl Asking<'_> {
@@ -63,9 +77,60 @@ impl Asking<'_> {
         drop(self.teller.send(news).await);
     }
 
-    /// The present model gives nothing.
-    pub(super) fn fail(&mut self, failure: AskError) {
+    /// The present model gives nothing, whatever it took.
+    pub(super) async fn fail(&mut self, target: &Target, failure: AskError) {
+        self.leave(target).await;
         self.failed = Some(failure);
+    }
+
+    /// What all that were asked have taken so far.
+    fn taken(&self) -> Estimate {
+        let tokens = self.usage.input_tokens + self.usage.output_tokens;
+        self.before + Estimate { cost: self.cost, tokens, tool_calls: 0 }
+    }
+
+    /// What all that were asked cost.
+    pub(super) fn spent(&self) -> f64 {
+        self.taken().cost
+    }
+
+    fn take(&mut self, target: &Target, usage: Usage) {
+        self.usage += usage;
+        self.cost += usage.cost(&target.config.body.price.unwrap_or_default());
+    }
+
+    /// The present model is done with. What it took for nothing is told, so that it gets into the books.
+    async fn leave(&mut self, target: &Target) {
+        let before = self.taken();
+        let (usage, cost) = (std::mem::take(&mut self.usage), std::mem::take(&mut self.cost));
+        if usage != Usage::default() {
+            let config = &target.config;
+            let (provider, model) = (config.body.provider.clone(), config.body.model.clone());
+            let taken = Given {
+                it: (),
+                usage,
+                cost,
+                spent: cost,
+                config: config.reference(),
+                provider,
+                model,
+                reply: self.reply,
+            };
+            self.tell(News::Wasted(taken)).await;
+        }
+        self.before = before;
+    }
+
+    /// Whether there is room in the budget for another call, after those that took something already.
+    async fn has_room(&self, next: Estimate) -> bool {
+        let taken = self.taken();
+        if taken == Estimate::default() {
+            return true;
+        }
+        let (granted, answer) = oneshot::channel();
+        self.tell(News::WantsMore { total: taken + next, granted }).await;
+        // Where nobody listens, nobody minds.
+        answer.await.unwrap_or(true)
     }
 
     /// What was asked for, with who gave it and what it took.
@@ -75,6 +140,7 @@ impl Asking<'_> {
             it,
             usage: self.usage,
             cost: self.cost,
+            spent: self.spent(),
             config: config.reference(),
             provider: config.body.provider.clone(),
             model: config.body.model.clone(),
@@ -92,8 +158,8 @@ impl Models {
         teller: &'a Teller,
     ) -> Result<Asking<'a>, AskError> {
         let left = self.chain(tenant, choice).await?.into_iter();
-        let (usage, cost) = (Usage::default(), 0.0);
-        Ok(Asking { tenant, teller, left, failed: None, failures: 0, reply: 0, usage, cost })
+        let (usage, before) = (Usage::default(), Estimate::default());
+        Ok(Asking { tenant, teller, left, failed: None, failures: 0, reply: 0, usage, cost: 0.0, before })
     }
 
     /// The next model to ask.
@@ -109,14 +175,14 @@ impl Models {
             asking.failures = 0;
             match self.providers.target(asking.tenant, config).await {
                 Ok(target) => return Ok(target),
-                Err(failure) => asking.fail(failure),
+                Err(failure) => asking.failed = Some(failure),
             }
         }
         let none = || AskError::new("model_misconfigured", "no configuration is in use".to_owned());
         Err(asking.failed.take().unwrap_or_else(none))
     }
 
-    /// Makes a call, again where that may help.
+    /// Makes a call, again where that may help and what was taken so far leaves room for it.
     pub(super) async fn insist<Q: Question>(
         &self,
         asking: &mut Asking<'_>,
@@ -124,10 +190,13 @@ impl Models {
         question: &Q,
     ) -> Result<Q::Given, AskError> {
         loop {
+            if !asking.has_room(question.expects(&target.config.body)).await {
+                let message = format!("the budget has no room to ask {} again", place(target));
+                return Err(AskError::new(BUDGET_EXCEEDED, message));
+            }
             match self.call(asking, target, question).await {
                 Ok((given, usage)) => {
-                    asking.usage += usage;
-                    asking.cost += usage.cost(&target.config.body.price.unwrap_or_default());
+                    asking.take(target, usage);
                     return Ok(given);
                 }
                 Err(fault) if fault.kind.passes() && asking.failures < self.settings.max_retries => {
@@ -158,12 +227,21 @@ impl Models {
         target: &Target,
         question: &Q,
     ) -> Result<(Q::Given, Usage), Fault> {
-        let line: Line = (target.url.to_string(), target.config.body.model.clone());
-        let _place = self.quotas.enter(&target.key_id, question.tokens()).await;
-        let passage =
-            self.breakers.admit(&line, self.clock.now()).map_err(|until| left_alone(target, until, &self.clock))?;
+        let share = self.share(asking, target, question.tokens()).await;
+        let begun = self.clock.now();
+        let passage = match self.breakers.admit(&line(target), begun) {
+            Ok(passage) => passage,
+            Err(until) => {
+                let fault = left_alone(target, until, begun);
+                count(target, fault.kind.code());
+                return Err(fault);
+            }
+        };
+        if passage.probes() {
+            asking.tell(News::Circuit { of: place(target), turned: Turned::HalfOpen }).await;
+        }
         asking.reply += 1;
-        let (begun, span) = (self.clock.now(), question.span(target));
+        let span = question.span(target);
         let deadline = begun + TimeDelta::from_std(target.timeout.0).unwrap_or_default();
         let result = tokio::select! {
             given = question.call(target, asking.reply, begun) => given,
@@ -173,43 +251,77 @@ impl Models {
             }
         };
         let now = self.clock.now();
-        passage.settle(trust(&result), now);
-        match &result {
+        if let Some(turned) = passage.settle(self.trust(target, &result), now) {
+            asking.tell(News::Circuit { of: place(target), turned }).await;
+        }
+        let taken = match &result {
             Ok((given, usage)) => {
                 span::took(&span, *usage);
                 question.note(&span, given);
+                *usage
             }
-            Err(fault) => span.fail(fault.kind.code()),
-        }
-        measure(target, &result, now - begun);
+            Err(fault) => {
+                span.fail(fault.kind.code());
+                let usage = question.broke_off();
+                asking.take(target, usage);
+                usage
+            }
+        };
+        share.took(taken.input_tokens + taken.output_tokens);
+        count(target, result.as_ref().map_or_else(|fault| fault.kind.code(), |_| "answered"));
+        measure(target, taken, now - begun);
         result
     }
-}
 
-/// What a call says about the provider: that it refuses a request says nothing.
-fn trust<T>(result: &Result<T, Fault>) -> Option<bool> {
-    match result {
-        Ok(_) => Some(true),
-        Err(fault) if fault.kind.passes() => Some(false),
-        Err(_) => None,
+    /// Waits for the key's share of calls and tokens, and says so where that takes time.
+    async fn share(&self, asking: &Asking<'_>, target: &Target, tokens: u32) -> Place {
+        let mut entering = std::pin::pin!(self.quotas.enter(&target.key_id, tokens));
+        if let Some(place) = entering.as_mut().now_or_never() {
+            return place;
+        }
+        let begun = self.clock.now();
+        asking.tell(News::Queued { of: place(target) }).await;
+        let place = entering.await;
+        let provider = target.config.body.provider.clone();
+        let seconds = (self.clock.now() - begun).to_std().unwrap_or_default().as_secs_f64();
+        metrics::histogram!("fermata_llm_share_wait_seconds", "provider" => provider).record(seconds);
+        place
+    }
+
+    /// What a call says about the provider: that it refuses a request says nothing, nor that it is slower than a tenant
+    /// likes.
+    fn trust<T>(&self, target: &Target, result: &Result<T, Fault>) -> Option<bool> {
+        let usual = Span::seconds(u64::from(self.settings.default_timeout_seconds));
+        match result {
+            Ok(_) => Some(true),
+            Err(fault) if fault.kind == FaultKind::TimedOut && target.timeout < usual => None,
+            Err(fault) if fault.kind.passes() => Some(false),
+            Err(_) => None,
+        }
     }
 }
 
-fn left_alone(target: &Target, until: Option<Timestamp>, clock: &Clock) -> Fault {
-    let rest = until.and_then(|until| (until - clock.now()).to_std().ok()).unwrap_or(Duration::from_secs(1));
+/// What a breaker is about: with keys of their own, tenants are apart.
+fn line(target: &Target) -> Line {
+    (target.key_id.clone(), target.url.to_string(), target.config.body.model.clone())
+}
+
+fn left_alone(target: &Target, until: Option<Timestamp>, now: Timestamp) -> Fault {
+    let rest = until.and_then(|until| (until - now).to_std().ok()).unwrap_or(Duration::from_secs(1));
     let message = format!("{} failed too often and is left alone for now", place(target));
     Fault { retry_after: Some(rest), ..Fault::plain(FaultKind::LeftAlone, message) }
 }
 
-fn measure<T>(target: &Target, result: &Result<(T, Usage), Fault>, took: TimeDelta) {
-    let config = &target.config.body;
-    let (provider, model) = (config.provider.clone(), config.model.clone());
-    let outcome = result.as_ref().map_or_else(|fault| fault.kind.code(), |_| "answered");
+fn count(target: &Target, outcome: &'static str) {
+    let ModelConfig { provider, model, .. } = &target.config.body;
     let labels = [("provider", provider.clone()), ("model", model.clone()), ("outcome", outcome.to_owned())];
     metrics::counter!("fermata_llm_calls_total", &labels).increment(1);
+}
+
+fn measure(target: &Target, usage: Usage, took: TimeDelta) {
+    let ModelConfig { provider, model, .. } = &target.config.body;
     let seconds = took.to_std().unwrap_or_default().as_secs_f64();
     metrics::histogram!("fermata_llm_call_seconds", "provider" => provider.clone()).record(seconds);
-    let Ok((_, usage)) = result else { return };
     for (kind, tokens) in [
         ("input", usage.input_tokens.saturating_sub(usage.cached_tokens)),
         ("cached", usage.cached_tokens),

@@ -102,7 +102,7 @@ pub(super) enum Heard {
 }
 
 impl Heard {
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         match self {
             Self::Words(text) | Self::Thoughts(text) => text.len(),
         }
@@ -144,7 +144,10 @@ fn options(target: &Target, prompt: &Prompt) -> ChatOptions {
         .map(|schema| JsonSpec::new("answer", Value::clone(schema)));
     ChatOptions {
         temperature: config.temperature,
-        max_tokens: prompt.max_tokens.or(config.max_tokens),
+        max_tokens: match prompt.bounded {
+            true => Some(prompt.max_tokens.unwrap_or_else(|| config.longest_answer())),
+            false => prompt.max_tokens.or(config.max_tokens),
+        },
         capture_usage: Some(true),
         capture_content: Some(true),
         capture_reasoning_content: Some(true),

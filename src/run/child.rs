@@ -10,8 +10,8 @@ use super::{
     store::{self, Ended},
 };
 use crate::{
-    db::Database,
-    journal::{Command, Failure, Parent, Plan, RunState, Stage, Status, Wait},
+    db::{Database, TenantTx},
+    journal::{self, Command, Failure, Lock, Parent, Plan, RunState, Stage, Status, Taken, Wait},
     kernel::{Actor, Clock, Error, Problem, Result, RunId},
     tool::{self, Call, ChildRequest, ChildRuns, ChildSource, ToolError},
 };
@@ -49,27 +49,28 @@ impl Children {
         let ids: Vec<_> = waiting.iter().map(|(_, _, child)| *child).collect();
         let mut tx = self.db.tenant(parent.tenant_id).await?;
         let ended = store::ended(&mut tx, parent.tenant_id, &ids).await?;
+        let taken = Self::taken(&mut tx, parent, &ended).await?;
         let commands = waiting.into_iter().filter_map(|(key, attempt, child)| {
-            let Ended { status, output, error, cost, .. } = ended.iter().find(|ended| ended.run_id == child)?;
-            let step = key.clone();
-            Some(match status {
-                Status::Completed => {
-                    let output = Arc::new(tool::child_output(parent.step(key)?, child, output.clone()));
-                    Command::Complete { step, attempt, output, cost: Some(*cost) }
-                }
-                other => {
-                    let why = error.as_ref().and_then(|error| error["message"].as_str());
-                    let why = why.map(|why| format!(": {why}")).unwrap_or_default();
-                    let message = format!("the child run {child} was {}{why}", other.name());
-                    let error =
-                        error.as_ref().map(|error| json!({ "code": error["code"], "message": error["message"] }));
-                    let detail = Some(Box::new(json!({ "runId": child, "status": other, "error": error })));
-                    let error = Failure { detail, ..Failure::new("child_not_completed", message) };
-                    Command::Fail { step, attempt, error, jitter: 0.0 }
-                }
-            })
+            let one = ended.iter().find(|ended| ended.run_id == child)?;
+            let end = match one.status {
+                Status::Completed => Ok(Arc::new(tool::child_output(parent.step(key)?, child, one.output.clone()))),
+                _ => Err(not_completed(one)),
+            };
+            let counted = taken.iter().find(|(run, _)| *run == child).map(|(_, taken)| *taken);
+            let taken = counted.unwrap_or(Taken { cost: one.cost, ..Taken::default() });
+            Some(Command::Return { step: key.clone(), attempt, end, taken })
         });
         Ok(commands.collect())
+    }
+
+    /// What runs that have ended took, where the parent's budget asks for more than the money.
+    async fn taken(tx: &mut TenantTx, parent: &RunState, ended: &[Ended]) -> Result<Vec<(RunId, Taken)>> {
+        if parent.purse.budget.is_empty() || ended.is_empty() {
+            return Ok(vec![]);
+        }
+        let runs: Vec<_> = ended.iter().map(|ended| (parent.tenant_id, ended.run_id)).collect();
+        let loaded = journal::load(tx, &runs, Lock::Free).await?;
+        Ok(loaded.into_iter().map(|run| (run.state.run_id, run.state.taken())).collect())
     }
 
     /// The plan that a model made of a run, with the versions of the models that its steps name.
@@ -120,6 +121,16 @@ impl Children {
         tx.commit().await?;
         Ok(run.summary.run_id)
     }
+}
+
+fn not_completed(child: &Ended) -> Failure {
+    let Ended { run_id, status, error, .. } = child;
+    let why = error.as_ref().and_then(|error| error["message"].as_str());
+    let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+    let message = format!("the child run {run_id} was {}{why}", status.name());
+    let error = error.as_ref().map(|error| json!({ "code": error["code"], "message": error["message"] }));
+    let detail = Some(Box::new(json!({ "runId": run_id, "status": status, "error": error })));
+    Failure { detail, ..Failure::new("child_not_completed", message) }
 }
 
 #[async_trait]

@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use super::{
+    budget::Want,
     call::{End, Ended},
-    turn::{Told, Turn},
+    turn::Turn,
 };
 use crate::{
     approval,
     journal::{Command, Draft, Form, Report, Stage, StepKey, Wait, planning_key},
     kernel::{ApprovalId, Result},
+    tool::{Said, Told},
 };
 
 impl Turn {
@@ -54,14 +56,15 @@ impl Turn {
     }
 
     /// That a model has said all is journaled with what follows from it: what was answered is not asked for again.
-    fn hear_report(&mut self, told: Told) {
-        match told.2 {
-            Report::Message(_) => self.last_words.push(told),
-            Report::Progress(_) | Report::Delta(_) => self.note(told),
+    fn hear_report(&mut self, (step, attempt, said): Told) {
+        match said {
+            Said::Report(report @ Report::Message(_)) => self.last_words.push((step, attempt, report)),
+            Said::Report(report) => self.note((step, attempt, report)),
+            Said::WantsMore { total, granted } => self.wants.push(Want { step, attempt, total, granted }),
         }
     }
 
-    fn note(&mut self, (step, attempt, report): Told) {
+    fn note(&mut self, (step, attempt, report): (StepKey, u32, Report)) {
         self.heard.push(if self.is_planning(&step) {
             Command::Draft(Draft::Told(report))
         } else {
@@ -89,8 +92,11 @@ impl Turn {
         let tool = if self.shared.tools.server().has(&tool) { tool } else { "tenant".to_owned() };
         metrics::counter!("fermata_steps_total", "tool" => tool, "outcome" => end.word()).increment(1);
         self.in_flight.remove(&step);
+        if !matches!(end, End::Failed(_)) {
+            self.short.remove(&step);
+        }
         let jitter = rand::random();
-        self.heard.push(match end {
+        let command = match end {
             End::Done { output, cost } => Command::Complete { step, attempt, output, cost },
             End::Wait(wait) => {
                 self.look |= matches!(wait, Wait::Child { .. });
@@ -100,10 +106,14 @@ impl Turn {
                 Some(command) => command,
                 None => return,
             },
-            End::Failed(error) => Command::Fail { step, attempt, error, jitter },
+            End::Failed(error) => match self.lacking(&step) {
+                Some(command) => command,
+                None => Command::Fail { step, attempt, error, jitter },
+            },
             // Left as it is in the journal: a call without an outcome, which the scheduler knows how to treat.
             End::Unknown => return,
-        });
+        };
+        self.heard.push(command);
     }
 
     /// The question whether somebody fills in a form, about exactly the call that came back.

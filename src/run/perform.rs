@@ -9,7 +9,7 @@ use super::{budget::Room, scheduler::Move, shared::Slot, turn::Turn};
 use crate::{
     agent,
     approval::{self, Verdict},
-    journal::{self, Ask, Body, Command, Effect, Failure, Intent, Refusal, SkipReason, Stage, Step, StepKey},
+    journal::{self, Ask, Body, Budget, Command, Effect, Failure, Intent, Refusal, SkipReason, Stage, Step, StepKey},
     kernel::{
         ApprovalId, Result, Timestamp,
         template::{self, Context, RunFacts, Scope, StepFacts},
@@ -25,6 +25,8 @@ pub(super) struct Launch {
     pub(super) arguments: Arc<Value>,
     pub(super) handed: Handed,
     pub(super) timeout: Duration,
+    /// What the run that it starts may take.
+    pub(super) budget: Option<Budget>,
     /// It touches nothing, so it need not wait for its intent to be journaled.
     pub(super) at_once: bool,
     pub(super) slot: Slot,
@@ -198,8 +200,8 @@ impl Turn {
             self.starved = true;
             return Ok(());
         };
-        let reserved = match self.room(step, key, &intent, now).await {
-            Room::There { reserved } => reserved,
+        let (reserved, budget) = match self.room(step, key, &intent, now).await {
+            Room::There { reserved, lent } => (reserved, lent),
             lacks => {
                 // Whoever comes next may have it.
                 self.slot = Some(slot);
@@ -214,10 +216,10 @@ impl Turn {
         let usual = known.map_or(Duration::from_secs(60), |tool| tool.timeout());
         let handed = self.handed(step, key, known.map(Arc::as_ref), &arguments);
         let (timeout, at_once) = (step.timeout.map_or(usual, |span| span.0), known.is_some_and(|tool| tool.at_once()));
-        self.decide(Command::Start { step: key.clone(), intent, reserved }, now)?;
+        self.decide(Command::Start { step: key.clone(), intent, reserved, budget }, now)?;
         let attempt = self.state.next_attempt(key);
         let step = key.clone();
-        self.prepare(Launch { step, attempt, tool, arguments, handed, timeout, at_once, slot });
+        self.prepare(Launch { step, attempt, tool, arguments, handed, timeout, budget, at_once, slot });
         Ok(())
     }
 
@@ -248,7 +250,7 @@ impl Turn {
     }
 
     /// The exact call, with the digest that consent is bound to.
-    fn intent(&self, step: &Step, key: &StepKey, arguments: Arc<Value>) -> Result<Intent, Failure> {
+    pub(super) fn intent(&self, step: &Step, key: &StepKey, arguments: Arc<Value>) -> Result<Intent, Failure> {
         let tool = self.tools.tool(&step.uses).map_err(into_failure)?;
         // What a model's arguments say of themselves counts as little after a crash as at the gate.
         let by_a_model = self.state.agent_of(step).is_some();

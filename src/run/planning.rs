@@ -39,7 +39,7 @@ impl Turn {
         let failed = match self.room_for((&planning_key(), attempt), call, now).await {
             Room::There { .. } => None,
             Room::Lacks(raise) => Some(Failure::new("budget_exceeded", raise.lack())),
-            Room::Unknown => return Ok(()),
+            Room::Later => return Ok(()),
         };
         if let Some(failure) = failed {
             return self.decide(Command::Draft(Draft::Failed(failure)), now);
@@ -52,6 +52,7 @@ impl Turn {
             arguments,
             handed: Handed::Conversation(Arc::new(conversation)),
             timeout,
+            budget: None,
             at_once: false,
             slot,
         });

@@ -14,6 +14,7 @@ use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    budget::Want,
     call::{self, Ended},
     perform::Launch,
     scheduler::{self, Move},
@@ -23,11 +24,11 @@ use super::{
 };
 use crate::{
     journal::{
-        self, Append, AppendError, Body, Claim, Command, Estimate, Event, Loaded, Lock, Refusal, Report, RunHead,
-        RunState, Shown, StepKey,
+        self, Append, AppendError, Body, Claim, Command, Estimate, Event, Loaded, Lock, ModelPins, Raise, Refusal,
+        Report, RunHead, RunState, Shown, StepKey,
     },
     kernel::{Result, RunId, TenantId, Timestamp},
-    tool::{self, Call, Registry},
+    tool::{self, Call, Registry, Told},
 };
 
 /// A run that has nothing to do for this long is let go; below it, keeping the state is cheaper.
@@ -41,8 +42,6 @@ const AHEAD: usize = 256 * 1024;
 const LITTLE: usize = AHEAD / AT_FIRST;
 /// Reports of progress that may wait for the journal.
 const REPORTS: usize = 64;
-
-pub(super) type Told = (StepKey, u32, Report);
 
 /// One run in the hands of a worker.
 pub(super) struct Turn {
@@ -63,7 +62,11 @@ pub(super) struct Turn {
     /// What was heard and is not journaled yet: decided again when the journal refuses.
     pub(super) heard: Vec<Command>,
     /// What models have said of which the call has not ended yet.
-    pub(super) last_words: Vec<Told>,
+    pub(super) last_words: Vec<(StepKey, u32, Report)>,
+    /// Calls that will take more than they were expected to, and wait for a word.
+    pub(super) wants: Vec<Want>,
+    /// What the budget lacked for calls that had to stop.
+    pub(super) short: HashMap<StepKey, Raise>,
     /// What was decided and is not journaled yet.
     events: Vec<Event>,
     /// When that was, if it was while the journal took in what came before.
@@ -117,6 +120,8 @@ impl Turn {
             reports: mpsc::channel(REPORTS),
             heard: Vec::new(),
             last_words: Vec::new(),
+            wants: Vec::new(),
+            short: HashMap::new(),
             events: Vec::new(),
             ahead_at: None,
             launches: Vec::new(),
@@ -186,6 +191,7 @@ impl Turn {
         self.passed_at = now;
         self.stock().await?;
         self.hear_reports();
+        self.grant(now).await;
         self.pin_drafts().await?;
         for command in self.heard.clone() {
             self.decide_heard(command, now);
@@ -393,7 +399,9 @@ impl Turn {
             actor: self.head.created_by.clone(),
             arguments: launch.arguments,
             handed: launch.handed,
-            models: self.state.plan.as_ref().and_then(|plan| plan.models.clone()),
+            models: self.models(),
+            budget: launch.budget,
+            bounded: self.estimates.contains_key(&launch.step),
             idempotency_key: format!("{}/{}", self.state.run_id, launch.step),
             now,
             progress: crate::tool::Progress::new(self.reports.0.clone(), launch.step, launch.attempt),
@@ -418,6 +426,11 @@ impl Turn {
             }
             None => drop(self.calls.spawn(call)),
         }
+    }
+
+    /// The versions of models that the run stays with.
+    pub(super) fn models(&self) -> Option<Arc<ModelPins>> {
+        self.state.plan.as_ref().and_then(|plan| plan.models.clone())
     }
 
     pub(super) fn wake_at(&self) -> Option<Timestamp> {

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use uuid::Builder;
 
-use super::{Call, Outcome, Tool, ToolError};
+use super::{Call, Outcome, Tool, ToolError, read};
 use crate::{
     journal::{Budget, BudgetBody, Effect, Plan, Step, StepKey, Wait},
     kernel::{RunId, TenantId},
@@ -164,6 +164,11 @@ impl Tool for RunStart {
         Effect::Repeatable
     }
 
+    fn starts(&self, arguments: &Value) -> Option<Budget> {
+        let asked = read::<Arguments>(arguments).ok().and_then(|arguments| arguments.budget);
+        Some(asked.map(Budget::from).unwrap_or_default())
+    }
+
     async fn call(&self, call: Call) -> Result<Outcome, ToolError> {
         let arguments: Arguments = call.read()?;
         if call.cancel.is_cancelled() {
@@ -174,7 +179,7 @@ impl Tool for RunStart {
             source: ChildSource::Workflow(arguments.workflow),
             input: arguments.input,
             goal: arguments.goal,
-            budget: arguments.budget.map(Budget::from),
+            budget: call.budget.or(arguments.budget.map(Budget::from)),
         };
         let child_run_id = self.runs.start(&call, child).await?;
         Ok(match arguments.wait {

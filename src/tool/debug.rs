@@ -241,6 +241,7 @@ mod tests {
     use tokio::{sync::mpsc, time::Instant};
 
     use super::*;
+    use crate::tool::Said;
     use crate::{
         journal::{Report, StepKey},
         tool::{Progress, tests::call},
@@ -275,7 +276,9 @@ mod tests {
         assert!(begin.elapsed().as_millis() >= 50);
         let mut numbers = Vec::new();
         while let Ok((_, _, report)) = reports.try_recv() {
-            let Report::Progress(ToolProgress { data: Some(data), .. }) = report else { panic!("{report:?}") };
+            let Said::Report(Report::Progress(ToolProgress { data: Some(data), .. })) = report else {
+                panic!("{report:?}")
+            };
             assert_eq!(data["pad"], "xxxxxxxxxx");
             numbers.push(data["n"].as_u64().unwrap());
         }

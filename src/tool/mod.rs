@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     db,
-    journal::{ApprovalRule, Effect, Estimate, Failure, Filled, Form, ModelPins, Report, Stage, StepKey, Wait},
+    journal::{ApprovalRule, Budget, Effect, Estimate, Failure, Filled, Form, ModelPins, Stage, StepKey, Wait},
     kernel::{Actor, Error, Problem, Result, RunId, TenantId, Timestamp},
     telemetry::{Trace, Traces},
 };
@@ -25,6 +25,7 @@ mod http;
 mod mcp;
 mod model;
 mod output;
+mod progress;
 mod registry;
 mod routes;
 mod schema;
@@ -37,6 +38,7 @@ pub use http::{HttpTool, HttpTools};
 pub use mcp::{Credentials, McpEntry, McpRoutes, McpServer, Servers, routes as mcp_routes};
 pub use model::{Compacted, Conversation, TurnCall, TurnOutput, named};
 pub use output::{OUTPUT_READ, text};
+pub use progress::{Progress, Said, Told};
 pub use registry::{Described, Ports, Registry};
 pub use routes::routes;
 pub use schema::compile;
@@ -109,10 +111,15 @@ pub trait Tool: Send + Sync + 'static {
         false
     }
 
-    /// What a call with these arguments is expected to take, where the tool can tell beforehand; asked where a budget
-    /// depends on it.
-    async fn expects(&self, _tenant: TenantId, _arguments: &Value) -> Estimate {
+    /// What a call with these arguments is expected to take, where the tool can tell beforehand, in a run that stays with
+    /// those models; asked where a budget depends on it.
+    async fn expects(&self, _tenant: TenantId, _arguments: &Value, _models: Option<&ModelPins>) -> Estimate {
         Estimate::default()
+    }
+
+    /// What the run may take that a call with these arguments starts, as they ask for; none where it starts none.
+    fn starts(&self, _arguments: &Value) -> Option<Budget> {
+        None
     }
 
     /// Acts. Called outside any transaction, and, unless it is done [`at_once`](Tool::at_once), after the intent is
@@ -158,6 +165,10 @@ pub struct Call {
     pub handed: Handed,
     /// The versions that the names of model configurations and templates mean in this run.
     pub models: Option<Arc<ModelPins>>,
+    /// What the run that it starts may take of its own run's budget.
+    pub budget: Option<Budget>,
+    /// Whether a budget bounds what it takes.
+    pub bounded: bool,
     /// When the call was decided.
     pub now: Timestamp,
     /// Reports how far it is.
@@ -277,28 +288,6 @@ impl ToolError {
     }
 }
 
-/// The way a tool reports progress: bounded, so a fast tool waits for the journal.
-#[derive(Clone, Debug)]
-pub struct Progress {
-    sender: tokio::sync::mpsc::Sender<(StepKey, u32, Report)>,
-    step: StepKey,
-    attempt: u32,
-}
-
-impl Progress {
-    /// For one attempt of one step; the engine listens at the other end.
-    #[must_use]
-    pub fn new(sender: tokio::sync::mpsc::Sender<(StepKey, u32, Report)>, step: StepKey, attempt: u32) -> Self {
-        Self { sender, step, attempt }
-    }
-
-    /// Reports; waits while the journal is behind. A report after the run ended is dropped.
-    pub async fn report(&self, report: impl Into<Report>) {
-        // The receiver is gone only when the run is, and then nobody wants to know.
-        drop(self.sender.send((self.step.clone(), self.attempt, report.into())).await);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use chrono::DateTime;
@@ -320,6 +309,8 @@ mod tests {
             idempotency_key: "run_1/step".to_owned(),
             handed: Handed::Nothing,
             models: None,
+            budget: None,
+            bounded: false,
             now: DateTime::UNIX_EPOCH,
             progress: Progress::new(sender, step, 1),
             cancel: CancellationToken::new(),

@@ -95,6 +95,31 @@ impl Days {
         Ok(share)
     }
 
+    /// Reserves more for an attempt than it has, which it keeps where there is no room.
+    ///
+    /// # Errors
+    /// When the database is away.
+    pub async fn widen(
+        &self,
+        (tenant, run): (TenantId, RunId),
+        (step, attempt): (&StepKey, u32),
+        (had, total): (&Estimate, &Estimate),
+        now: Timestamp,
+    ) -> Result<Share> {
+        match self.budget(tenant, now).await? {
+            Some(of_day) if budget::bounds(&of_day, total) => {}
+            _ => return Ok(Share::Unbounded),
+        }
+        let mut tx = self.db.tenant(tenant).await?;
+        let share = store::reserve(&mut tx, (tenant, run), (step, attempt), total, now).await?;
+        if matches!(share, Share::Lacks(_)) {
+            // Under the lock of the day's book, so nobody takes it meanwhile.
+            store::reserve(&mut tx, (tenant, run), (step, attempt), had, now).await?;
+        }
+        tx.commit().await?;
+        Ok(share)
+    }
+
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }

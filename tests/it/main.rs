@@ -4,6 +4,7 @@
 
 mod adversarial;
 mod agents;
+mod allowances;
 mod approvals;
 mod bench;
 mod budgets;

@@ -9,10 +9,12 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    AskError, Choice, Given, Models, Teller, Usage, fault::Fault, prompt, provider::Target, span, stack::Question,
+    AskError, Choice, Given, ModelConfig, Models, Teller, Usage, fault::Fault, prompt, provider::Target, span,
+    stack::Question,
 };
 use crate::{
     config::Api,
+    journal::Estimate,
     kernel::{TenantId, Timestamp},
     telemetry::Span,
 };
@@ -124,6 +126,10 @@ struct Reading<'a>(&'a dyn TextToSpeech, &'a Utterance);
 impl Question for Reading<'_> {
     type Given = Audio;
 
+    fn expects(&self, config: &ModelConfig) -> Estimate {
+        config.estimate_of(self.tokens(), 0)
+    }
+
     fn tokens(&self) -> u32 {
         self.1.tokens()
     }
@@ -142,6 +148,10 @@ struct Dictation<'a>(&'a dyn SpeechToText, &'a Recording);
 
 impl Question for Dictation<'_> {
     type Given = String;
+
+    fn expects(&self, _: &ModelConfig) -> Estimate {
+        Estimate::default()
+    }
 
     fn tokens(&self) -> u32 {
         // How many a sound is, nobody knows before.
@@ -173,12 +183,12 @@ impl Models {
         loop {
             let target = self.next(&mut asking).await?;
             let Some(voice) = voice(target.api) else {
-                asking.fail(mute(&target));
+                asking.fail(&target, mute(&target)).await;
                 continue;
             };
             match self.insist(&mut asking, &target, &Reading(voice, wanted)).await {
                 Ok(audio) => return Ok(asking.given(&target, audio)),
-                Err(failure) => asking.fail(failure),
+                Err(failure) => asking.fail(&target, failure).await,
             }
         }
     }
@@ -198,12 +208,12 @@ impl Models {
         loop {
             let target = self.next(&mut asking).await?;
             let Some(ear) = ear(target.api) else {
-                asking.fail(mute(&target));
+                asking.fail(&target, mute(&target)).await;
                 continue;
             };
             match self.insist(&mut asking, &target, &Dictation(ear, heard)).await {
                 Ok(text) => return Ok(asking.given(&target, text)),
-                Err(failure) => asking.fail(failure),
+                Err(failure) => asking.fail(&target, failure).await,
             }
         }
     }

@@ -28,6 +28,8 @@ pub(super) struct Database {
 #[derive(Debug, Default)]
 struct Books {
     spent: f64,
+    /// What child runs took is in books of their own.
+    by_children: f64,
     reserved: BTreeSet<(StepKey, u32)>,
 }
 
@@ -37,6 +39,11 @@ impl Books {
             if let (Body::StepStarted(_), Some(step), Some(attempt)) = (&event.body, &event.step, event.attempt) {
                 self.reserved.insert((step.clone(), attempt));
             }
+            self.by_children += match &event.body {
+                Body::StepCompleted(completed) => completed.taken.unwrap_or_default().cost,
+                Body::StepFailed(failed) => failed.taken.unwrap_or_default().cost,
+                _ => 0.0,
+            };
         }
         for entry in &append.spending {
             match entry {
@@ -49,9 +56,10 @@ impl Books {
         }
     }
 
-    /// After each commit: they agree with the run, whose children cost nothing here.
+    /// After each commit: they agree with the run.
     fn weigh(&self, state: &RunState) {
-        assert!((self.spent - state.cost).abs() < 1e-6, "{} was spent, of {}", self.spent, state.cost);
+        let spent = self.spent + self.by_children;
+        assert!((spent - state.cost).abs() < 1e-6, "{spent} was spent, of {}", state.cost);
         for (step, attempt) in &self.reserved {
             let at = state.steps.get(step).map(|step| (step.attempt, step.stage.is_ended()));
             assert_eq!(at, Some((*attempt, false)), "{step} has a reservation that nothing gives back");

@@ -328,7 +328,7 @@ impl History {
             2 => Command::Execute { by: person(3) },
             3 => Command::Expand { step, items: 2 },
             4 => Command::Gather { step },
-            5 => Command::Start { step, intent, reserved: false },
+            5 => Command::Start { step, intent, reserved: false, budget: None },
             6 => Command::Hold { step, intent, approval_id: ApprovalId::new(now), ask: Ask::Consent },
             7 => Command::Hold { step, intent, approval_id: ApprovalId::new(now), ask: Ask::Repeat },
             13 => Command::Hold {

@@ -15,7 +15,7 @@ use crate::{
     approval::{self, Verdict},
     journal::{
         self, Ask, Command, Effect, Estimate, Event, Failure, Intent, Refusal, RunState, SkipReason, Stage, Step,
-        StepKey, Wait,
+        StepKey, Taken, Wait,
     },
     kernel::{
         ApprovalId, RunId, Timestamp,
@@ -151,9 +151,11 @@ impl Worker {
         let ended = self.state.steps.iter().filter_map(|(key, step)| {
             let Stage::Waiting { wait: Wait::Child { child_run_id }, .. } = &step.stage else { return None };
             let (step, attempt) = (key.clone(), step.attempt);
-            children[child_run_id].map(|completed| match completed {
-                true => Command::Complete { step, attempt, output: Arc::new(json!("child")), cost: Some(0.0) },
-                false => Command::Fail { step, attempt, error: Failure::new("child", "it failed"), jitter: 0.0 },
+            let taken = Taken { cost: 0.25, tokens: 3, ..Taken::default() };
+            children[child_run_id].map(|completed| {
+                let end =
+                    if completed { Ok(Arc::new(json!("child"))) } else { Err(Failure::new("child", "it failed")) };
+                Command::Return { step, attempt, end, taken }
             })
         });
         ended.collect()
@@ -280,7 +282,7 @@ impl Worker {
                     return self.hold(key, intent, Ask::Raise(raise), now);
                 }
                 let (tool, arguments) = (intent.tool.clone(), Arc::clone(&intent.arguments));
-                self.decide(Command::Start { step: key.clone(), intent, reserved: true }, now)?;
+                self.decide(Command::Start { step: key.clone(), intent, reserved: true, budget: None }, now)?;
                 let attempt = self.state.next_attempt(key);
                 self.launches.push((key.clone(), Flight { attempt, tool, arguments, acted: false }));
                 Ok(())

@@ -6,7 +6,7 @@ use serde_json::{Number, Value, json};
 
 use super::{PATIENCE, answered, choice, given, reference, telling, unless_cancelled};
 use crate::{
-    journal::{Effect, Estimate},
+    journal::{Effect, Estimate, ModelPins},
     kernel::{Reference, TenantId},
     llm::{Models, Teller, Texts},
     tool::{Call, Outcome, Tool, ToolError, fits},
@@ -95,12 +95,12 @@ impl Tool for Embed {
         PATIENCE
     }
 
-    async fn expects(&self, tenant: TenantId, arguments: &Value) -> Estimate {
+    async fn expects(&self, tenant: TenantId, arguments: &Value, models: Option<&ModelPins>) -> Estimate {
         // What cannot be asked takes nothing: the call itself says what is wrong.
         let Ok(arguments) = serde_json::from_value::<Arguments>(arguments.clone()) else { return Estimate::default() };
         let (config, texts) = arguments.split();
-        let config = self.models.pin(tenant, &config).await;
-        config.map(|config| config.body.estimate_of(texts.tokens(), 0)).unwrap_or_default()
+        let choice = choice(models, config);
+        self.models.expects(tenant, &choice, |config| config.estimate_of(texts.tokens(), 0)).await
     }
 
     async fn call(&self, call: Call) -> Result<Outcome, ToolError> {
@@ -111,7 +111,7 @@ impl Tool for Embed {
 impl Embed {
     async fn embed(&self, call: &Call) -> Result<Outcome, ToolError> {
         let (config, texts) = call.read::<Arguments>()?.split();
-        let choice = choice(call, config);
+        let choice = choice(call.models.as_deref(), config);
         let (models, choice, texts) = (&self.models, &choice, &texts);
         let asking = |teller: Teller| async move { models.embed(call.tenant_id, choice, texts, &teller).await };
         let vectors = telling(call, false, asking).await?;

@@ -113,12 +113,12 @@ impl Tool for Generate {
         PATIENCE
     }
 
-    async fn expects(&self, tenant: TenantId, arguments: &Value) -> Estimate {
+    async fn expects(&self, tenant: TenantId, arguments: &Value, models: Option<&ModelPins>) -> Estimate {
         // What cannot be asked takes nothing: the call itself says what is wrong.
         let Ok(arguments) = serde_json::from_value::<Arguments>(arguments.clone()) else { return Estimate::default() };
-        let config = arguments.config.clone();
-        let Ok((prompt, _)) = self.prompt(tenant, None, arguments).await else { return Estimate::default() };
-        self.models.pin(tenant, &config).await.map(|config| config.body.estimate(&prompt)).unwrap_or_default()
+        let choice = choice(models, arguments.config.clone());
+        let Ok((prompt, _)) = self.prompt(tenant, models, arguments).await else { return Estimate::default() };
+        self.models.expects(tenant, &choice, |config| config.estimate(&prompt)).await
     }
 
     async fn call(&self, call: Call) -> Result<Outcome, ToolError> {
@@ -129,10 +129,10 @@ impl Tool for Generate {
 impl Generate {
     async fn generate(&self, call: &Call) -> Result<Outcome, ToolError> {
         let arguments: Arguments = call.read()?;
-        let (choice, reasoning) = (choice(call, arguments.config.clone()), arguments.reasoning);
+        let (choice, reasoning) = (choice(call.models.as_deref(), arguments.config.clone()), arguments.reasoning);
         let (prompt, template) = self.prompt(call.tenant_id, call.models.as_deref(), arguments).await?;
         let answer = ask(&self.models, call, &choice, &prompt, reasoning).await?;
-        Ok(Outcome::Done { cost: Some(answer.cost), output: output(answer, template, reasoning) })
+        Ok(Outcome::Done { cost: Some(answer.spent), output: output(answer, template, reasoning) })
     }
 
     async fn prompt(
@@ -154,7 +154,7 @@ impl Generate {
             None => (prompt.unwrap_or_default(), None),
         };
         let messages = vec![Message::User { text, images }];
-        Ok((Prompt { system, messages, tools: vec![], schema, max_tokens }, template))
+        Ok((Prompt { system, messages, tools: vec![], schema, max_tokens, bounded: false }, template))
     }
 }
 

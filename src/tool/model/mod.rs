@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use super::{Call, Outcome, ToolError};
 use crate::{
-    journal::{Failure, MessageCompleted},
+    journal::{Failure, MessageCompleted, ModelPins},
     kernel::Reference,
     llm::{Answer, AskError, Choice, Given, Models, Prompt, Teller},
 };
@@ -41,6 +41,8 @@ async fn ask(
     prompt: &Prompt,
     reasoning: bool,
 ) -> Result<Answer, ToolError> {
+    let bounded = call.bounded.then(|| Prompt { bounded: true, ..prompt.clone() });
+    let prompt = bounded.as_ref().unwrap_or(prompt);
     let asking = |teller: Teller| async move { models.ask(call.tenant_id, choice, prompt, &teller).await };
     let answer = telling(call, reasoning, asking).await?;
     call.progress.report(completed(&answer)).await;
@@ -74,8 +76,7 @@ async fn unless_cancelled(
 }
 
 /// The configurations that the name means in this run.
-fn choice(call: &Call, config: Reference) -> Choice {
-    let pins = call.models.as_ref();
+fn choice(pins: Option<&ModelPins>, config: Reference) -> Choice {
     let pinned = pins.and_then(|pins| pins.configs.get(&config.to_string()).cloned());
     pinned.map_or(Choice::Named(config), Choice::Pinned)
 }
@@ -109,7 +110,7 @@ fn answered(always: &[&str], fields: Value) -> Value {
 
 /// The output of a tool that gives this. What it took is told as it is of words, which goes into the books.
 async fn given<T>(call: &Call, given: Given<T>, text: Option<&str>, fields: Value) -> Outcome {
-    let Given { usage, cost, config, provider, model, reply, .. } = given;
+    let Given { usage, cost, spent, config, provider, model, reply, .. } = given;
     let mut output = json!({ "config": config, "provider": provider, "model": model, "usage": usage });
     if let (Value::Object(output), Value::Object(fields)) = (&mut output, fields) {
         output.extend(fields);
@@ -128,7 +129,7 @@ async fn given<T>(call: &Call, given: Given<T>, text: Option<&str>, fields: Valu
             cost,
         })
         .await;
-    Outcome::Done { output, cost: Some(cost) }
+    Outcome::Done { output, cost: Some(spent) }
 }
 
 fn failure(error: AskError) -> ToolError {

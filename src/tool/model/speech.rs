@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{PATIENCE, answered, choice, given, reference, telling, unless_cancelled};
 use crate::{
-    journal::{Effect, Estimate},
+    journal::{Effect, Estimate, ModelPins},
     kernel::{Reference, TenantId},
     llm::{Audio, AudioFormat, Models, Recording, Teller, Utterance},
     tool::{Call, Outcome, Tool, ToolError},
@@ -105,12 +105,12 @@ impl Tool for Synthesize {
         PATIENCE
     }
 
-    async fn expects(&self, tenant: TenantId, arguments: &Value) -> Estimate {
+    async fn expects(&self, tenant: TenantId, arguments: &Value, models: Option<&ModelPins>) -> Estimate {
         // What cannot be asked takes nothing: the call itself says what is wrong.
         let Ok(arguments) = serde_json::from_value::<Words>(arguments.clone()) else { return Estimate::default() };
         let (config, wanted) = arguments.split(self.most);
-        let config = self.models.pin(tenant, &config).await;
-        config.map(|config| config.body.estimate_of(wanted.tokens(), 0)).unwrap_or_default()
+        let choice = choice(models, config);
+        self.models.expects(tenant, &choice, |config| config.estimate_of(wanted.tokens(), 0)).await
     }
 
     async fn call(&self, call: Call) -> Result<Outcome, ToolError> {
@@ -121,7 +121,7 @@ impl Tool for Synthesize {
 impl Synthesize {
     async fn synthesize(&self, call: &Call) -> Result<Outcome, ToolError> {
         let (config, wanted) = call.read::<Words>()?.split(self.most);
-        let choice = choice(call, config);
+        let choice = choice(call.models.as_deref(), config);
         let (models, choice, wanted) = (&self.models, &choice, &wanted);
         let asking = |teller: Teller| async move { models.synthesize(call.tenant_id, choice, wanted, &teller).await };
         let speech = telling(call, false, asking).await?;
@@ -207,7 +207,7 @@ impl Transcribe {
         let bytes =
             bytes.ok_or_else(|| ToolError::failed("invalid_arguments", "`audio` is no base64 of a recording"))?;
         let heard = Recording { audio: Audio { bytes: bytes.into(), media_type }, language };
-        let choice = choice(call, config);
+        let choice = choice(call.models.as_deref(), config);
         let (models, choice, heard) = (&self.models, &choice, &heard);
         let asking = |teller: Teller| async move { models.transcribe(call.tenant_id, choice, heard, &teller).await };
         let written = telling(call, false, asking).await?;

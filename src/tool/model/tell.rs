@@ -4,9 +4,9 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use crate::{
-    journal::{MessageDelta, ToolProgress},
+    journal::{MessageCompleted, MessageDelta, ToolProgress},
     kernel::wire_time,
-    llm::News,
+    llm::{Given, News, Turned},
     tool::Progress,
 };
 
@@ -75,6 +75,11 @@ pub(super) async fn tell(mut news: mpsc::Receiver<News>, progress: &Progress, re
                 spoken.flush(progress).await;
                 due = None;
                 match other {
+                    Some(News::Wasted(given)) => progress.report(wasted(given)).await,
+                    Some(News::WantsMore { total, granted }) => {
+                        // Whoever asked may have been called off.
+                        let _ = granted.send(progress.more(total).await);
+                    }
                     Some(other) => progress.report(trouble(other)).await,
                     None => return,
                 }
@@ -94,6 +99,23 @@ pub(super) async fn tell(mut news: mpsc::Receiver<News>, progress: &Progress, re
     }
 }
 
+/// What a model took that gave nothing of use goes into the books as what it said, without words.
+fn wasted(given: Given<()>) -> MessageCompleted {
+    let Given { usage, cost, config, provider, model, reply, .. } = given;
+    MessageCompleted {
+        reply,
+        text: None,
+        text_bytes: 0,
+        config,
+        provider,
+        model,
+        input_tokens: usage.input_tokens,
+        cached_tokens: usage.cached_tokens,
+        output_tokens: usage.output_tokens,
+        cost,
+    }
+}
+
 /// What went wrong on the way, for whoever watches.
 fn trouble(news: News) -> ToolProgress {
     let (message, data) = match news {
@@ -107,7 +129,22 @@ fn trouble(news: News) -> ToolProgress {
         News::FellBack { because, to } => {
             (format!("asking {to} instead: {because}"), json!({ "model": "fell_back", "because": because, "to": to }))
         }
+        News::Queued { of } => {
+            (format!("waiting for a share of the key of {of}"), json!({ "model": "queued", "of": of }))
+        }
+        News::Circuit { of, turned } => {
+            let until = match turned {
+                Turned::Open { until } => Some(wire_time::format(&until)),
+                Turned::HalfOpen | Turned::Closed => None,
+            };
+            let name = turned.name();
+            (
+                format!("the circuit breaker of {of} is {name}"),
+                json!({ "model": "circuit", "of": of, "circuit": name, "until": until }),
+            )
+        }
         News::Words { text, .. } | News::Thoughts { text, .. } => (text, Value::Null),
+        News::Wasted(_) | News::WantsMore { .. } => (String::new(), Value::Null),
     };
     ToolProgress { message: Some(message), fraction: None, data: Some(data) }
 }

@@ -159,7 +159,7 @@ impl Tool for AgentTurn {
         let choice = Choice::Pinned(chain.cloned().collect());
         let answering = async {
             let answer = ask(&self.models, &call, &choice, &conversation.prompt, false).await?;
-            Ok(Outcome::Done { cost: Some(answer.cost), output: output(answer, &conversation)? })
+            Ok(Outcome::Done { cost: Some(answer.spent), output: output(answer, &conversation)? })
         };
         unless_cancelled(&call, answering).await
     }
