@@ -45,6 +45,16 @@ pub const CATALOGUE: &[(Kind, &str, &str)] = &[
         "fermata_llm_circuit",
         "Circuit breakers by provider's address and model: 0 closed, 1 half open, 2 open",
     ),
+    (
+        Kind::Counter,
+        "fermata_llm_circuit_changes_total",
+        "Turns of circuit breakers, by provider's address, model and to what (open, half_open, closed)",
+    ),
+    (
+        Kind::Histogram,
+        "fermata_llm_share_wait_seconds",
+        "Time that calls waited for their key's share of calls or tokens, by provider",
+    ),
     (Kind::Histogram, "fermata_journal_batch_runs", "Runs whose events shared one commit"),
     (
         Kind::Histogram,
