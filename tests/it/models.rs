@@ -181,7 +181,8 @@ async fn repetitions_end_and_then_the_next_configuration_is_asked() {
     assert_eq!(paths.iter().filter(|path| path.ends_with("/chat/completions")).count(), 4);
     assert_eq!(paths.last().unwrap(), "/v1/messages");
     // Without anybody to fall back on it fails, and may be tried again.
-    configure(&world, "fake-openai", json!({ "fallback": [] })).await;
+    // Of another model, whose circuit breaker has not counted those failures.
+    configure(&world, "fake-openai", json!({ "model": "other", "fallback": [] })).await;
     provider.script(std::iter::repeat_n(Turn::Status(500, vec![]), 4));
     let failed = ask(&world, json!({ "config": "fake-openai", "prompt": "Anybody?" })).await.wait_end().await;
     assert_eq!((&failed["error"]["code"], &failed["error"]["retryable"]), (&json!("model_unavailable"), &json!(true)));
