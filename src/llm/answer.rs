@@ -35,6 +35,16 @@ pub struct Answer {
     pub reply: u32,
 }
 
+impl Answer {
+    /// Who gave it and what it took, without what it says.
+    #[must_use]
+    pub fn given(&self) -> Given<()> {
+        let Self { usage, cost, spent, reply, .. } = *self;
+        let (config, provider, model) = (self.config.clone(), self.provider.clone(), self.model.clone());
+        Given { it: (), usage, cost, spent, config, provider, model, reply }
+    }
+}
+
 /// What a model gave that is no conversation, and what it took.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Given<T> {

@@ -92,7 +92,7 @@ impl Turn {
         if given.is_some_and(|given| given.is_used_up()) && lent != Estimate::default() {
             return Ok(Room::Later);
         }
-        Ok(match self.shared.days.reserve(self.run_key(), attempt, &call, now).await? {
+        Ok(match self.shared.days.reserve(self.run_key(), attempt, &call, None, now).await? {
             Share::Lacks(raise) => Room::Lacks(raise),
             share => Room::There { reserved: share == Share::Reserved, lent: given },
         })
@@ -122,7 +122,7 @@ impl Turn {
             Some(raise) => Some(raise),
             None => {
                 let total = Estimate { tool_calls: had.tool_calls, ..total };
-                match self.shared.days.widen(self.run_key(), attempt, (&had, &total), now).await {
+                match self.shared.days.reserve(self.run_key(), attempt, &total, Some(&had), now).await {
                     Ok(Share::Lacks(raise)) => Some(raise),
                     Ok(_) => None,
                     Err(error) => {

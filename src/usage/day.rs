@@ -73,7 +73,8 @@ impl Days {
     }
 
     /// Reserves what an attempt of a step is expected to take of today, once however often it is asked for: the journal's
-    /// commit of its outcome gives it back ([`Ledger`](super::Ledger)).
+    /// commit of its outcome gives it back ([`Ledger`](super::Ledger)). What it `had` before it stays its own where there is no
+    /// room for that.
     ///
     /// # Errors
     /// When the database is away.
@@ -82,6 +83,7 @@ impl Days {
         (tenant, run): (TenantId, RunId),
         (step, attempt): (&StepKey, u32),
         call: &Estimate,
+        had: Option<&Estimate>,
         now: Timestamp,
     ) -> Result<Share> {
         match self.budget(tenant, now).await? {
@@ -90,32 +92,11 @@ impl Days {
         }
         let mut tx = self.db.tenant(tenant).await?;
         let share = store::reserve(&mut tx, (tenant, run), (step, attempt), call, now).await?;
-        // The day's book may have been opened, whatever came of it.
-        tx.commit().await?;
-        Ok(share)
-    }
-
-    /// Reserves more for an attempt than it has, which it keeps where there is no room.
-    ///
-    /// # Errors
-    /// When the database is away.
-    pub async fn widen(
-        &self,
-        (tenant, run): (TenantId, RunId),
-        (step, attempt): (&StepKey, u32),
-        (had, total): (&Estimate, &Estimate),
-        now: Timestamp,
-    ) -> Result<Share> {
-        match self.budget(tenant, now).await? {
-            Some(of_day) if budget::bounds(&of_day, total) => {}
-            _ => return Ok(Share::Unbounded),
-        }
-        let mut tx = self.db.tenant(tenant).await?;
-        let share = store::reserve(&mut tx, (tenant, run), (step, attempt), total, now).await?;
-        if matches!(share, Share::Lacks(_)) {
+        if let (Share::Lacks(_), Some(had)) = (&share, had) {
             // Under the lock of the day's book, so nobody takes it meanwhile.
             store::reserve(&mut tx, (tenant, run), (step, attempt), had, now).await?;
         }
+        // The day's book may have been opened, whatever came of it.
         tx.commit().await?;
         Ok(share)
     }

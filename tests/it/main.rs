@@ -33,6 +33,7 @@ mod pipeline;
 mod planning;
 mod readers;
 mod recovery;
+mod resilience;
 mod retention;
 mod runs;
 mod smoke;

@@ -45,7 +45,7 @@ async fn ask(
     let prompt = bounded.as_ref().unwrap_or(prompt);
     let asking = |teller: Teller| async move { models.ask(call.tenant_id, choice, prompt, &teller).await };
     let answer = telling(call, reasoning, asking).await?;
-    call.progress.report(completed(&answer)).await;
+    call.progress.report(completed(&answer.given(), Some(&answer.text))).await;
     Ok(answer)
 }
 
@@ -110,26 +110,30 @@ fn answered(always: &[&str], fields: Value) -> Value {
 
 /// The output of a tool that gives this. What it took is told as it is of words, which goes into the books.
 async fn given<T>(call: &Call, given: Given<T>, text: Option<&str>, fields: Value) -> Outcome {
-    let Given { usage, cost, spent, config, provider, model, reply, .. } = given;
+    let told = completed(&given, text);
+    let Given { usage, spent, config, provider, model, .. } = given;
     let mut output = json!({ "config": config, "provider": provider, "model": model, "usage": usage });
     if let (Value::Object(output), Value::Object(fields)) = (&mut output, fields) {
         output.extend(fields);
     }
-    call.progress
-        .report(MessageCompleted {
-            reply,
-            text: text.filter(|text| text.len() <= INLINE).map(str::to_owned),
-            text_bytes: text.map_or(0, str::len) as u64,
-            config,
-            provider,
-            model,
-            input_tokens: usage.input_tokens,
-            cached_tokens: usage.cached_tokens,
-            output_tokens: usage.output_tokens,
-            cost,
-        })
-        .await;
+    call.progress.report(told).await;
     Outcome::Done { output, cost: Some(spent) }
+}
+
+/// What a model gave as it is told and gets into the books, with its words where it gave any.
+fn completed<T>(given: &Given<T>, text: Option<&str>) -> MessageCompleted {
+    MessageCompleted {
+        reply: given.reply,
+        text: text.filter(|text| text.len() <= INLINE).map(str::to_owned),
+        text_bytes: text.map_or(0, str::len) as u64,
+        config: given.config.clone(),
+        provider: given.provider.clone(),
+        model: given.model.clone(),
+        input_tokens: given.usage.input_tokens,
+        cached_tokens: given.usage.cached_tokens,
+        output_tokens: given.usage.output_tokens,
+        cost: given.cost,
+    }
 }
 
 fn failure(error: AskError) -> ToolError {
@@ -137,19 +141,4 @@ fn failure(error: AskError) -> ToolError {
     let retry_after_seconds = retry_after
         .and_then(|after| NonZeroU32::new(u32::try_from(after.as_millis().div_ceil(1000)).unwrap_or(u32::MAX)));
     ToolError::Failed(Failure { retryable, retry_after_seconds, ..Failure::new(&code, message) })
-}
-
-fn completed(answer: &Answer) -> MessageCompleted {
-    MessageCompleted {
-        reply: answer.reply,
-        text: (answer.text.len() <= INLINE).then(|| answer.text.clone()),
-        text_bytes: answer.text.len() as u64,
-        config: answer.config.clone(),
-        provider: answer.provider.clone(),
-        model: answer.model.clone(),
-        input_tokens: answer.usage.input_tokens,
-        cached_tokens: answer.usage.cached_tokens,
-        output_tokens: answer.usage.output_tokens,
-        cost: answer.cost,
-    }
 }

@@ -3,10 +3,11 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
+use super::completed;
 use crate::{
-    journal::{MessageCompleted, MessageDelta, ToolProgress},
+    journal::{MessageDelta, ToolProgress},
     kernel::wire_time,
-    llm::{Given, News, Turned},
+    llm::{News, Turned},
     tool::Progress,
 };
 
@@ -75,7 +76,7 @@ pub(super) async fn tell(mut news: mpsc::Receiver<News>, progress: &Progress, re
                 spoken.flush(progress).await;
                 due = None;
                 match other {
-                    Some(News::Wasted(given)) => progress.report(wasted(given)).await,
+                    Some(News::Wasted(given)) => progress.report(completed(&given, None)).await,
                     Some(News::WantsMore { total, granted }) => {
                         // Whoever asked may have been called off.
                         let _ = granted.send(progress.more(total).await);
@@ -96,23 +97,6 @@ pub(super) async fn tell(mut news: mpsc::Receiver<News>, progress: &Progress, re
         } else {
             due = due.or_else(|| Some(tokio::time::Instant::now() + COALESCE));
         }
-    }
-}
-
-/// What a model took that gave nothing of use goes into the books as what it said, without words.
-fn wasted(given: Given<()>) -> MessageCompleted {
-    let Given { usage, cost, config, provider, model, reply, .. } = given;
-    MessageCompleted {
-        reply,
-        text: None,
-        text_bytes: 0,
-        config,
-        provider,
-        model,
-        input_tokens: usage.input_tokens,
-        cached_tokens: usage.cached_tokens,
-        output_tokens: usage.output_tokens,
-        cost,
     }
 }
 

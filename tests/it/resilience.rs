@@ -1,0 +1,123 @@
+//! Each part of what is done about providers' faults can be seen: in the events of the run and in the metrics.
+
+use std::time::Duration;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::world::{Provider, Run, Turn, World};
+
+async fn put(world: &World, name: &str, more: Value) {
+    let mut config = json!({ "provider": "fake-openai", "model": name });
+    config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    world.admin().request(Method::PUT, &format!("/llm/configs/{name}")).json(&config).send().await.expect(201);
+}
+
+async fn ask(world: &World, config: &str) -> Run {
+    world.operator().start(json!([question("ask", config)])).await
+}
+
+fn question(id: &str, config: &str) -> Value {
+    json!({ "id": id, "uses": "llm.generate", "with": { "config": config, "prompt": "Up?" } })
+}
+
+/// What is told of the asking, in words.
+async fn told(run: &Run) -> Vec<Value> {
+    let events = run.events().await.into_iter().filter(|event| event["step"] == "tool.progress");
+    events.map(|event| event["payload"]["data"].clone()).filter(|data| data["model"].is_string()).collect()
+}
+
+/// Lines of the metrics page that are about the model.
+async fn metrics(world: &World, name: &str, model: &str) -> Vec<String> {
+    let page = world.nobody().get("/metrics").await.text();
+    let about = |line: &&str| line.starts_with(name) && line.contains(&format!("model=\"{model}\""));
+    page.lines().filter(about).map(str::to_owned).collect()
+}
+
+#[track_caller]
+fn has(lines: &[String], label: &str, value: u32) {
+    let line = lines.iter().find(|line| line.contains(label)).unwrap_or_else(|| panic!("no {label} in {lines:?}"));
+    assert_eq!(line.rsplit(' ').next().unwrap(), value.to_string(), "{line}");
+}
+
+#[tokio::test]
+async fn a_circuit_breaker_tells_how_it_turns_and_calls_that_it_refuses_are_counted() {
+    let provider = Provider::start().await;
+    let world = World::with(|settings| {
+        settings.llm.providers = provider.settings().collect();
+        settings.llm.max_retries = 0;
+        settings.circuit_breaker.failure_threshold = 2;
+        settings.circuit_breaker.success_threshold = 1;
+    })
+    .await;
+    put(&world, "turning", json!({})).await;
+    let circuits = async |run: Run| {
+        run.wait_end().await;
+        let told = told(&run).await.into_iter().filter(|data| data["model"] == "circuit");
+        told.map(|data| data["circuit"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    provider.script([Turn::Status(500, vec![]), Turn::Status(500, vec![])]);
+    assert_eq!(circuits(ask(&world, "turning").await).await, [""; 0]);
+    assert_eq!(circuits(ask(&world, "turning").await).await, ["open"]);
+    let refused = ask(&world, "turning").await;
+    assert_eq!(refused.wait_end().await["error"]["code"], "model_left_alone");
+    world.advance(Duration::from_secs(61));
+    assert_eq!(circuits(ask(&world, "turning").await).await, ["half_open", "closed"]);
+    let calls = metrics(&world, "fermata_llm_calls_total", "turning").await;
+    has(&calls, "outcome=\"model_unavailable\"", 2);
+    has(&calls, "outcome=\"model_left_alone\"", 1);
+    has(&calls, "outcome=\"answered\"", 1);
+    let changes = metrics(&world, "fermata_llm_circuit_changes_total", "turning").await;
+    for to in ["open", "half_open", "closed"] {
+        has(&changes, &format!("to=\"{to}\""), 1);
+    }
+    has(&metrics(&world, "fermata_llm_circuit{", "turning").await, "model=", 0);
+}
+
+#[tokio::test]
+async fn a_call_that_waits_for_its_keys_share_says_so() {
+    let provider = Provider::start().await;
+    let world = World::with(|settings| {
+        settings.llm.providers = provider.settings().collect();
+        settings.llm.concurrency = 1;
+    })
+    .await;
+    put(&world, "queued", json!({})).await;
+    provider.script([Turn::SayHeld(vec!["Yes ".to_owned(), "it is.".to_owned()], 1), Turn::say("Yes.")]);
+    let run = world.operator().start(json!([question("a", "queued"), question("b", "queued")])).await;
+    let mut follow = run.follow().await;
+    while follow.until("tool.progress").await.data["payload"]["data"]["model"] != "queued" {}
+    provider.asked_times(1).await;
+    provider.release();
+    run.completes().await;
+    let queued = told(&run).await.into_iter().filter(|data| data["model"] == "queued").count();
+    assert_eq!(queued, 1);
+    let page = world.nobody().get("/metrics").await.text();
+    assert!(page.contains("fermata_llm_share_wait_seconds"), "{page}");
+}
+
+#[tokio::test]
+async fn what_one_tenant_wants_at_once_opens_no_breaker_for_others() {
+    let provider = Provider::start().await;
+    let world = World::with(|settings| {
+        settings.llm.providers = provider.settings().collect();
+        settings.llm.max_retries = 0;
+        settings.circuit_breaker.failure_threshold = 1;
+    })
+    .await;
+    put(&world, "hasty", json!({ "model": "shared", "timeout": "1s" })).await;
+    put(&world, "patient", json!({ "model": "shared" })).await;
+    provider.script([Turn::Hang]);
+    let run = ask(&world, "hasty").await;
+    provider.asked_times(1).await;
+    world.advance(Duration::from_secs(2));
+    assert_eq!(run.wait_end().await["error"]["code"], "model_timeout");
+    ask(&world, "patient").await.completes().await;
+    // A key of one's own is limited on its own.
+    world.admin().request(Method::PUT, "/llm/keys/own").json(&json!({ "secret": "sk-own-0123456789" })).send().await.expect(201);
+    put(&world, "own", json!({ "model": "shared", "key": "own" })).await;
+    provider.script([Turn::Status(429, vec![])]);
+    assert_eq!(ask(&world, "own").await.wait_end().await["error"]["code"], "model_rate_limited");
+    assert_eq!(ask(&world, "own").await.wait_end().await["error"]["code"], "model_left_alone");
+    ask(&world, "patient").await.completes().await;
+}
