@@ -27,6 +27,7 @@ mod model;
 mod output;
 mod registry;
 mod routes;
+mod sealed;
 mod size;
 mod time;
 mod toolbox;
