@@ -28,7 +28,7 @@ pub use answer::{Answer, Given, Stop, ToolCall, Usage};
 pub use ask::{AskError, Models, News, Teller};
 pub use chain::Choice;
 pub use config::{Expected, ModelConfig, Price};
-pub use document::{Document, DocumentKind};
+pub use document::{Author, Document, DocumentKind};
 pub use embed::Texts;
 pub use key::{KeySummary, Keys};
 pub use prompt::{Image, Message, Prompt, ToolSpec};

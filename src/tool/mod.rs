@@ -34,7 +34,7 @@ mod toolbox;
 
 pub use child::{AGENT, ChildRequest, ChildRuns, ChildSource, child_output, child_run_id};
 pub use http::{HttpTool, HttpTools};
-pub use mcp::{Credentials, McpEntry, McpRoutes, McpServer, Servers, routes as mcp_routes};
+pub use mcp::{Credentials, McpEntry, McpRoutes, McpServer, Question, Questions, Servers, routes as mcp_routes};
 pub use model::{Compacted, Conversation, TurnCall, TurnOutput, named};
 pub use output::{OUTPUT_READ, text};
 pub use registry::{Described, Ports, Registry};
