@@ -26,6 +26,7 @@ mod m20261127_000021_mcp;
 mod m20261127_000022_approvers;
 mod m20261127_000023_connections;
 mod m20261127_000024_usage_time;
+mod m20261127_000028_mcp_questions;
 
 /// Every migration, oldest first.
 #[derive(Debug)]
@@ -57,6 +58,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261127_000021_mcp::Migration),
             Box::new(m20261127_000023_connections::Migration),
             Box::new(m20261127_000024_usage_time::Migration),
+            Box::new(m20261127_000028_mcp_questions::Migration),
         ]
     }
 }

@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 
 use crate::{
     journal::{ApprovalRule, Budget, BudgetBody},
-    kernel::{Error, Reference, Result, template},
+    kernel::{Error, Reference, Result, compile, template},
     llm::DocumentKind,
 };
 
@@ -109,10 +109,6 @@ impl DocumentKind for AgentDefinition {
         let rules = self.approval.as_deref().unwrap_or_default();
         let handoffs = self.handoffs.as_deref().unwrap_or_default();
         let is_pattern = |text: &String| (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
-        let schema = self
-            .output
-            .as_ref()
-            .map(|schema| schema.is_object() && jsonschema::options().offline().build(schema).is_ok());
         let checks = [
             ("instructions", (1..=LONGEST).contains(&instructions.len()), "`instructions` have 1 to 65,536 bytes"),
             (
@@ -148,8 +144,11 @@ impl DocumentKind for AgentDefinition {
                 self.max_parallel.is_none_or(|most| (1..=64).contains(&most)),
                 "`maxParallel` is from 1 to 64",
             ),
-            ("output", schema.unwrap_or(true), "`output` is a JSON Schema (2020-12)"),
+            ("output", self.output.as_ref().is_none_or(Value::is_object), "`output` is a JSON Schema (2020-12)"),
         ];
+        if let Some(Err(why)) = self.output.as_ref().filter(|schema| schema.is_object()).map(compile) {
+            return Err(Error::invalid("output", format!("`output` is no JSON Schema (2020-12): {why}")));
+        }
         match checks.into_iter().find(|(_, holds, _)| !holds) {
             None => self.budget.map(Budget::from).unwrap_or_default().check(),
             Some((field, _, rule)) => Err(Error::invalid(field, rule)),
@@ -172,4 +171,26 @@ fn is_fair(rule: &ApprovalRule) -> bool {
     let few = rule.approvers.len() <= 50 && terms.is_none_or(|terms| terms.approvers.len() <= 50);
     few && approvers.into_iter().all(|name| (1..=200).contains(&name.chars().count()))
         && expires.all(|span| !span.0.is_zero() && span.0 <= LONGEST_WAIT)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_output_that_cannot_be_checked_is_refused_with_the_reason() {
+        let refused = |output: Value| {
+            let agent: AgentDefinition =
+                serde_json::from_value(json!({ "instructions": "Be.", "output": output })).unwrap();
+            agent.check("clerk").err().map(|error| (error.members()["field"].clone(), error.detail().to_owned()))
+        };
+        assert_eq!(refused(json!({ "type": "string", "pattern": "^a+$" })), None);
+        for output in [json!(7), json!({ "pattern": "(?=a)b" }), json!({ "$ref": "https://elsewhere.example/" })] {
+            let (field, detail) = refused(output.clone()).unwrap();
+            assert_eq!(field, "output", "{output}");
+            assert!(detail.contains("JSON Schema (2020-12)"), "{detail}");
+        }
+    }
 }

@@ -187,7 +187,7 @@ fn narrowest(chain: &[Document<ModelConfig>]) -> u32 {
 /// The tools that the names and patterns mean. An agent is its own tool only where it is named in full. Whoever has any can
 /// read what they gave: from the beginning, so that the list stays as it is from turn to turn, and what a provider has
 /// cached of a question is of use for the next.
-fn given(agent: &str, tools: &[String], patterns: &[String]) -> Vec<String> {
+pub(super) fn given(agent: &str, tools: &[String], patterns: &[String]) -> Vec<String> {
     let itself = tool::name(agent);
     let is_given = |name: &&String| {
         patterns.iter().any(|pattern| if **name == itself { pattern == *name } else { fits(pattern, name) })

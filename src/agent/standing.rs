@@ -3,9 +3,9 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::AgentDefinition;
+use super::{AgentDefinition, pin::given};
 use crate::{
-    journal::{ApprovalRule, Effect, Wanted, Word, fits},
+    journal::{ApprovalRule, Effect, Wanted, Word},
     tool::{Described, Tool},
 };
 
@@ -37,23 +37,36 @@ pub struct StandingTool {
     pub reason: String,
 }
 
-impl StandingTool {
-    /// As it stands to any model, or to that of an agent.
+/// An agent whose calls are judged.
+#[derive(Clone, Debug)]
+pub struct Judged {
+    /// The tools that a run of it would be given.
+    given: Vec<String>,
+    approval: Vec<ApprovalRule>,
+}
+
+impl Judged {
+    /// That agent, where there are these tools.
     #[must_use]
-    pub fn of(tool: &dyn Tool, agent: Option<&AgentDefinition>) -> Self {
-        let (verdict, reason) = match (agent, tool.out_of_use()) {
-            (_, Some(why)) => (StandingVerdict::Forbid, why),
-            (Some(agent), None) if !is_given(agent, tool.name()) => {
-                (StandingVerdict::Forbid, "the agent was not given it".to_owned())
-            }
-            _ => verdict(tool, agent.and_then(|agent| agent.approval.as_deref()).unwrap_or_default()),
-        };
-        Self { tool: Described::of(tool), verdict, reason }
+    pub fn new(name: &str, agent: &AgentDefinition, tools: &[String]) -> Self {
+        let given = given(name, tools, agent.tools.as_deref().unwrap_or_default());
+        Self { given, approval: agent.approval.clone().unwrap_or_default() }
     }
 }
 
-fn is_given(agent: &AgentDefinition, tool: &str) -> bool {
-    agent.tools.iter().flatten().any(|pattern| fits(pattern, tool))
+impl StandingTool {
+    /// As it stands to any model, or to that of an agent.
+    #[must_use]
+    pub fn of(tool: &dyn Tool, agent: Option<&Judged>) -> Self {
+        let (verdict, reason) = match (agent, tool.out_of_use()) {
+            (_, Some(why)) => (StandingVerdict::Forbid, why),
+            (Some(agent), None) if !agent.given.iter().any(|given| given == tool.name()) => {
+                (StandingVerdict::Forbid, "the agent was not given it".to_owned())
+            }
+            _ => verdict(tool, agent.map(|agent| &*agent.approval).unwrap_or_default()),
+        };
+        Self { tool: Described::of(tool), verdict, reason }
+    }
 }
 
 fn verdict(tool: &dyn Tool, rules: &[ApprovalRule]) -> (StandingVerdict, String) {
@@ -173,10 +186,21 @@ mod tests {
             (vec![Pure], None, Some(&json!({ "tools": ["shop.read"] })), Forbid, "the agent was not given it"),
             (vec![Pure], None, Some(&json!({})), Forbid, "the agent was not given it"),
         ] {
-            let agent = of.map(|body| agent(body.clone()));
+            let tools = ["shop.refund".to_owned()];
+            let agent = of.map(|body| Judged::new("clerk", &agent(body.clone()), &tools));
             let stands = StandingTool::of(&Fake(effects.clone(), rule.clone()), agent.as_ref());
             assert_eq!(stands.verdict, verdict, "{effects:?} {rule:?} {of:?}");
             assert!(stands.reason.starts_with(reason), "{}", stands.reason);
         }
+    }
+
+    #[test]
+    fn an_agent_is_judged_by_what_a_run_of_it_would_be_given() {
+        let tools = ["shop.refund", "output.read", "agent:clerk", "agent:other"].map(str::to_owned);
+        let given = |patterns: Value| Judged::new("clerk", &agent(json!({ "tools": patterns })), &tools).given;
+        assert_eq!(given(json!(["shop.*"])), ["shop.refund", "output.read"], "whoever has any can read what they gave");
+        assert_eq!(given(json!(["*"])), ["shop.refund", "output.read", "agent:other"], "itself only by its name");
+        assert_eq!(given(json!(["agent:clerk"])), ["agent:clerk", "output.read"]);
+        assert_eq!(given(json!(["nothing"])), Vec::<String>::new());
     }
 }

@@ -3,12 +3,16 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 use utoipa_axum::{router::OpenApiRouter, routes as paths};
 
-use super::{AgentDefinition, standing::StandingTool, usual};
+use super::{
+    AgentDefinition,
+    standing::{Judged, StandingTool},
+    usual,
+};
 use crate::{
     http::{Ctx, Front, Json, Path, Query, permit::WorkflowsRead},
     kernel::{Error, Page, PageQuery, Reference, Result},
     llm::shelf,
-    tool::Toolbox,
+    tool::{Registry, Toolbox},
 };
 
 /// What the handlers need.
@@ -75,8 +79,8 @@ async fn list(
     ctx: Ctx<WorkflowsRead>,
     Query(query): Query<ToolsQuery>,
 ) -> Result<Json<Page<StandingTool>>> {
-    let agent = judged(&ctx, query.agent).await?;
     let tools = state.tools.of(ctx.tenant_id).await?;
+    let agent = judged(&ctx, query.agent, &tools).await?;
     let all = tools.all().map(|tool| StandingTool::of(&**tool, agent.as_ref())).collect();
     PageQuery { limit: query.limit, cursor: query.cursor }.cut(all).map(Json)
 }
@@ -97,16 +101,21 @@ async fn get(
     Path(name): Path<String>,
     Query(query): Query<JudgedQuery>,
 ) -> Result<Json<StandingTool>> {
-    let agent = judged(&ctx, query.agent).await?;
-    let tools = state.tools.with(ctx.tenant_id, [name.as_str()]).await?;
+    let tools = match query.agent {
+        // What else there is decides what it is given.
+        Some(_) => state.tools.of(ctx.tenant_id).await?,
+        None => state.tools.with(ctx.tenant_id, [name.as_str()]).await?,
+    };
+    let agent = judged(&ctx, query.agent, &tools).await?;
     let tool = tools.tool(&name).ok().filter(|tool| !tool.internal()).ok_or_else(|| Error::not_found("tool"))?;
     Ok(Json(StandingTool::of(&**tool, agent.as_ref())))
 }
 
-async fn judged(ctx: &Ctx<WorkflowsRead>, agent: Option<String>) -> Result<Option<AgentDefinition>> {
+async fn judged(ctx: &Ctx<WorkflowsRead>, agent: Option<String>, tools: &Registry) -> Result<Option<Judged>> {
     let Some(agent) = agent else { return Ok(None) };
     // What is no name is nobody's name.
     let reference: Reference = agent.parse().map_err(|_| Error::not_found("agent"))?;
     let found = shelf::get::<AgentDefinition, _>(ctx, usual::agents(), reference.name, reference.version).await?;
-    Ok(Some(found.body))
+    let names: Vec<_> = tools.names().map(str::to_owned).collect();
+    Ok(Some(Judged::new(&found.name, &found.body, &names)))
 }

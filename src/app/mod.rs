@@ -206,7 +206,8 @@ impl Rooms {
         let declared = HttpTools::new(db.clone(), keys.clone(), Arc::clone(&outbound), output);
         let set = (&settings.tools, &settings.limits);
         let credentials = Credentials { keys: keys.clone(), connections: connections.clone() };
-        let mcp = Servers::new((db.clone(), clock.clone()), set, Arc::clone(&outbound), credentials);
+        let asks = Arc::new(runs.clone());
+        let mcp = Servers::new((db.clone(), clock.clone()), set, Arc::clone(&outbound), credentials, asks);
         let ports = Ports { outbound, child_runs: Arc::new(children.clone()), models: models.clone() };
         let server = Registry::builtin(&settings.tools, &settings.limits, ports)?;
         // What agents are given, and then the agents themselves, which are tools as well.

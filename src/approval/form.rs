@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::{
     journal::Form,
-    kernel::{Error, Result},
+    kernel::{Error, Result, compile},
 };
 
 /// The form with these answers; without any it is sent in empty.
@@ -13,9 +13,8 @@ use crate::{
 /// Invalid (422), with the path of what does not fit the form.
 pub(super) fn filled(form: &Form, answers: Option<&Value>) -> Result<Arc<Value>> {
     let answers = answers.cloned().unwrap_or_else(|| json!({}));
-    // A schema that cannot be read asks for nothing that could be checked; offline, so that it makes us fetch nothing.
-    let schema = jsonschema::options().offline().build(&form.schema);
-    let mistake = schema.ok().and_then(|schema| {
+    // A schema that cannot be read asks for nothing that could be checked.
+    let mistake = compile(&form.schema).ok().and_then(|schema| {
         // Masked: it repeats nothing that was filled in.
         schema.iter_errors(&answers).next().map(|error| (error.instance_path().to_string(), error.masked().to_string()))
     });

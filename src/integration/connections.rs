@@ -90,9 +90,12 @@ impl Connections {
                 let connection = Connection { scopes: connection.scopes, updated_at: now, ..before.connection };
                 Kept { connection, client_secret, ..before }
             }
-            _ => {
+            before => {
                 store::forget(tx, connection.connection_id).await?;
-                Kept { connection, client_secret: sealed, grant: None, renew_at: None }
+                // Left out, the secret of the same client stays, whatever it is to be let into.
+                let same = before.filter(|before| before.connection.client == connection.client);
+                let client_secret = sealed.or_else(|| same.and_then(|before| before.client_secret));
+                Kept { connection, client_secret, grant: None, renew_at: None }
             }
         };
         store::write(tx, ctx.tenant_id, &kept).await?;
@@ -100,15 +103,19 @@ impl Connections {
         Ok((kept.connection, new))
     }
 
-    /// Deletes a connection with its tokens.
+    /// Deletes a connection with its tokens, and has the provider told that nobody uses them any more.
     ///
     /// # Errors
     /// Not found.
-    pub(super) async fn delete<P: Permit>(&self, tx: &mut TenantTx, ctx: &Ctx<P>, name: &str) -> Result<()> {
-        if !store::delete(tx, name).await? {
-            return Err(Error::not_found("connection"));
-        }
-        audit::deed(tx, ctx, "connection.delete", name, json!({})).await
+    pub(super) async fn delete<P: Permit>(&self, ctx: &Ctx<P>, name: &str) -> Result<()> {
+        let mut tx = ctx.begin().await?;
+        let kept = store::held(&mut tx, name).await?.ok_or_else(|| Error::not_found("connection"))?;
+        store::delete(&mut tx, name).await?;
+        audit::deed(&mut tx, ctx, "connection.delete", name, json!({})).await?;
+        tx.commit().await?;
+        // In a task of its own: it is gone from here whatever the provider makes of it.
+        self.tasks.spawn(self.clone().give_back(ctx.tenant_id, kept));
+        Ok(())
     }
 }
 

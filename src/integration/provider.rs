@@ -2,13 +2,19 @@
 
 use std::{error::Error as StdError, sync::Arc, time::Duration};
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use futures_util::StreamExt;
-use reqwest::Url;
+use oauth2::TokenResponse;
+use reqwest::{
+    Method, Url,
+    header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue},
+};
 use rmcp::transport::auth::{
     AuthError, AuthorizationManager, AuthorizationMetadata, CredentialStore, InMemoryCredentialStore,
     InMemoryStateStore, OAuthClientConfig, OAuthHttpClient, OAuthHttpClientError, OAuthHttpClientFuture,
     OAuthHttpRequest, StateStore, StoredCredentials,
 };
+use serde_json::Value;
 
 use super::{
     attempt::Attempt,
@@ -62,6 +68,9 @@ pub(super) struct Provider {
     manager: AuthorizationManager,
     credentials: InMemoryCredentialStore,
     states: InMemoryStateStore,
+    way: Arc<Way>,
+    /// Where it takes tokens back, if it does (RFC 7009).
+    revocation: Option<Url>,
     /// Who it is.
     pub(super) issuer: String,
 }
@@ -78,17 +87,20 @@ pub(super) struct Begun {
 impl Provider {
     /// Asks the resource at `url` who grants access to it, and that server what it can do.
     pub(super) async fn discover(door: Door, url: &str) -> Result<Self, Fault> {
-        let mut manager = AuthorizationManager::new_with_oauth_http_client(url, Arc::new(Way(door))).await?;
+        let way = Arc::new(Way(door));
+        let mut manager = AuthorizationManager::new_with_oauth_http_client(url, way.clone()).await?;
         let found = manager.resolve_metadata().await?;
         let issuer = found.metadata.issuer.clone().filter(|_| found.source.is_discovered());
         let nobody = || Fault::Refused(format!("`{url}` does not say who grants access to it (RFC 9728, RFC 8414)"));
         let issuer = issuer.ok_or_else(nobody)?;
         check_endpoints(url, &found.metadata)?;
+        let revocation = found.metadata.additional_fields.get("revocation_endpoint").and_then(Value::as_str);
+        let revocation = revocation.and_then(|endpoint| safe(url, endpoint));
         manager.set_metadata(found.metadata);
         let (credentials, states) = (InMemoryCredentialStore::new(), InMemoryStateStore::new());
         manager.set_credential_store(credentials.clone());
         manager.set_state_store(states.clone());
-        Ok(Self { manager, credentials, states, issuer })
+        Ok(Self { manager, credentials, states, way, revocation, issuer })
     }
 
     /// Begins an authorization as `client`, or as one that is registered for it.
@@ -146,6 +158,25 @@ impl Provider {
         self.granted(grant.client).await
     }
 
+    /// Gives the tokens back (RFC 7009), if it takes them.
+    pub(super) async fn revoke(self, grant: &Grant) -> Result<bool, Fault> {
+        self.is_still(&grant.issuer)?;
+        let Some(endpoint) = &self.revocation else { return Ok(false) };
+        let refresh = grant.token.refresh_token().map(|token| (token.secret().as_str(), "refresh_token"));
+        // With a refresh token goes what came of it; but not everywhere.
+        for (token, kind) in refresh.into_iter().chain([(grant.token.access_token().secret().as_str(), "access_token")])
+        {
+            let request = revocation(endpoint, &grant.client, (token, kind));
+            let late = |_| Fault::Passing("it takes too long".to_owned());
+            let answer = tokio::time::timeout(REQUEST, self.way.send(request)).await.map_err(late)?;
+            let answer = answer.map_err(|error| Fault::Passing(error.to_string()))?;
+            if !answer.status().is_success() {
+                return Err(Fault::Refused(format!("the provider answers {} to the {kind}", answer.status())));
+            }
+        }
+        Ok(true)
+    }
+
     /// A code or a refresh token is for the server that gave it, whomever the resource names now.
     pub(super) fn is_still(&self, issuer: &str) -> Result<(), Fault> {
         let other = || {
@@ -180,18 +211,49 @@ pub(super) async fn patiently<T>(ask: impl Future<Output = Result<T, Fault>>) ->
 
 /// Whether people and secrets can be sent there: over TLS, unless the resource itself does without.
 fn check_endpoints(resource: &str, metadata: &AuthorizationMetadata) -> Result<(), Fault> {
-    let plain = resource.starts_with("http:");
     let endpoints = [
         Some(&metadata.authorization_endpoint),
         Some(&metadata.token_endpoint),
         metadata.registration_endpoint.as_ref(),
     ];
-    let bad = endpoints.into_iter().flatten().find(|endpoint| {
-        !Url::parse(endpoint).is_ok_and(|url| url.scheme() == "https" || (plain && url.scheme() == "http"))
-    });
+    let bad = endpoints.into_iter().flatten().find(|endpoint| safe(resource, endpoint).is_none());
     let unsafe_one =
         |endpoint: &String| Fault::Refused(format!("the provider's endpoint `{endpoint}` is no https URL"));
     bad.map_or(Ok(()), |endpoint| Err(unsafe_one(endpoint)))
+}
+
+/// The endpoint, if secrets can be sent there.
+fn safe(resource: &str, endpoint: &str) -> Option<Url> {
+    let plain = resource.starts_with("http:");
+    Url::parse(endpoint).ok().filter(|url| url.scheme() == "https" || (plain && url.scheme() == "http"))
+}
+
+/// The request that gives a token back, by the client that it was given to.
+fn revocation(endpoint: &Url, client: &RegisteredClient, (token, kind): (&str, &str)) -> reqwest::Request {
+    let mut request = reqwest::Request::new(Method::POST, endpoint.clone());
+    let mut form = vec![("token", token), ("token_type_hint", kind)];
+    match &client.secret {
+        // RFC 6749, section 2.3.1.
+        Some(secret) => {
+            let encoded = |text: &str| encoded(&[(text, "")]).trim_end_matches('=').to_owned();
+            let pair = BASE64_STANDARD.encode(format!("{}:{}", encoded(&client.id), encoded(secret)));
+            if let Ok(mut value) = HeaderValue::try_from(format!("Basic {pair}")) {
+                value.set_sensitive(true);
+                request.headers_mut().insert(AUTHORIZATION, value);
+            }
+        }
+        None => form.push(("client_id", &client.id)),
+    }
+    let form_type = HeaderValue::from_static("application/x-www-form-urlencoded");
+    request.headers_mut().insert(CONTENT_TYPE, form_type);
+    *request.body_mut() = Some(encoded(&form).into());
+    request
+}
+
+/// As forms are sent.
+fn encoded(pairs: &[(&str, &str)]) -> String {
+    let url = Url::parse_with_params("http://form/", pairs);
+    url.ok().and_then(|url| url.query().map(str::to_owned)).unwrap_or_default()
 }
 
 /// The tenant's door, as rmcp wants it. No redirect is followed.
@@ -201,14 +263,14 @@ impl OAuthHttpClient for Way {
     fn execute(&self, request: OAuthHttpRequest) -> OAuthHttpClientFuture<'_> {
         Box::pin(async move {
             let late = |_| OAuthHttpClientError::from("it takes too long");
+            let request = reqwest::Request::try_from(request.request)?;
             tokio::time::timeout(REQUEST, self.send(request)).await.map_err(late)?
         })
     }
 }
 
 impl Way {
-    async fn send(&self, request: OAuthHttpRequest) -> Result<axum::http::Response<Vec<u8>>, OAuthHttpClientError> {
-        let request = reqwest::Request::try_from(request.request)?;
+    async fn send(&self, request: reqwest::Request) -> Result<axum::http::Response<Vec<u8>>, OAuthHttpClientError> {
         self.0.vet(request.url()).map_err(|refusal| refusal.to_string())?;
         let response = self.0.client().execute(request).await?;
         let mut answer = axum::http::Response::new(Vec::new());

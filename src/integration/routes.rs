@@ -91,8 +91,8 @@ async fn get(ctx: Ctx<IntegrationsRead>, Path(name): Path<String>) -> Result<Jso
 
 /// Delete a connection
 ///
-/// Its tokens are gone from here; whoever granted them may want to take them back at the provider too. Calls that need it
-/// fail from then on.
+/// Its tokens are gone from here, and a provider that can be told so is (RFC 7009), as far as it listens. Calls that need the
+/// connection fail from then on; one that is under way goes on.
 #[utoipa::path(
     delete, path = "/integrations/{name}", operation_id = "deleteConnection", tag = "integrations",
     params(("name" = String, Path, description = "The connection's name", example = "github")),
@@ -104,9 +104,7 @@ async fn delete(
     ctx: Ctx<IntegrationsWrite>,
     Path(name): Path<String>,
 ) -> Result<StatusCode> {
-    let mut tx = ctx.begin().await?;
-    state.connections.delete(&mut tx, &ctx, &name).await?;
-    tx.commit().await?;
+    state.connections.delete(&ctx, &name).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -86,10 +86,10 @@ pub(super) async fn write(tx: &mut TenantTx, tenant: TenantId, kept: &Kept) -> R
     (written == connection.connection_id.uuid()).then_some(()).ok_or_else(other)
 }
 
-/// Deletes a connection with what was begun for it; says whether it was there.
-pub(super) async fn delete(tx: &mut TenantTx, name: &str) -> Result<bool> {
-    let deleted = sqlx::query("delete from connections where name = $1").bind(name).execute(tx.conn()).await?;
-    Ok(deleted.rows_affected() > 0)
+/// Deletes a connection with what was begun for it.
+pub(super) async fn delete(tx: &mut TenantTx, name: &str) -> Result<()> {
+    sqlx::query("delete from connections where name = $1").bind(name).execute(tx.conn()).await?;
+    Ok(())
 }
 
 /// Takes it on to renew the grant, alone until then; says whether nobody else is at it.

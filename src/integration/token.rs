@@ -138,6 +138,30 @@ impl Connections {
         }
     }
 
+    /// Tells the provider that the tokens of a connection which is gone are of no more use, if it wants to hear that.
+    pub(super) async fn give_back(self, tenant: TenantId, kept: Kept) {
+        let connection = &kept.connection;
+        if kept.grant.is_none() {
+            return;
+        }
+        let given_back = async {
+            let mut grant = self.grant_of(tenant, &kept)?;
+            if let Some(secret) = self.client_secret((tenant, connection.connection_id), &kept)? {
+                grant.client.secret = Some(secret);
+            }
+            let door = self.outbound.door(tenant).await?;
+            let revoke = async { Provider::discover(door, &connection.url).await?.revoke(&grant).await };
+            patiently(revoke).await.map_err(|fault| Error::new(Problem::Unavailable, fault.into_text()))
+        };
+        match given_back.await {
+            Ok(true) => tracing::info!(%tenant, connection = connection.name, "tokens were given back"),
+            Ok(false) => tracing::debug!(%tenant, connection = connection.name, "the provider takes no tokens back"),
+            Err(error) => {
+                tracing::warn!(%tenant, connection = connection.name, %error, "tokens could not be given back");
+            }
+        }
+    }
+
     /// Keeps what came of a renewal, unless somebody has connected it anew meanwhile, and lets the next one have its turn.
     async fn settle(&self, tenant: TenantId, before: &Kept, renewal: &Renewal, now: Timestamp) -> Result<()> {
         let name = &before.connection.name;

@@ -1,13 +1,13 @@
 use serde::{Serialize, de::DeserializeOwned};
-use serde_json::json;
+use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use super::store;
 use crate::{
     audit,
     db::TenantTx,
-    http::{Ctx, Permit},
-    kernel::{Actor, Error, Pinned, Result, Timestamp, check_name, wire_time},
+    http::{Ctx, Permit, RequestId},
+    kernel::{Actor, Error, Pinned, Result, TenantId, Timestamp, check_name, wire_time},
 };
 
 /// What is put by name and kept in versions.
@@ -68,25 +68,55 @@ impl<T> Document<T> {
     }
 }
 
+/// Whose document it is, and who writes it.
+#[derive(Clone, Debug)]
+pub struct Author {
+    /// The tenant.
+    pub tenant_id: TenantId,
+    /// Who.
+    pub actor: Actor,
+    /// By which request, where it is by one.
+    pub request_id: Option<RequestId>,
+    /// When.
+    pub now: Timestamp,
+}
+
+impl Author {
+    /// Whoever asks.
+    pub fn of<P: Permit>(ctx: &Ctx<P>) -> Self {
+        let request_id = Some(ctx.request_id.clone());
+        Self { tenant_id: ctx.tenant_id, actor: ctx.actor(), request_id, now: ctx.now() }
+    }
+
+    /// Records what they do to `target` in `tx`.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn deed(&self, tx: &mut TenantTx, action: &'static str, target: &str, detail: Value) -> Result<()> {
+        let (tenant_id, actor, request_id, at) = (self.tenant_id, &self.actor, self.request_id.as_ref(), self.now);
+        audit::record(tx, &audit::Entry { tenant_id, actor, action, target, detail, request_id, at }).await
+    }
+}
+
 /// Makes `body` the next version of its name, with its entry in the audit log; nothing, if the newest version says the
 /// same. Says which version it is, and whether it is new.
-pub(super) async fn put<T: DocumentKind, P: Permit>(
+pub(super) async fn put<T: DocumentKind>(
     tx: &mut TenantTx,
-    ctx: &Ctx<P>,
+    author: &Author,
     name: String,
     body: T,
 ) -> Result<(Document<T>, bool)> {
     check_name(&name)?;
     body.check(&name)?;
-    store::lock(tx, ctx.tenant_id, T::KIND, &name).await?;
+    store::lock(tx, author.tenant_id, T::KIND, &name).await?;
     let newest = store::newest::<T>(tx, &name).await?;
     let next = newest.as_ref().map_or(1, |(version, _)| version + 1);
     if let Some((_, Some(same))) = newest.filter(|(_, newest)| newest.as_ref().is_some_and(|it| it.body == body)) {
         return Ok((same, false));
     }
-    let document = Document { name, version: next, body, created_by: ctx.actor(), created_at: ctx.now() };
-    store::insert(tx, ctx.tenant_id, &document).await?;
-    audit::deed(tx, ctx, T::PUT, &document.name, json!({ "version": next })).await?;
+    let document = Document { name, version: next, body, created_by: author.actor.clone(), created_at: author.now };
+    store::insert(tx, author.tenant_id, &document).await?;
+    author.deed(tx, T::PUT, &document.name, json!({ "version": next })).await?;
     Ok((document, true))
 }
 

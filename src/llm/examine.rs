@@ -4,6 +4,7 @@ use jsonschema::Validator;
 use serde_json::Value;
 
 use super::{Answer, Expected, Prompt, Stop};
+use crate::kernel::compile;
 
 /// Why an answer will not do, as the model is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,8 +31,7 @@ impl<'a> Examiner<'a> {
     /// When a schema in the prompt is none; the message says whose.
     pub(super) fn new(expected: &'a Expected, prompt: &'a Prompt) -> Result<Self, String> {
         let compile = |whose: &str, schema: &Value| {
-            let compiled = jsonschema::options().offline().build(schema);
-            compiled.map_err(|error| format!("the schema of {whose} is no JSON Schema: {error}"))
+            compile(schema).map_err(|error| format!("the schema of {whose} is no JSON Schema: {error}"))
         };
         let schema = prompt.schema.as_ref().map(|schema| compile("the answer", schema)).transpose()?;
         let tools = prompt.tools.iter().map(|tool| {

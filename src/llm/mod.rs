@@ -29,7 +29,7 @@ pub use ask::{AskError, BUDGET_EXCEEDED, Models, News, Teller};
 pub use breaker::Turned;
 pub use chain::Choice;
 pub use config::{Expected, ModelConfig, Price};
-pub use document::{Document, DocumentKind};
+pub use document::{Author, Document, DocumentKind};
 pub use embed::Texts;
 pub use key::{KeySummary, Keys};
 pub use prompt::{Image, Message, Prompt, ToolSpec};

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::IntoParams;
 use uuid::Uuid;
 
-use super::{Document, DocumentKind, document, store, usual};
+use super::{Author, Document, DocumentKind, document, store, usual};
 use crate::{
     db::TenantTx,
     http::{Ctx, Json, Permit},
@@ -36,7 +36,20 @@ pub async fn write<T: DocumentKind, P: Permit>(
     name: String,
     body: T,
 ) -> Result<(Document<T>, bool)> {
-    document::put(tx, ctx, name, body).await
+    document::put(tx, &Author::of(ctx), name, body).await
+}
+
+/// The same by whoever is no bearer.
+///
+/// # Errors
+/// Invalid (422), naming the field.
+pub async fn write_as<T: DocumentKind>(
+    tx: &mut TenantTx,
+    author: &Author,
+    name: String,
+    body: T,
+) -> Result<(Document<T>, bool)> {
+    document::put(tx, author, name, body).await
 }
 
 /// The newest version of a name that is in use. Nobody else puts one until the transaction ends.
@@ -157,7 +170,15 @@ pub async fn versions<T: DocumentKind, P: Permit>(
 /// Not found.
 pub async fn delete<T: DocumentKind, P: Permit>(ctx: &Ctx<P>, name: &str) -> Result<StatusCode> {
     let mut tx = ctx.begin().await?;
-    document::delete::<T, P>(&mut tx, ctx, name).await?;
+    remove::<T, P>(&mut tx, ctx, name).await?;
     tx.commit().await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Puts a name out of use in `tx`.
+///
+/// # Errors
+/// Not found.
+pub async fn remove<T: DocumentKind, P: Permit>(tx: &mut TenantTx, ctx: &Ctx<P>, name: &str) -> Result<()> {
+    document::delete::<T, P>(tx, ctx, name).await
 }

@@ -13,6 +13,7 @@ mod hear;
 mod job;
 mod perform;
 mod planning;
+mod question;
 mod routes;
 pub mod scheduler;
 mod service;

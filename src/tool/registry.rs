@@ -18,7 +18,6 @@ use super::{
     http::{HttpRequest, Sender},
     model::{AgentTurn, Embed, Generate, Synthesize, Transcribe},
     output::OutputRead,
-    schema::compile,
     size,
     time::TimeWait,
 };
@@ -26,7 +25,7 @@ use crate::{
     config::{LimitSettings, ToolSettings},
     http::Outbound,
     journal::{ApprovalTerms, Effect, Wanted},
-    kernel::{Error, Result},
+    kernel::{Error, Result, compile},
     llm::Models,
 };
 
@@ -69,7 +68,7 @@ struct Registered {
 impl Registered {
     fn new(tool: Arc<dyn Tool>) -> std::result::Result<Self, String> {
         let arguments = compile(&tool.arguments());
-        let arguments = arguments.map_err(|e| format!("the argument schema of tool {}: {e}", tool.name()))?;
+        let arguments = arguments.map_err(|e| format!("the argument schema of tool `{}`: {e}", tool.name()))?;
         Ok(Self { tool, arguments })
     }
 }
@@ -157,7 +156,9 @@ impl Registry {
     /// is left out: nothing could be checked against it.
     #[must_use]
     pub fn with(&self, own: impl IntoIterator<Item = Arc<dyn Tool>>) -> Self {
-        let registered = own.into_iter().filter_map(|tool| Registered::new(tool).ok());
+        let registered = own.into_iter().filter_map(|tool| {
+            Registered::new(tool).inspect_err(|why| tracing::warn!(why, "a tenant's tool is left out")).ok()
+        });
         let named = registered.map(|it| (it.tool.name().to_owned(), it));
         let own = named.filter(|(name, _)| !self.tools.contains_key(name)).collect();
         Self { own: Arc::new(own), ..self.clone() }

@@ -257,7 +257,8 @@ async fn whoever_died_while_renewing_does_not_keep_the_others_from_it() {
     claim.execute(&mut session).await.unwrap();
     let run = call(&world.operator()).await;
     run.wait_for("step.started").await;
-    assert_eq!(oauth.asked("refresh_token"), [], "another is at it");
+    let early = tokio::time::timeout(Duration::from_millis(500), oauth.hears("refresh_token", 1)).await;
+    assert!(early.is_err(), "another is at it");
     world.advance(Duration::from_secs(36));
     run.completes().await;
     assert_eq!(shown(&server), ["Bearer access-2"]);
@@ -363,4 +364,119 @@ async fn a_client_that_was_registered_beforehand_is_who_asks() {
     // Without a vault there is nothing to seal with.
     let bare = World::with(|settings| settings.vault.secret = None).await;
     put(&bare.operator(), "/integrations/ours", &client(Some(CLIENT.1))).await.problem(409, "conflict");
+}
+
+#[tokio::test]
+async fn a_session_that_is_open_ends_with_its_connection_and_with_the_person_it_was_for() {
+    for revision in REVISIONS {
+        let (world, oauth) = (World::new().await, Oauth::start().await);
+        let server = connected(&world, revision, &oauth).await;
+        call(&world.operator()).await.completes().await;
+        let begun = authorize(&world.admin()).await.expect(200);
+        let theirs = finish(&world.admin(), &oauth.consent(begun["url"].as_str().unwrap())).await.expect(200);
+        assert_eq!(theirs["grant"]["connectedBy"], "user_admin");
+        call(&world.operator()).await.completes().await;
+        assert_eq!(shown(&server), ["Bearer access-1", "Bearer access-2"], "in the name of whoever is connected now");
+        world.operator().request(Method::DELETE, "/integrations/ours").send().await.expect(204);
+        let failed = call(&world.operator()).await.wait_end().await;
+        assert_eq!(failed["error"]["code"], "connection_required", "{failed:#}");
+        assert_eq!(shown(&server).len(), 2);
+    }
+}
+
+#[tokio::test]
+async fn a_token_that_a_server_says_back_is_told_to_nobody() {
+    for revision in REVISIONS {
+        let (world, oauth) = (World::new().await, Oauth::start().await);
+        let _server = connected(&world, revision, &oauth).await;
+        let step = json!({ "id": "call", "uses": "mcp:fake/leak", "with": { "text": "say" } });
+        let run = world.operator().start(json!([step])).await;
+        run.completes().await;
+        assert_eq!(run.step("call").await["output"]["text"], "you are Bearer [sealed key]");
+        let events = Value::from(run.events().await).to_string();
+        assert!(!events.contains("access-1"), "{events}");
+    }
+}
+
+#[tokio::test]
+async fn the_secret_of_a_client_stays_whatever_it_is_to_be_let_into() {
+    let (world, oauth) = (World::new().await, Oauth::start().await);
+    let operator = world.operator();
+    let client = |url: &str, id: &str, secret: Value| json!({ "url": url, "client": { "id": id, "issuer": oauth.issuer(), "secret": secret } });
+    let (first, second) = (Mcp::guarded(Revision::Newer, &oauth).await, Mcp::guarded(Revision::Newer, &oauth).await);
+    put(&operator, "/integrations/ours", &client(first.url(), CLIENT.0, json!(CLIENT.1))).await.expect(201);
+    put(&operator, "/integrations/ours", &client(second.url(), CLIENT.0, Value::Null)).await.expect(200);
+    connect(&world, &oauth).await;
+    assert_eq!(oauth.asked("authorization_code")[0]["secret"], CLIENT.1);
+    // But it is that client's and nobody else's.
+    put(&operator, "/integrations/ours", &client(second.url(), "another", Value::Null)).await.expect(200);
+    put(&operator, "/integrations/ours", &client(second.url(), CLIENT.0, Value::Null)).await.expect(200);
+    let begun = authorize(&operator).await.expect(200);
+    finish(&operator, &oauth.consent(begun["url"].as_str().unwrap())).await.problem(422, "invalid-input");
+    assert_eq!(oauth.asked("authorization_code")[1].get("secret"), None);
+}
+
+#[tokio::test]
+async fn tokens_are_given_back_when_a_connection_is_deleted() {
+    let delete =
+        async |world: &World| world.operator().request(Method::DELETE, "/integrations/ours").send().await.expect(204);
+    // By a client that has a secret, and by one that has registered itself.
+    for secret in [Some(CLIENT.1), None] {
+        let (world, oauth) = (World::new().await, Oauth::start().await);
+        oauth.claim("revocation_endpoint", json!(format!("{}/revoke", oauth.issuer())));
+        let server = Mcp::guarded(Revision::Newer, &oauth).await;
+        let mut body = json!({ "url": server.url() });
+        if let Some(secret) = secret {
+            body["client"] = json!({ "id": CLIENT.0, "issuer": oauth.issuer(), "secret": secret });
+        }
+        put(&world.operator(), "/integrations/ours", &body).await.expect(201);
+        connect(&world, &oauth).await;
+        delete(&world).await;
+        let given = oauth.gets_back(2).await;
+        let told: Vec<_> = given.iter().map(|it| (it["token"].as_str(), it["token_type_hint"].as_str())).collect();
+        assert_eq!(told, [("refresh-1", "refresh_token"), ("access-1", "access_token")]);
+        assert_eq!(given[0].get("secret").map(String::as_str), secret);
+        assert!(!oauth.is_good("access-1"));
+    }
+    // A provider that is away, or cannot be trusted with it, keeps nobody from deleting.
+    for endpoint in ["/revoke", "ftp://elsewhere.example/"] {
+        let (world, oauth) = (World::new().await, Oauth::start().await);
+        let here = endpoint.starts_with('/');
+        let place = if here { format!("{}{endpoint}", oauth.issuer()) } else { endpoint.to_owned() };
+        oauth.claim("revocation_endpoint", json!(place));
+        connected(&world, Revision::Newer, &oauth).await;
+        oauth.be_down(true);
+        delete(&world).await;
+        world.viewer().get("/integrations/ours").await.problem(404, "not-found");
+        if here {
+            assert_eq!(oauth.gets_back(1).await.len(), 1, "it is not asked again and again");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_token_that_is_lost_in_a_crash_breaks_the_connection_and_somebody_is_told_to_connect_it() {
+    let (world, oauth) = (World::without_worker(|_| ()).await, Oauth::start().await);
+    let worker = world.mortal(Role::Worker).await;
+    let _server = connected(&world, Revision::Newer, &oauth).await;
+    world.advance(Duration::from_secs(3600));
+    oauth.hang(true);
+    let run = call(&world.operator()).await;
+    oauth.hears("refresh_token", 1).await;
+    worker.kill();
+    oauth.hang(false);
+    world.advance(Duration::from_secs(36));
+    let _worker = world.mortal(Role::Worker).await;
+    let failed = run.wait_end().await;
+    assert_eq!(failed["error"]["code"], "connection_required", "{failed:#}");
+    assert!(failed["error"]["message"].as_str().unwrap().contains("/integrations/ours/oauth/authorize"), "{failed:#}");
+    let asked: Vec<_> = oauth.asked("refresh_token").iter().map(|asked| asked["refresh_token"].clone()).collect();
+    assert_eq!(asked, ["refresh-1", "refresh-1"], "the one that we have is tried once");
+    assert_eq!(status(&world).await, "broken");
+    let audit = sqlx::query("select detail::text from audit_log where action = 'connection.break'");
+    let audit: Vec<String> =
+        audit.fetch_all(&mut world.superuser().await).await.unwrap().iter().map(|row| row.get(0)).collect();
+    assert!(audit.len() == 1 && !audit[0].contains("refresh-"), "{audit:?}");
+    connect(&world, &oauth).await;
+    call(&world.operator()).await.completes().await;
 }

@@ -23,6 +23,8 @@ mod input;
 mod jobs;
 mod killed;
 mod mcp;
+mod mcp_gate;
+mod mcp_pins;
 mod mcp_reference;
 mod models;
 mod once;

@@ -14,8 +14,8 @@ use super::{
 };
 use crate::{
     journal::{Plan, Step},
-    kernel::{Error, Result, Span, template},
-    tool::{self, Registry},
+    kernel::{Error, Result, Span, compile, template},
+    tool::Registry,
 };
 
 /// How many tools a message names, where one is not there.
@@ -102,7 +102,7 @@ impl<'s> Check<'s> {
             self.mistakes.extend(names::Of { source, graph: &graph, step: None }.check_value("/output", output));
         }
         if let Some(input) = source.value.get("input").filter(|input| input.is_object())
-            && let Err(message) = tool::compile(input)
+            && let Err(message) = compile(input)
         {
             self.add("/input", format!("not a JSON Schema (2020-12): {message}"));
         }

@@ -6,10 +6,7 @@ use super::{
     schema::{MAX_MISTAKES, sentence},
     source::{Source, child},
 };
-use crate::{
-    kernel::{Error, Problem, Result},
-    tool,
-};
+use crate::kernel::{Error, Problem, Result, compile};
 
 /// Whether a run's input is what the definition asks for.
 ///
@@ -17,7 +14,7 @@ use crate::{
 /// The 422 that lists every mistake with its JSON path from `input`.
 pub fn check_input(definition: &Definition, input: &Value) -> Result<()> {
     let Some(schema) = &definition.input else { return Ok(()) };
-    fits(&tool::compile(schema).map_err(Error::internal)?, input, "input")
+    fits(&compile(schema).map_err(Error::internal)?, input, "input")
 }
 
 /// Whether a value that a request calls `name` is what a schema asks for.

@@ -12,10 +12,7 @@ use super::{
     Mistake,
     source::{Source, child},
 };
-use crate::{
-    kernel::{Error, Result},
-    tool,
-};
+use crate::kernel::{Error, Result, compile};
 
 /// The schema as it is served and printed in `docs/workflows.md`.
 pub const SCHEMA: &str = include_str!("workflow.schema.json");
@@ -24,7 +21,7 @@ pub const SCHEMA: &str = include_str!("workflow.schema.json");
 pub(super) const MAX_MISTAKES: usize = 100;
 
 static DOCUMENT: LazyLock<Value> = LazyLock::new(|| serde_json::from_str(SCHEMA).unwrap_or_default());
-static VALIDATOR: LazyLock<std::result::Result<Validator, String>> = LazyLock::new(|| tool::compile(&DOCUMENT));
+static VALIDATOR: LazyLock<std::result::Result<Validator, String>> = LazyLock::new(|| compile(&DOCUMENT));
 
 /// Checks a document against the schema of a definition.
 pub(super) fn check(source: &Source<'_>) -> Result<Vec<Mistake>> {

@@ -10,17 +10,21 @@ use rmcp::{
 };
 
 use super::{
+    McpEntry,
     connect::Target,
     fault, form, output,
     pin::Pinned,
     session::{self, Key, Session},
-    store,
     tool::McpTool,
 };
 use crate::{
     db,
     journal::Filled,
-    kernel::crash::{self, Side},
+    kernel::{
+        Problem,
+        crash::{self, Side},
+    },
+    llm::shelf,
     tool::{Call, Handed, Outcome, ToolError},
 };
 
@@ -46,6 +50,11 @@ impl McpTool {
         }
         let key: Key = (call.tenant_id, self.server.name.clone(), self.server.version);
         match self.attempt(call, key.clone()).await {
+            // Nor does anything that is open speak for anybody any more.
+            Err(ToolError::Failed(failure)) if failure.code == fault::UNCONNECTED => {
+                self.servers.0.pool.discard(&key);
+                Err(ToolError::Failed(failure))
+            }
             // The token was not accepted, so nothing was called; the next one is another.
             Err(ToolError::Failed(failure))
                 if failure.code == fault::UNAUTHORIZED && self.server.body.settings.connection.is_some() =>
@@ -95,14 +104,17 @@ impl McpTool {
 
     /// A session in which the tool is what was pinned.
     async fn session(&self, call: &Call, key: &Key) -> Result<Session, ToolError> {
-        let mut session = match self.servers.0.pool.take(key) {
+        let connector = &self.servers.0.connector;
+        // Asked first: a session that is open may be in the name of somebody who is not connected any more.
+        let token = connector.token(self.target(call)).await?;
+        let mut session = match self.servers.0.pool.take(key, token.as_ref()) {
             Some(session) => session,
-            None => self.servers.0.connector.open(self.target(call)).await?,
+            None => connector.open(self.target(call), token).await?,
         };
-        let listed = match session.tools().await {
+        let listed = match session.tools(self.servers.now()).await {
             Ok(listed) => listed.get(&self.pinned.tool.name).cloned(),
             Err(error) => {
-                self.servers.0.connector.heed(self.target(call), session.token(), &error).await;
+                connector.heed(self.target(call), session.token(), &error).await;
                 tokio::spawn(session.close());
                 return Err(error);
             }
@@ -118,6 +130,7 @@ impl McpTool {
                 ToolError::failed("tool_gone", format!("MCP server `{}` lists no such tool any more", self.server.name))
             }
         };
+        session.doubt();
         self.servers.0.pool.keep(key.clone(), session);
         Err(problem)
     }
@@ -133,16 +146,33 @@ impl McpTool {
 
     /// Puts the tool out of use until somebody has looked at it.
     async fn note(&self, call: &Call, seen: &Pinned) -> ToolError {
-        let (inner, server) = (&self.servers.0, &self.server.name);
+        let (tenant, server, tool) = (call.tenant_id, &self.server.name, &seen.tool.name);
         let noted = db::patiently(|| async {
-            let mut tx = inner.connector.db.tenant(call.tenant_id).await?;
-            store::note(&mut tx, call.tenant_id, server, seen, inner.clock.now()).await?;
-            tx.commit().await
+            let mut tx = self.servers.begin(tenant).await?;
+            let held = shelf::held::<McpEntry>(&mut tx, tenant, server).await?;
+            // Whoever has put or approved something meanwhile has seen more than we have.
+            let stands = held.is_some_and(|held| held.body.stands(&self.server.body, Some(&self.pinned)));
+            if stands {
+                self.servers.notice(&mut tx, tenant, (server, &self.pinned), seen).await?;
+                tx.commit().await?;
+            }
+            Ok(stands)
         });
+        let changed = || ToolError::failed("tool_changed", self.is_changed());
         match noted.await {
-            Ok(()) => {
-                tracing::warn!(server, tool = seen.tool.name, "a tool of an MCP server has changed and is out of use");
-                ToolError::failed("tool_changed", self.is_changed())
+            Ok(true) => {
+                tracing::warn!(server, tool, "a tool of an MCP server has changed and is out of use");
+                changed()
+            }
+            Ok(false) => ToolError::retryable("tool_replaced", format!("`{}` was put anew meanwhile", self.name_of())),
+            // It stays what it is to every call, and the next one asks.
+            Err(error) if error.problem() == Problem::TooManyRuns => {
+                tracing::warn!(
+                    server,
+                    tool,
+                    "a tool of an MCP server has changed, and nobody can be asked about it now"
+                );
+                changed()
             }
             Err(error) => ToolError::retryable("unavailable", error.detail().to_owned()),
         }
@@ -150,7 +180,7 @@ impl McpTool {
 
     pub(super) fn is_changed(&self) -> String {
         format!(
-            "`{}` is no longer what was pinned: look at /tools/mcp/{}, and approve of what it is now",
+            "`{}` is no longer what was pinned: look at /approvals or /tools/mcp/{}, and approve of what it is now",
             self.name_of(),
             self.server.name
         )
@@ -182,12 +212,12 @@ impl McpTool {
             }
             match result {
                 Err(error) => return Ok(Err(error)),
-                Ok(ServerResult::CallToolResult(result)) => return Ok(self.output(result)),
-                Ok(ServerResult::EmptyResult(_)) => return Ok(self.output(CallToolResult::default())),
+                Ok(ServerResult::CallToolResult(result)) => return Ok(self.output(session, result)),
+                Ok(ServerResult::EmptyResult(_)) => return Ok(self.output(session, CallToolResult::default())),
                 Ok(ServerResult::InputRequiredResult(needs)) => {
                     let asks = needs.input_requests.as_ref().is_some_and(|requests| !requests.is_empty());
                     if asks || needs.request_state.is_none() {
-                        return Ok(form::required(needs).map(Outcome::Ask));
+                        return Ok(form::required(needs, session.ear().sealed()).map(Outcome::Ask));
                     }
                     state = needs.request_state;
                     tokio::time::sleep(ROUND).await;
@@ -210,8 +240,9 @@ impl McpTool {
         )))
     }
 
-    fn output(&self, result: CallToolResult) -> Result<Outcome, ToolError> {
-        output::output(&self.server.name, result, self.servers.0.connector.output).map(Outcome::done)
+    fn output(&self, session: &Session, result: CallToolResult) -> Result<Outcome, ToolError> {
+        let said_by = (self.server.name.as_str(), session.ear().sealed());
+        output::output(said_by, result, self.servers.0.connector.output).map(Outcome::done)
     }
 
     /// One question and its answer; the inner error is the server's own word.

@@ -20,7 +20,13 @@ use rmcp::{
 };
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{McpServer, ear::Ear, fault, process, session::Session};
+use super::{
+    McpServer,
+    ear::Ear,
+    fault::{self, Other},
+    process,
+    session::Session,
+};
 use crate::{
     config::McpCommand,
     db::Database,
@@ -28,7 +34,7 @@ use crate::{
     integration::{AccessToken, Connections},
     kernel::{Error, Problem, Result, TenantId},
     llm::Keys,
-    tool::ToolError,
+    tool::{ToolError, sealed::Sealed},
 };
 
 /// How long a server may take to become one.
@@ -69,22 +75,21 @@ pub(super) struct Target<'a> {
 }
 
 impl Connector {
-    /// A session with the server, before anything is asked of it.
+    /// A session with the server, before anything is asked of it, with the token that it wants.
     ///
     /// # Errors
     /// Why there is none; nothing was called.
-    pub(super) async fn open(&self, target: Target<'_>) -> Result<Session, ToolError> {
-        let late = |_| ToolError::retryable("mcp_unreachable", format!("MCP server `{}` takes too long", target.name));
-        tokio::time::timeout(PATIENCE, self.connect(target)).await.map_err(late)?
+    pub(super) async fn open(&self, target: Target<'_>, token: Option<AccessToken>) -> Result<Session, ToolError> {
+        in_time(target, self.connect(target, token)).await
     }
 
-    async fn connect(&self, target: Target<'_>) -> Result<Session, ToolError> {
-        let (ear, progress) = Ear::new();
-        let mut token = None;
+    async fn connect(&self, target: Target<'_>, token: Option<AccessToken>) -> Result<Session, ToolError> {
+        let shown = self.shown(target, token.as_ref()).await?;
+        let sealed = shown.sealed.clone();
+        let (ear, progress) = Ear::new(shown.sealed);
         let (service, process, host) = match (&target.settings.url, &target.settings.command) {
             (Some(url), _) => {
-                token = self.token(target, url).await?;
-                let (transport, host) = self.http(target, url, token.as_ref()).await?;
+                let (transport, host) = self.http(target, url, shown.headers).await?;
                 (serve_client_with_lifecycle(ear, transport, lifecycle(target.protocol)).await, None, host)
             }
             (None, Some(command)) => {
@@ -106,7 +111,7 @@ impl Connector {
         let service = match service {
             Ok(service) => service,
             Err(error) => {
-                let error = fault::of_connection(target.name, &host, &error);
+                let error = fault::of_connection(Other { server: target.name, host: &host, sealed: &sealed }, &error);
                 self.heed(target, token.as_ref(), &error).await;
                 return Err(error);
             }
@@ -116,17 +121,21 @@ impl Connector {
         Ok(Session::new((target.name, host), (service, progress, process), token))
     }
 
-    /// The token that the server is called with, if it is called in anybody's name.
-    async fn token(&self, target: Target<'_>, url: &str) -> Result<Option<AccessToken>, ToolError> {
-        let Some(name) = &target.settings.connection else { return Ok(None) };
-        let token =
+    /// The token that the server is called with now, if it is called in anybody's name.
+    ///
+    /// # Errors
+    /// `connection_required`, where somebody has to connect it first.
+    pub(super) async fn token(&self, target: Target<'_>) -> Result<Option<AccessToken>, ToolError> {
+        let (Some(name), Some(url)) = (&target.settings.connection, &target.settings.url) else { return Ok(None) };
+        let token = async {
             self.credentials.connections.token(target.tenant, name, url).await.map_err(|error| match error {
                 error if error.problem() == Problem::Conflict => {
-                    ToolError::failed("connection_required", error.detail().to_owned())
+                    ToolError::failed(fault::UNCONNECTED, error.detail().to_owned())
                 }
                 error => away(error),
-            })?;
-        Ok(Some(token))
+            })
+        };
+        in_time(target, token).await.map(Some)
     }
 
     /// Sees to it that a token which was not accepted is not used again.
@@ -148,7 +157,7 @@ impl Connector {
         &self,
         target: Target<'_>,
         url: &str,
-        token: Option<&AccessToken>,
+        headers: HashMap<HeaderName, HeaderValue>,
     ) -> Result<(StreamableHttpClientTransport<reqwest::Client>, String), ToolError> {
         let parsed: Url = url.parse().map_err(|_| ToolError::failed("url_refused", "the `url` is none"))?;
         let door = self.outbound.door(target.tenant).await.map_err(away)?;
@@ -161,7 +170,7 @@ impl Connector {
         })?;
         let host = parsed.host_str().unwrap_or_default().to_owned();
         let mut config = StreamableHttpClientTransportConfig::with_uri(parsed.as_str())
-            .custom_headers(self.headers(target, token).await?)
+            .custom_headers(headers)
             .max_json_response_size(self.most())
             .max_sse_event_size(self.most())
             .max_error_response_size(ERROR);
@@ -169,14 +178,11 @@ impl Connector {
         Ok((StreamableHttpClientTransport::with_client(door.client().clone(), config), host))
     }
 
-    async fn headers(
-        &self,
-        target: Target<'_>,
-        token: Option<&AccessToken>,
-    ) -> Result<HashMap<HeaderName, HeaderValue>, ToolError> {
+    /// What every request has with it.
+    async fn shown(&self, target: Target<'_>, token: Option<&AccessToken>) -> Result<Shown, ToolError> {
         let unusable =
             |name: &str| ToolError::failed("mcp_misconfigured", format!("the header `{name}` cannot be sent"));
-        let mut headers = HashMap::new();
+        let (mut headers, mut secrets) = (HashMap::new(), vec![]);
         for (name, value) in target.settings.headers.iter().flatten() {
             let named: HeaderName = name.parse().map_err(|_| unusable(name))?;
             headers.insert(named, value.parse().map_err(|_| unusable(name))?);
@@ -189,13 +195,28 @@ impl Connector {
             let (name, bearer) = key.header();
             let value = sensitive(&secret, bearer).ok_or_else(|| unusable(name))?;
             headers.insert(name.parse().map_err(|_| unusable(name))?, value);
+            secrets.push(secret);
         }
         if let Some(token) = token {
             let value = sensitive(&token.secret, true).ok_or_else(|| unusable("authorization"))?;
             headers.insert(AUTHORIZATION, value);
+            secrets.push(token.secret.clone());
         }
-        Ok(headers)
+        Ok(Shown { headers, sealed: Sealed::new(secrets.iter().map(ExposeSecret::expose_secret)) })
     }
+}
+
+/// What a server is shown of who calls.
+struct Shown {
+    headers: HashMap<HeaderName, HeaderValue>,
+    /// What is secret of it.
+    sealed: Sealed,
+}
+
+/// What comes of it while there is still time to connect.
+async fn in_time<T>(target: Target<'_>, work: impl Future<Output = Result<T, ToolError>>) -> Result<T, ToolError> {
+    let late = |_| ToolError::retryable("mcp_unreachable", format!("MCP server `{}` takes too long", target.name));
+    tokio::time::timeout(PATIENCE, work).await.map_err(late)?
 }
 
 fn sensitive(secret: &SecretString, bearer: bool) -> Option<HeaderValue> {

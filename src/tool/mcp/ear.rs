@@ -17,7 +17,10 @@ use rmcp::{
 use tokio::sync::mpsc;
 
 use super::form;
-use crate::journal::{Filled, Form, ToolProgress};
+use crate::{
+    journal::{Filled, Form, ToolProgress},
+    tool::sealed::Sealed,
+};
 
 /// Reports that wait; more are dropped, since the next one says more.
 const REPORTS: usize = 8;
@@ -27,6 +30,8 @@ const LINE: usize = 500;
 /// Listens to a server during one call at a time.
 #[derive(Debug)]
 pub(super) struct Ear {
+    /// What the server was shown of who calls, which is taken out of what it says.
+    sealed: Sealed,
     progress: mpsc::Sender<ToolProgress>,
     answers: Mutex<Answers>,
     changed: AtomicBool,
@@ -39,9 +44,13 @@ struct Answers {
 }
 
 impl Ear {
-    pub(super) fn new() -> (Self, mpsc::Receiver<ToolProgress>) {
+    pub(super) fn new(sealed: Sealed) -> (Self, mpsc::Receiver<ToolProgress>) {
         let (progress, heard) = mpsc::channel(REPORTS);
-        (Self { progress, answers: Mutex::default(), changed: AtomicBool::new(false) }, heard)
+        (Self { sealed, progress, answers: Mutex::default(), changed: AtomicBool::new(false) }, heard)
+    }
+
+    pub(super) fn sealed(&self) -> &Sealed {
+        &self.sealed
     }
 
     /// A call begins: what it may be answered.
@@ -64,7 +73,7 @@ impl Ear {
     }
 
     fn answer(&self, asked: &ElicitRequestParams) -> ElicitResult {
-        let Some(form) = form::form(asked) else { return ElicitResult::new(ElicitationAction::Decline) };
+        let Some(form) = form::form(asked, &self.sealed) else { return ElicitResult::new(ElicitationAction::Decline) };
         let mut answers = self.answers();
         // The same form twice is answered by what was filled in twice.
         if let Some(place) = answers.given.iter().position(|filled| filled.form == form) {
@@ -96,7 +105,7 @@ impl ClientHandler for Ear {
 
     async fn on_progress(&self, said: ProgressNotificationParam, _: NotificationContext<RoleClient>) {
         let fraction = said.total.filter(|total| *total > 0.0).map(|total| (said.progress / total).clamp(0.0, 1.0));
-        let line = |text: String| text.replace('\0', "\u{fffd}").chars().take(LINE).collect();
+        let line = |text: String| self.sealed.without(&text).replace('\0', "\u{fffd}").chars().take(LINE).collect();
         let progress = ToolProgress { message: said.message.map(line), fraction, data: None };
         drop(self.progress.try_send(progress));
     }

@@ -81,7 +81,7 @@ pub struct KeyUse {
     /// The key, as it was put under `/llm/keys`.
     #[schema(example = "our-github")]
     pub name: String,
-    /// The header it goes into; `Authorization` when absent, as a bearer token.
+    /// The header it goes into. `Authorization`, also where none is named, has it as a bearer token; any other as it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = "X-Api-Key")]
     pub header: Option<String>,
@@ -195,20 +195,35 @@ impl McpServer {
 
 impl McpEntry {
     /// Puts back what was pinned before of the same server's tools; those that have changed since, as they are now. To put
-    /// a server again is not to approve of what its tools have become.
-    pub(super) fn keep_pins(&mut self, before: Self) -> Vec<Pinned> {
-        let place = |settings: &McpServer| (settings.url.clone(), settings.command.clone());
-        if place(&self.settings) != place(&before.settings) {
+    /// a server again is not to approve of what its tools have become. Each of those comes with its pin.
+    pub(super) fn keep_pins(&mut self, before: Self) -> Vec<(Pinned, Pinned)> {
+        if !self.is_at_the_place_of(&before) {
             return vec![];
         }
         let mut changed = Vec::new();
         for pinned in before.tools {
             let now = self.tools.iter_mut().find(|tool| tool.tool.name == pinned.tool.name);
             if let Some(tool) = now.filter(|tool| tool.digest != pinned.digest) {
-                changed.push(std::mem::replace(tool, pinned));
+                changed.push((pinned.clone(), std::mem::replace(tool, pinned)));
             }
         }
         changed
+    }
+
+    /// What is pinned of the tool of that name.
+    pub(super) fn pinned(&self, tool: &str) -> Option<&Pinned> {
+        self.tools.iter().find(|pinned| pinned.tool.name == tool)
+    }
+
+    /// Whether what was seen by that entry of a tool, pinned like this, is still of interest.
+    pub(super) fn stands(&self, before: &Self, pinned: Option<&Pinned>) -> bool {
+        let same = pinned.is_some_and(|was| self.pinned(&was.tool.name).is_some_and(|now| now.digest == was.digest));
+        same && self.is_at_the_place_of(before)
+    }
+
+    fn is_at_the_place_of(&self, other: &Self) -> bool {
+        let place = |settings: &McpServer| (settings.url.clone(), settings.command.clone());
+        place(&self.settings) == place(&other.settings)
     }
 }
 
@@ -296,5 +311,21 @@ mod tests {
         assert_eq!(said.effect(&reads), Effect::Once, "the longest that fits");
         let others: Listed = serde_json::from_value(json!({ "name": "issue_list", "inputSchema": {} })).unwrap();
         assert_eq!(said.effect(&others), Effect::Repeatable);
+    }
+
+    #[test]
+    fn what_was_seen_by_an_entry_stands_only_for_the_same_pin_at_the_same_place() {
+        let entry = |url: &str, description: &str| {
+            let tool = json!({ "name": "send", "description": description, "inputSchema": {} });
+            let tools = vec![serde_json::from_value::<Listed>(tool).unwrap().pin().unwrap()];
+            let settings = server(json!({ "url": url }));
+            McpEntry { settings, protocol: String::new(), implementation: None, tools }
+        };
+        let before = entry("https://a.example/", "Sends.");
+        let stands = |now: McpEntry| now.stands(&before, before.pinned("send"));
+        assert!(stands(entry("https://a.example/", "Sends.")));
+        assert!(!stands(entry("https://a.example/", "Sends it.")), "somebody has approved meanwhile");
+        assert!(!stands(entry("https://b.example/", "Sends.")), "it is another server");
+        assert!(!before.stands(&before, None));
     }
 }

@@ -9,45 +9,70 @@ use rmcp::{
 };
 use serde_json::json;
 
-use crate::{http::Refusal, journal::Failure, tool::ToolError};
+use crate::{
+    http::Refusal,
+    journal::Failure,
+    tool::{ToolError, sealed::Sealed},
+};
 
 type HttpError = StreamableHttpError<reqwest::Error>;
 
 /// The server wants to know better who calls. Nothing was called.
 pub(super) const UNAUTHORIZED: &str = "mcp_unauthorized";
+/// Somebody has to connect it first. Nothing was called.
+pub(super) const UNCONNECTED: &str = "connection_required";
 /// The longest text of a server that goes into a failure, in characters.
 const TEXT: usize = 1000;
 
+/// Who is spoken to.
+#[derive(Clone, Copy)]
+pub(super) struct Other<'a> {
+    /// The server's name.
+    pub(super) server: &'a str,
+    /// Where it is.
+    pub(super) host: &'a str,
+    /// What it was shown of who calls, which it is not to tell anybody.
+    pub(super) sealed: &'a Sealed,
+}
+
+impl Other<'_> {
+    fn excerpt(&self, text: &str) -> String {
+        excerpt(&self.sealed.without(text))
+    }
+}
+
 /// Why no session came to be. Nothing was called.
-pub(super) fn of_connection(server: &str, host: &str, error: &ClientInitializeError) -> ToolError {
+pub(super) fn of_connection(other: Other<'_>, error: &ClientInitializeError) -> ToolError {
+    let server = other.server;
     let broken = |why: &str| ToolError::retryable("mcp_unreachable", format!("MCP server `{server}`: {why}"));
     match error {
-        ClientInitializeError::TransportError { error, .. } => match of_transport(server, host, error) {
+        ClientInitializeError::TransportError { error, .. } => match of_transport(other, error) {
             // No tool was called, so nothing is unknown.
             ToolError::Unknown(failure) | ToolError::Failed(failure) => ToolError::Failed(failure),
         },
-        ClientInitializeError::JsonRpcError(error) => refused(server, &error.message),
-        ClientInitializeError::LegacyFallbackFailed { fallback, .. } => of_connection(server, host, fallback),
+        ClientInitializeError::JsonRpcError(error) => refused(other, &error.message),
+        ClientInitializeError::LegacyFallbackFailed { fallback, .. } => of_connection(other, fallback),
         ClientInitializeError::NoCompatibleProtocolVersion { server_supported, .. } => {
-            refused(server, &format!("it speaks none of our revisions of the protocol, but {server_supported:?}"))
+            refused(other, &format!("it speaks none of our revisions of the protocol, but {server_supported:?}"))
         }
         ClientInitializeError::ConnectionClosed(_) => broken("it broke the connection off"),
         _ => broken("it did not say that it is one"),
     }
 }
 
-fn refused(server: &str, why: &str) -> ToolError {
-    ToolError::failed("mcp_refused", format!("MCP server `{server}` refuses us: {}", excerpt(why)))
+fn refused(other: Other<'_>, why: &str) -> ToolError {
+    ToolError::failed("mcp_refused", format!("MCP server `{}` refuses us: {}", other.server, other.excerpt(why)))
 }
 
 /// Why a question has no answer.
-pub(super) fn of_service(server: &str, host: &str, error: &ServiceError) -> ToolError {
+pub(super) fn of_service(other: Other<'_>, error: &ServiceError) -> ToolError {
+    let server = other.server;
     match error {
         ServiceError::McpError(error) => {
-            let message = format!("MCP server `{server}`: {}", excerpt(&error.message));
+            let message = format!("MCP server `{server}`: {}", other.excerpt(&error.message));
             ToolError::failed("mcp_error", message).with(json!({ "code": error.code.0 }))
         }
-        ServiceError::TransportSend(error) => of_transport(server, host, error),
+        ServiceError::TransportSend(error) => of_transport(other, error),
         ServiceError::UnexpectedResponse => {
             ToolError::unknown("mcp_protocol", format!("MCP server `{server}` gave an answer that is none"))
         }
@@ -55,18 +80,22 @@ pub(super) fn of_service(server: &str, host: &str, error: &ServiceError) -> Tool
     }
 }
 
-fn of_transport(server: &str, host: &str, error: &DynamicTransportError) -> ToolError {
-    let named = |what: &str| format!("MCP server `{server}` {what}");
+fn of_transport(other: Other<'_>, error: &DynamicTransportError) -> ToolError {
+    let named = |what: &str| format!("MCP server `{}` {what}", other.server);
     let Some(error) = error.error.downcast_ref::<HttpError>() else {
         return ToolError::unknown("mcp_broken", named("is gone"));
     };
     match error {
-        StreamableHttpError::Client(error) => of_request(server, host, error),
-        StreamableHttpError::HttpStatus(error) => ToolError::Failed(Failure {
-            retryable: true,
-            retry_after_seconds: error.retry_after.as_ref().and_then(|seconds| seconds.parse().ok()),
-            ..Failure::new("mcp_http_status", named(&format!("answered {}", error.status)))
-        }),
+        StreamableHttpError::Client(error) => of_request(other, error),
+        StreamableHttpError::HttpStatus(error) => {
+            let failure = Failure {
+                retryable: true,
+                retry_after_seconds: error.retry_after.as_ref().and_then(|seconds| seconds.parse().ok()),
+                ..Failure::new("mcp_http_status", named(&format!("answered {}", error.status)))
+            };
+            // A gateway says as much of a call that got through as of one that did not.
+            if error.status < 500 { ToolError::Failed(failure) } else { ToolError::Unknown(failure) }
+        }
         // Another token of the same grant would not do either.
         StreamableHttpError::InsufficientScope(_) => {
             ToolError::failed("mcp_insufficient_scope", named("wants a wider grant than we have"))
@@ -80,7 +109,7 @@ fn of_transport(server: &str, host: &str, error: &DynamicTransportError) -> Tool
         }
         // Our transport's words for a status that is no success.
         StreamableHttpError::UnexpectedServerResponse(said) if said.starts_with("HTTP 4") => {
-            ToolError::failed("mcp_http_status", named(&format!("answered {}", excerpt(said))))
+            ToolError::failed("mcp_http_status", named(&format!("answered {}", other.excerpt(said))))
         }
         StreamableHttpError::UnexpectedServerResponse(_)
         | StreamableHttpError::UnexpectedContentType(_)
@@ -92,7 +121,7 @@ fn of_transport(server: &str, host: &str, error: &DynamicTransportError) -> Tool
 }
 
 /// Why a request had no response: for certain before it was sent, or maybe after.
-fn of_request(server: &str, host: &str, error: &reqwest::Error) -> ToolError {
+fn of_request(Other { server, host, .. }: Other<'_>, error: &reqwest::Error) -> ToolError {
     if let Some(refusal) = Refusal::behind(error, host) {
         return ToolError::failed("address_refused", format!("MCP server `{server}`: {refusal}"));
     }

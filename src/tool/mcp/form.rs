@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     journal::{Filled, Form},
-    tool::{ToolError, size},
+    tool::{ToolError, sealed::Sealed, size},
 };
 
 /// The longest message that is shown, in characters.
@@ -33,8 +33,9 @@ pub(super) struct Resume {
 }
 
 /// What a server asks, as a form; none where it is too large to be shown.
-pub(super) fn form(asked: &ElicitRequestParams) -> Option<Form> {
-    let (message, schema) = match asked {
+pub(super) fn form(asked: &ElicitRequestParams, sealed: &Sealed) -> Option<Form> {
+    let shown = |text: &str| shown(&sealed.without(text));
+    let (message, mut schema) = match asked {
         ElicitRequestParams::FormElicitationParams { message, requested_schema, .. } => {
             (shown(message), serde_json::to_value(requested_schema).ok()?)
         }
@@ -44,6 +45,7 @@ pub(super) fn form(asked: &ElicitRequestParams) -> Option<Form> {
         }
         _ => return None,
     };
+    sealed.hide(&mut schema);
     size::check("form", &schema, SCHEMA).is_ok().then(|| Form { message, schema: Arc::new(schema), resume: None })
 }
 
@@ -65,7 +67,7 @@ fn takes_input(schema: &Value) -> bool {
 ///
 /// # Errors
 /// `mcp_unsupported`, where it asks for what nobody fills in.
-pub(super) fn required(result: InputRequiredResult) -> Result<Form, ToolError> {
+pub(super) fn required(result: InputRequiredResult, sealed: &Sealed) -> Result<Form, ToolError> {
     let unsupported = |what: &str| ToolError::failed("mcp_unsupported", format!("the server asks for {what}"));
     let requests = result.input_requests.unwrap_or_default();
     if requests.len() > QUESTIONS || result.request_state.as_ref().is_some_and(|state| state.len() > STATE) {
@@ -76,7 +78,7 @@ pub(super) fn required(result: InputRequiredResult) -> Result<Form, ToolError> {
         let InputRequest::Elicitation(elicit) = request else {
             return Err(unsupported("something other than a form: this client lends it no model and no files"));
         };
-        let form = form(&elicit.params).ok_or_else(|| unsupported("a form that cannot be shown"))?;
+        let form = form(&elicit.params, sealed).ok_or_else(|| unsupported("a form that cannot be shown"))?;
         forms.push((name, form));
     }
     let asked = forms.iter().map(|(name, form)| (name.clone(), takes_input(&form.schema))).collect();
@@ -130,7 +132,7 @@ mod tests {
     #[test]
     fn what_was_filled_in_goes_back_with_what_the_server_wanted_back() {
         let result = json!({ "resultType": "input_required", "requestState": "s", "inputRequests": { "who": question("Who?") } });
-        let form = required(wanted(result)).unwrap();
+        let form = required(wanted(result), &Sealed::default()).unwrap();
         assert_eq!((form.message.as_str(), &form.schema["required"]), ("Who?", &json!(["name"])));
         let filled = Filled { form, input: Arc::new(json!({ "name": "Ada" })) };
         let (state, answers) = resumed(&[filled]).unwrap();
@@ -142,7 +144,7 @@ mod tests {
     fn several_questions_are_one_form() {
         let requests = json!({ "a": question("A?"), "b": question("B?") });
         let result = json!({ "resultType": "input_required", "inputRequests": requests });
-        let form = required(wanted(result)).unwrap();
+        let form = required(wanted(result), &Sealed::default()).unwrap();
         assert_eq!(form.message, "a: A?\nb: B?");
         let input = json!({ "a": { "name": "x" }, "b": { "name": "y" } });
         let (state, answers) = resumed(&[Filled { form, input: Arc::new(input) }]).unwrap();
@@ -152,7 +154,7 @@ mod tests {
     #[test]
     fn a_link_is_shown_and_nothing_is_filled_in() {
         let asked = json!({ "mode": "url", "message": "Sign in", "url": "https://x.example/in", "elicitationId": "1" });
-        let form = form(&serde_json::from_value(asked).unwrap()).unwrap();
+        let form = form(&serde_json::from_value(asked).unwrap(), &Sealed::default()).unwrap();
         assert!(form.message.contains("Sign in") && form.message.contains("https://x.example/in"));
         let answer = answer(&Filled { form, input: Arc::new(json!({})) });
         assert_eq!(serde_json::to_value(answer).unwrap(), json!({ "action": "accept" }));
@@ -163,7 +165,7 @@ mod tests {
         let sampling = json!({ "method": "sampling/createMessage", "params": { "messages": [], "maxTokens": 1 } });
         let result = json!({ "resultType": "input_required", "inputRequests": { "a": sampling } });
         assert!(
-            matches!(required(wanted(result)), Err(ToolError::Failed(failure)) if failure.code == "mcp_unsupported")
+            matches!(required(wanted(result), &Sealed::default()), Err(ToolError::Failed(failure)) if failure.code == "mcp_unsupported")
         );
     }
 }

@@ -1,7 +1,9 @@
 //! Tools of MCP servers that tenants register: pinned as they were then, called through sessions that are soon closed,
 //! and never believed. What a server says is data: it orders nothing here.
 
+mod accept;
 mod call;
+mod change;
 mod connect;
 mod ear;
 mod entry;
@@ -16,6 +18,7 @@ mod session;
 mod store;
 mod tool;
 
+pub use change::{Question, Questions};
 pub use connect::Credentials;
 pub use entry::{McpEntry, McpServer};
 pub use routes::{McpRoutes, routes};

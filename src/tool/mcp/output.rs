@@ -4,7 +4,7 @@ use rmcp::model::{CallToolResult, ContentBlock, ResourceContents};
 use serde_json::{Map, Value, json};
 
 use super::fault;
-use crate::tool::{ToolError, size};
+use crate::tool::{ToolError, sealed::Sealed, size};
 
 /// What the frame around texts and parts may take.
 const FRAME: usize = 4 * 1024;
@@ -33,16 +33,25 @@ pub(super) fn schema() -> Value {
 ///
 /// # Errors
 /// `mcp_error` with the server's words, where it says that the call failed.
-pub(super) fn output(server: &str, result: CallToolResult, limit: usize) -> Result<Value, ToolError> {
+pub(super) fn output(
+    (server, sealed): (&str, &Sealed),
+    result: CallToolResult,
+    limit: usize,
+) -> Result<Value, ToolError> {
     let mut left = Budget { left: limit.saturating_sub(FRAME), cut: false };
     let failed = result.is_error == Some(true);
-    let structured = result.structured_content.map(clean).filter(|value| left.take(value));
+    // Hidden before anything is cut: half a key would be found no more.
+    let structured = result.structured_content.map(|mut value| {
+        sealed.hide(&mut value);
+        clean(value)
+    });
+    let structured = structured.filter(|value| left.take(value));
     let (mut texts, mut parts) = (Vec::new(), Vec::new());
     for block in result.content {
         match block {
-            ContentBlock::Text(text) => texts.push(text.text),
+            ContentBlock::Text(text) => texts.push(sealed.without(&text.text).into_owned()),
             _ if parts.len() == PARTS => left.cut = true,
-            other => parts.push(part(other)),
+            other => parts.push(hidden(part(other), sealed)),
         }
     }
     // That there is something is said before what there is.
@@ -85,6 +94,11 @@ fn part(block: ContentBlock) -> (Value, Content) {
         _ => (json!({ "type": "unknown" }), None),
     };
     (clean(told), content.map(|(field, text)| (field, text.replace('\0', "\u{fffd}"))))
+}
+
+fn hidden((mut told, content): (Value, Content), sealed: &Sealed) -> (Value, Content) {
+    sealed.hide(&mut told);
+    (told, content.map(|(field, text)| (field, sealed.without(&text).into_owned())))
 }
 
 /// What may still go into the output.
@@ -161,7 +175,7 @@ mod tests {
     #[test]
     fn texts_are_joined_and_the_rest_is_told_by_its_kind() {
         let given = output(
-            "s",
+            ("s", &Sealed::default()),
             result(json!({
                 "content": [
                     { "type": "text", "text": "one" },
@@ -194,7 +208,7 @@ mod tests {
                 { "type": "image", "data": "A".repeat(20_000), "mimeType": "image/png" },
             ]);
             for limit in [FRAME + 10, 10_000, 23_000] {
-                let given = output("s", result(json!({ "content": content })), limit).unwrap();
+                let given = output(("s", &Sealed::default()), result(json!({ "content": content })), limit).unwrap();
                 assert!(size::check("output", &given, limit).is_ok(), "{letter} {limit}");
                 assert_eq!(given["truncated"], true);
             }
@@ -204,12 +218,32 @@ mod tests {
     #[test]
     fn a_failure_has_the_servers_words() {
         let said = json!({ "content": [{ "type": "text", "text": "no such order" }], "isError": true });
-        match output("shop", result(said), 64 * 1024) {
+        match output(("shop", &Sealed::default()), result(said), 64 * 1024) {
             Err(ToolError::Failed(failure)) => {
                 assert_eq!(failure.code, "mcp_error");
                 assert!(failure.message.contains("`shop`: no such order"), "{}", failure.message);
             }
             other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_key_that_is_said_back_is_hidden_before_anything_is_cut() {
+        let key = "sk-tenant-0123456789";
+        let sealed = Sealed::new([key]);
+        let said = json!({
+            "content": [
+                { "type": "text", "text": format!("you sent {key}") },
+                { "type": "resource", "resource": { "uri": format!("file:///{key}"), "text": format!("in {key}") } },
+            ],
+            "structuredContent": { key: [key] },
+        });
+        let given = output(("s", &sealed), result(said), 64 * 1024).unwrap().to_string();
+        assert!(!given.contains(key) && given.matches("[sealed key]").count() == 5, "{given}");
+        for room in 0..60 {
+            let text = json!({ "content": [{ "type": "text", "text": format!("{key}{}", "x".repeat(100)) }] });
+            let given = output(("s", &sealed), result(text), FRAME + room).unwrap().to_string();
+            assert!(!given.contains("sk-"), "{given}");
         }
     }
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
 
-use crate::tool::size;
+use crate::{kernel::compile, tool::size};
 
 /// The longest name of a tool.
 const NAME: usize = 128;
@@ -71,10 +71,10 @@ impl Listed {
         if size::check("tool", &whole, TOOL).is_err() || has_nul(&whole) {
             return Err(format!("it takes more than {TOOL} bytes of JSON, nests too deep or has a NUL in it"));
         }
-        // Offline: a schema never makes us fetch anything.
-        if !self.input_schema.is_object() || jsonschema::options().offline().build(&self.input_schema).is_err() {
-            return Err("the schema of its arguments does not stand on its own".to_owned());
+        if !self.input_schema.is_object() {
+            return Err("the schema of its arguments is no object".to_owned());
         }
+        compile(&self.input_schema).map_err(|why| format!("the schema of its arguments is of no use: {why}"))?;
         let digest = digest(&whole)?;
         Ok(Pinned { tool: self, digest })
     }
@@ -142,6 +142,7 @@ mod tests {
             json!({ "title": "\0" }),
             json!({ "inputSchema": { "$ref": "https://elsewhere.example/schema" } }),
             json!({ "inputSchema": true }),
+            json!({ "inputSchema": { "properties": { "a": { "pattern": "(a)\\1" } } } }),
             json!({ "annotations": { "x": "y".repeat(TOOL) } }),
         ] {
             assert!(listed(change.clone()).pin().is_err(), "{change}");

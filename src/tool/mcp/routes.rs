@@ -48,7 +48,7 @@ pub fn routes(state: McpRoutes) -> OpenApiRouter {
 /// Register an MCP server
 ///
 /// It is connected to and asked for its tools, each of which is pinned as it is listed: what changes later is out of use
-/// until somebody approves of it. Where there is no way to the server that is 422, and nothing is kept. The same once more
+/// until somebody approves of it, which the inbox of approvals asks for. Where there is no way to the server that is 422, and nothing is kept. The same once more
 /// changes nothing.
 #[utoipa::path(
     put, path = "/tools/mcp/{name}", operation_id = "putMcpServer", tag = "tools",
@@ -65,6 +65,7 @@ pub fn routes(state: McpRoutes) -> OpenApiRouter {
         (status = 200, description = "The newest version was the same already", body = McpServerView),
         (status = 201, description = "A new version", body = McpServerView, headers(("Location" = String, description = "The new version"))),
     ),
+    extensions(("x-problems" = json!(["too-many-runs"]))),
     security(("bearer" = ["integrations:write"])),
 )]
 async fn put(
@@ -108,8 +109,13 @@ async fn get(
     responses((status = 204, description = "It is out of use")),
     security(("bearer" = ["integrations:write"])),
 )]
-async fn delete(ctx: Ctx<IntegrationsWrite>, Path(name): Path<String>) -> Result<StatusCode> {
-    shelf::delete::<McpEntry, _>(&ctx, &name).await
+async fn delete(
+    State(state): State<McpRoutes>,
+    ctx: Ctx<IntegrationsWrite>,
+    Path(name): Path<String>,
+) -> Result<StatusCode> {
+    state.servers.delete(&ctx, &name).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// List MCP servers
@@ -153,7 +159,8 @@ struct ChangeBody {
 
 /// Approve of what a tool has become
 ///
-/// It is pinned as it is now, in the next version of the server, and in use again.
+/// It is pinned as it is now, in the next version of the server, and in use again. Whoever has the approval that asks for it
+/// may decide there instead; the one ends the other.
 #[utoipa::path(
     post, path = "/tools/mcp/{name}/approve", operation_id = "approveMcpTool", tag = "tools",
     params(("name" = String, Path, description = "The server's name", example = "github"), Once),

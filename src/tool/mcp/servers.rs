@@ -4,27 +4,26 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use serde::Serialize;
-use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 
 use super::{
-    McpEntry, McpServer,
+    McpEntry, McpServer, accept,
+    change::{Change, Questions, changes},
     connect::{Connector, Credentials, Target},
     fault,
     pin::Pinned,
-    session::Pool,
+    session::{Listing, Pool},
     store,
     tool::McpTool,
 };
 use crate::{
-    audit,
     auth::Permission,
     config::{LimitSettings, ToolSettings},
     db::{Database, TenantTx},
     http::{Ctx, Outbound, Permit},
-    kernel::{Clock, Error, Problem, Result, TenantId, Timestamp, check_name, wire_time},
-    llm::{Document, shelf},
+    kernel::{Clock, Error, Problem, Result, TenantId, Timestamp, check_name},
+    llm::{Author, Document, shelf},
     tool::{Source, Tool, ToolError},
 };
 
@@ -38,14 +37,22 @@ const PINNED: usize = 1024 * 1024;
 const TIDY: Duration = Duration::from_secs(5);
 
 /// The MCP servers of this installation's tenants. Cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Servers(pub(super) Arc<Inner>);
 
-#[derive(Debug)]
+impl std::fmt::Debug for Servers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Servers").finish_non_exhaustive()
+    }
+}
+
 pub(super) struct Inner {
     pub(super) connector: Connector,
     pub(super) pool: Pool,
     pub(super) clock: Clock,
+    pub(super) questions: Arc<dyn Questions>,
+    /// How large arguments may be that are asked about.
+    pub(super) arguments: usize,
 }
 
 /// A server as it stands.
@@ -59,32 +66,20 @@ pub struct McpServerView {
     pub changes: Vec<Change>,
 }
 
-/// What a tool has become.
-#[derive(Clone, Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Change {
-    /// What it was.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub pinned: Option<Pinned>,
-    /// What it is now; its digest is what is approved.
-    pub seen: Pinned,
-    /// Since when.
-    #[schema(value_type = String, format = DateTime)]
-    #[serde(with = "wire_time")]
-    pub seen_at: Timestamp,
-}
-
 impl Servers {
-    /// Reached through `outbound`, or started as the operator has listed them.
+    /// Reached through `outbound`, or started as the operator has listed them; what they change is asked about by `questions`.
     #[must_use]
     pub fn new(
         (db, clock): (Database, Clock),
         (tools, limits): (&ToolSettings, &LimitSettings),
         outbound: Arc<Outbound>,
         credentials: Credentials,
+        questions: Arc<dyn Questions>,
     ) -> Self {
         let connector = Connector { db, outbound, credentials, commands: tools.mcp.clone(), output: limits.output };
-        Self(Arc::new(Inner { connector, pool: Pool::default(), clock }))
+        // The event of a hold has them, and that of the plan.
+        let arguments = limits.arguments.min(limits.event / 2);
+        Self(Arc::new(Inner { connector, pool: Pool::default(), clock, questions, arguments }))
     }
 
     /// Closes sessions that nobody wants any more, and all of them in the end.
@@ -126,8 +121,10 @@ impl Servers {
         let changed = known.map(|known| entry.keep_pins(known.body)).unwrap_or_default();
         let (document, new) = shelf::write(&mut tx, ctx, name, entry).await?;
         store::forget(&mut tx, &document.name, None).await?;
-        for seen in &changed {
-            store::note(&mut tx, ctx.tenant_id, &document.name, seen, ctx.now()).await?;
+        let still: Vec<_> = changed.iter().map(|(pinned, _)| pinned.tool.name.as_str()).collect();
+        self.settle(&mut tx, &Author::of(ctx), &document.name, (None, &still)).await?;
+        for (pinned, seen) in &changed {
+            self.notice(&mut tx, ctx.tenant_id, (&document.name, pinned), seen).await?;
         }
         let changes = changes(&mut tx, &document).await?;
         tx.commit().await?;
@@ -137,11 +134,7 @@ impl Servers {
     async fn look(&self, tenant: TenantId, name: &str, settings: McpServer) -> Result<McpEntry> {
         let target = Target { tenant, name, settings: &settings, protocol: None };
         let unregistered = |error| unregistered(&settings, error);
-        let mut session = self.0.connector.open(target).await.map_err(unregistered)?;
-        let listed = session.tools().await.cloned();
-        let (protocol, implementation) = session.peer();
-        session.close().await;
-        let listed = listed.map_err(unregistered)?;
+        let (listed, (protocol, implementation)) = self.ask(target).await.map_err(unregistered)?;
         let mut tools = Vec::new();
         for (name, tool) in listed.into_iter().filter(|(name, _)| settings.allows(name)) {
             tools.push(tool.pin().map_err(|why| {
@@ -176,46 +169,54 @@ impl Servers {
         Ok(McpServerView { document, changes })
     }
 
-    /// Takes what a tool has become for good: it is pinned in the next version. What was pinned before can be approved
-    /// too, and is in use again.
+    /// Puts a server out of use: its tools are nobody's any more, and nobody has to look at them.
     ///
     /// # Errors
-    /// Not found (404), where there is no such server or change; conflict (409), where the tool is something else by now.
-    pub(super) async fn approve<P: Permit>(
-        &self,
-        tx: &mut TenantTx,
-        ctx: &Ctx<P>,
-        name: &str,
-        (tool, digest): (&str, &str),
-    ) -> Result<McpServerView> {
-        let found = shelf::held::<McpEntry>(tx, ctx.tenant_id, name).await?;
-        let mut document = found.ok_or_else(|| Error::not_found("MCP server"))?;
-        let change = changes(tx, &document).await?.into_iter().find(|change| change.seen.tool.name == tool);
-        let change = change.ok_or_else(|| Error::not_found("change of a tool"))?;
-        let options = [Some(&change.seen), change.pinned.as_ref()];
-        let Some(chosen) = options.into_iter().flatten().find(|option| option.digest == digest) else {
-            let detail = "the digest is neither that of what the tool is now nor that of what was pinned: look again";
-            return Err(Error::conflict(detail).with("digest", change.seen.digest.clone()));
-        };
-        let mut entry = document.body.clone();
-        entry.tools.iter_mut().filter(|pinned| pinned.tool.name == tool).for_each(|pinned| *pinned = chosen.clone());
-        store::forget(tx, name, Some(tool)).await?;
-        (document, _) = shelf::write(tx, ctx, name.to_owned(), entry).await?;
-        let detail = json!({ "tool": tool, "digest": digest, "version": document.version });
-        audit::deed(tx, ctx, "mcp_server.approve", name, detail).await?;
-        let changes = changes(tx, &document).await?;
-        Ok(McpServerView { document, changes })
+    /// Not found (404).
+    pub(super) async fn delete<P: Permit>(&self, ctx: &Ctx<P>, name: &str) -> Result<()> {
+        let mut tx = ctx.begin().await?;
+        shelf::remove::<McpEntry, P>(&mut tx, ctx, name).await?;
+        store::forget(&mut tx, name, None).await?;
+        self.settle(&mut tx, &Author::of(ctx), name, (None, &[])).await?;
+        tx.commit().await
     }
-}
 
-/// What the tools of a server have become that are still in use.
-async fn changes(tx: &mut TenantTx, document: &Document<McpEntry>) -> Result<Vec<Change>> {
-    let noted = store::changes(tx, Some(&document.name)).await?;
-    let with_pin = noted.into_iter().filter_map(|(_, change)| {
-        let pinned = document.body.tools.iter().find(|pinned| pinned.tool.name == change.seen.tool.name)?;
-        Some(Change { pinned: Some(pinned.clone()), ..change })
-    });
-    Ok(with_pin.collect())
+    /// The newest version of a server that is in use.
+    pub(super) async fn document(&self, tenant: TenantId, name: &str) -> Result<Option<Document<McpEntry>>> {
+        let mut tx = self.0.connector.db.reader(tenant).await?;
+        let all = shelf::all::<McpEntry>(&mut tx, vec![]).await?;
+        Ok(all.into_iter().find(|document| document.name == name))
+    }
+
+    /// What a server lists now, in a session of its own.
+    ///
+    /// # Errors
+    /// Why there is no way to it.
+    pub(super) async fn listed(&self, tenant: TenantId, server: &Document<McpEntry>) -> Result<Listing, ToolError> {
+        let (name, body) = (&server.name, &server.body);
+        self.ask(Target { tenant, name, settings: &body.settings, protocol: Some(&body.protocol) })
+            .await
+            .map(|(it, _)| it)
+    }
+
+    /// What a server lists now, the revision of the protocol it does so in, and what it calls itself.
+    async fn ask(&self, target: Target<'_>) -> Result<(Listing, (String, Option<String>)), ToolError> {
+        let token = self.0.connector.token(target).await?;
+        let mut session = self.0.connector.open(target, token).await?;
+        let listed = session.tools(self.now()).await.cloned();
+        let peer = session.peer();
+        session.close().await;
+        listed.map(|listed| (listed, peer))
+    }
+
+    /// A transaction of the tenant's.
+    pub(super) async fn begin(&self, tenant: TenantId) -> Result<TenantTx> {
+        self.0.connector.db.tenant(tenant).await
+    }
+
+    pub(super) fn now(&self) -> Timestamp {
+        self.0.clock.now()
+    }
 }
 
 /// Why a server cannot be put.
@@ -225,7 +226,7 @@ fn unregistered(settings: &McpServer, error: ToolError) -> Error {
     let field = match failure.code.as_str() {
         // Something of ours is away.
         "unavailable" | "internal" => return Error::new(Problem::Unavailable, failure.message),
-        "connection_required" | "mcp_insufficient_scope" => "connection",
+        fault::UNCONNECTED | "mcp_insufficient_scope" => "connection",
         fault::UNAUTHORIZED if settings.connection.is_some() => "connection",
         fault::UNAUTHORIZED => "key",
         "mcp_misconfigured" => settings.key.as_ref().map_or(place, |_| "key"),
@@ -237,14 +238,15 @@ fn unregistered(settings: &McpServer, error: ToolError) -> Error {
 #[async_trait]
 impl Source for Servers {
     async fn tools(&self, tenant: TenantId) -> Result<Vec<Arc<dyn Tool>>> {
+        let accept = accept::tool(self);
         let mut tx = self.0.connector.db.reader(tenant).await?;
         let documents = shelf::all::<McpEntry>(&mut tx, vec![]).await?;
         if documents.is_empty() {
-            return Ok(vec![]);
+            return Ok(vec![accept]);
         }
-        let mut disabled: HashMap<String, Vec<String>> = HashMap::new();
+        let mut disabled: HashMap<String, Vec<Pinned>> = HashMap::new();
         for (server, change) in store::changes(&mut tx, None).await? {
-            disabled.entry(server).or_default().push(change.seen.tool.name);
+            disabled.entry(server).or_default().push(change.seen);
         }
         let tools = documents.into_iter().flat_map(|document| {
             let changed = disabled.remove(&document.name).unwrap_or_default();
@@ -253,6 +255,6 @@ impl Source for Servers {
             let tool = move |place| McpTool::new(self, &server, place, &changed);
             places.filter_map(tool).collect::<Vec<_>>()
         });
-        Ok(tools.map(|tool| Arc::new(tool) as Arc<dyn Tool>).collect())
+        Ok(tools.map(|tool| Arc::new(tool) as Arc<dyn Tool>).chain([accept]).collect())
     }
 }

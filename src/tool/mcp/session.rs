@@ -8,18 +8,25 @@ use std::{
     time::{Duration, Instant},
 };
 
+use chrono::TimeDelta;
 use rmcp::{
     RoleClient, ServiceError,
     model::{CallToolRequest, CallToolRequestParams, ClientRequest, PaginatedRequestParams, ServerResult},
     service::{PeerRequestOptions, RequestHandle, RunningService},
 };
+use secrecy::ExposeSecret;
 use tokio::sync::mpsc;
 
-use super::{ear::Ear, fault, pin::Listed, process::Process};
+use super::{
+    ear::Ear,
+    fault::{self, Other},
+    pin::Listed,
+    process::Process,
+};
 use crate::{
     integration::AccessToken,
     journal::ToolProgress,
-    kernel::TenantId,
+    kernel::{TenantId, Timestamp},
     tool::{
         ToolError,
         http::{Hosts, Place},
@@ -30,7 +37,7 @@ use crate::{
 const PAGES: usize = 20;
 const TOOLS: usize = 1000;
 /// A list is believed for so long where the server does not say that it changed.
-const LISTED: Duration = Duration::from_secs(60);
+const LISTED: TimeDelta = TimeDelta::seconds(60);
 /// A session is used for so long, and kept unused for so long.
 const LIFE: Duration = Duration::from_secs(300);
 const IDLE: Duration = Duration::from_secs(30);
@@ -51,7 +58,7 @@ pub(super) struct Session {
     service: RunningService<RoleClient, Ear>,
     pub(super) progress: mpsc::Receiver<ToolProgress>,
     process: Option<Process>,
-    listed: Option<(Instant, Listing)>,
+    listed: Option<(Timestamp, Listing)>,
     /// What it is held with.
     token: Option<AccessToken>,
     born: Instant,
@@ -86,18 +93,23 @@ impl Session {
         self.service.service()
     }
 
-    /// What the server lists now, or listed a short while ago.
+    /// What the server lists now, or listed a short while before.
     ///
     /// # Errors
     /// Why it does not; nothing was called.
-    pub(super) async fn tools(&mut self) -> Result<&Listing, ToolError> {
+    pub(super) async fn tools(&mut self, now: Timestamp) -> Result<&Listing, ToolError> {
         let changed = self.ear().heard_of_change();
-        let known = self.listed.take().filter(|(at, _)| !changed && at.elapsed() < LISTED);
+        let known = self.listed.take().filter(|(at, _)| !changed && now - at < LISTED);
         let listed = match known {
             Some(known) => known,
-            None => (Instant::now(), self.list().await?),
+            None => (now, self.list().await?),
         };
         Ok(&self.listed.insert(listed).1)
+    }
+
+    /// What it listed is looked at again before the next call.
+    pub(super) fn doubt(&mut self) {
+        self.listed = None;
     }
 
     async fn list(&self) -> Result<Listing, ToolError> {
@@ -108,7 +120,10 @@ impl Session {
             from.cursor = cursor;
             let page = self.service.list_tools(Some(from)).await.map_err(|error| certain(self.fault(&error)))?;
             for tool in page.tools {
-                let listed = serde_json::to_value(&tool).and_then(serde_json::from_value::<Listed>);
+                let listed = serde_json::to_value(&tool).and_then(|mut tool| {
+                    self.ear().sealed().hide(&mut tool);
+                    serde_json::from_value::<Listed>(tool)
+                });
                 let listed = listed.map_err(|_| ToolError::failed("mcp_protocol", "a tool of the server is none"))?;
                 listing.insert(listed.name.clone(), listed);
             }
@@ -136,7 +151,13 @@ impl Session {
 
     /// Why an answer did not come.
     pub(super) fn fault(&self, error: &ServiceError) -> ToolError {
-        fault::of_service(&self.server, &self.host, error)
+        fault::of_service(Other { server: &self.server, host: &self.host, sealed: self.ear().sealed() }, error)
+    }
+
+    /// Whether it speaks in the name of whoever that token is of, or of nobody.
+    fn speaks_by(&self, token: Option<&AccessToken>) -> bool {
+        let secret = |token: &AccessToken| token.secret.expose_secret().to_owned();
+        self.token.as_ref().map(secret) == token.map(secret)
     }
 
     fn is_of_use(&self) -> bool {
@@ -192,9 +213,12 @@ impl Pool {
         self.places.enter(tenant, server.to_owned()).await
     }
 
-    /// One that is open already.
-    pub(super) fn take(&self, key: &Key) -> Option<Session> {
+    /// One that is open already, with that token. Those with another speak for somebody who has left, and are closed.
+    pub(super) fn take(&self, key: &Key, token: Option<&AccessToken>) -> Option<Session> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        for (_, _, session) in idle.extract_if(.., |(of, _, session)| of == key && !session.speaks_by(token)) {
+            tokio::spawn(session.close());
+        }
         let place =
             idle.iter().rposition(|(of, since, session)| of == key && since.elapsed() < IDLE && session.is_of_use());
         place.map(|place| idle.remove(place).2)

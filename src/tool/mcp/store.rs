@@ -1,11 +1,11 @@
-//! SQL of what tools have become since they were pinned.
+//! SQL of what tools have become since they were pinned, and of whom that was asked about.
 
 use sqlx::{Row, types::Json};
 
-use super::{pin::Pinned, servers::Change};
+use super::{change::Change, pin::Pinned};
 use crate::{
     db::TenantTx,
-    kernel::{Error, Result, TenantId, Timestamp},
+    kernel::{Error, Result, RunId, TenantId, Timestamp},
 };
 
 /// Notes what a tool is now, in place of what was noted before.
@@ -56,4 +56,52 @@ pub(super) async fn forget(tx: &mut TenantTx, server: &str, tool: Option<&str>) 
         .execute(tx.conn())
         .await?;
     Ok(())
+}
+
+/// Keeps that the run asks about what a tool has become; not, where that was asked already, or so many changes of the tool
+/// were.
+pub(super) async fn ask(
+    tx: &mut TenantTx,
+    tenant: TenantId,
+    server: &str,
+    seen: &Pinned,
+    (run, most): (RunId, i64),
+    at: Timestamp,
+) -> Result<bool> {
+    let asked = sqlx::query(
+        "insert into mcp_questions (tenant_id, server, tool, digest, run_id, asked_at)
+         select $1, $2, $3, $4, $5, $6
+         where (select count(*) from mcp_questions where server = $2 and tool = $3) < $7
+         on conflict do nothing",
+    )
+    .bind(tenant.uuid())
+    .bind(server)
+    .bind(&seen.tool.name)
+    .bind(&seen.digest)
+    .bind(run.uuid())
+    .bind(at)
+    .bind(most)
+    .execute(tx.conn())
+    .await?;
+    Ok(asked.rows_affected() > 0)
+}
+
+/// Forgets what was asked about a tool, or about all tools of a server but those that are still asked about; gives the runs
+/// that asked.
+pub(super) async fn take_questions(
+    tx: &mut TenantTx,
+    server: &str,
+    tool: Option<&str>,
+    still: &[&str],
+) -> Result<Vec<RunId>> {
+    let rows = sqlx::query(
+        "delete from mcp_questions where server = $1 and ($2::text is null or tool = $2) and tool <> all ($3)
+         returning run_id",
+    )
+    .bind(server)
+    .bind(tool)
+    .bind(still)
+    .fetch_all(tx.conn())
+    .await?;
+    rows.iter().map(|row| Ok(RunId::from_uuid(row.try_get("run_id")?))).collect()
 }

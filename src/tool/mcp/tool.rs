@@ -32,7 +32,7 @@ impl McpTool {
         servers: &Servers,
         server: &Arc<Document<McpEntry>>,
         place: usize,
-        changed: &[String],
+        changed: &[Pinned],
     ) -> Option<Self> {
         let pinned = server.body.tools.get(place)?.clone();
         let tool = &pinned.tool;
@@ -41,7 +41,8 @@ impl McpTool {
         // Whoever reads it, a model above all, is to know whose words these are.
         let description = format!("Of the MCP server `{}`, which says of it: {said}", server.name);
         let version = pinned.digest.trim_start_matches("sha256:").chars().take(VERSION).collect();
-        let changed = changed.contains(&tool.name);
+        // What is noted of a tool that is pinned as just that says nothing any more.
+        let changed = changed.iter().any(|seen| seen.tool.name == tool.name && seen.digest != pinned.digest);
         let (rule, servers) = (rule(&name, &server.body.settings, &pinned), servers.clone());
         Some(Self { servers, server: Arc::clone(server), changed, rule, name, version, description, pinned })
     }

@@ -97,8 +97,9 @@ impl Mcp {
             (name.to_owned(), tool)
         };
         let names = ["echo", "fail", "big", "ask", "ask_twice", "link", "progress", "cut", "hang", "refuse"];
+        let names = names.into_iter().chain(["leak", "gateway", "renew"]);
         let told = Told {
-            tools: names.map(tool).into(),
+            tools: names.map(tool).collect(),
             heard: vec![],
             asked: HashMap::new(),
             questions: 1000,
@@ -210,7 +211,7 @@ async fn answer(
         return if ended { StatusCode::NO_CONTENT } else { StatusCode::METHOD_NOT_ALLOWED }.into_response();
     }
     let body: Value = serde_json::from_slice(&body).unwrap();
-    shared.told().heard.push(Heard { headers, body: body.clone() });
+    shared.told().heard.push(Heard { headers: headers.clone(), body: body.clone() });
     shared.count.send_modify(|count| *count += 1);
     let (id, params) = (body["id"].clone(), &body["params"]);
     let newer = shared.revision == Revision::Newer;
@@ -252,7 +253,7 @@ async fn answer(
             }
             result(&id, page)
         }
-        Some("tools/call") => call(&shared, &id, params).await,
+        Some("tools/call") => call(&shared, &id, params, &headers).await,
         Some(method) if method.starts_with("notifications/") => StatusCode::ACCEPTED.into_response(),
         Some(_) => {
             frame(&json!({ "jsonrpc": "2.0", "id": id, "error": { "code": -32601, "message": "no such method" } }))
@@ -260,7 +261,7 @@ async fn answer(
     }
 }
 
-async fn call(shared: &Arc<Shared>, id: &Value, params: &Value) -> Response {
+async fn call(shared: &Arc<Shared>, id: &Value, params: &Value, headers: &HeaderMap) -> Response {
     let text = params["arguments"]["text"].as_str().unwrap_or_default().to_owned();
     match params["name"].as_str().unwrap() {
         "echo" => result(id, said(&text, false)),
@@ -275,6 +276,13 @@ async fn call(shared: &Arc<Shared>, id: &Value, params: &Value) -> Response {
             result(id, big)
         }
         "hang" => std::future::pending().await,
+        "leak" => leak(id, &text, headers),
+        // What stands before the server gave up on it; the server may be at it.
+        "gateway" => StatusCode::BAD_GATEWAY.into_response(),
+        "renew" => {
+            let told = json!({ "jsonrpc": "2.0", "method": "notifications/tools/list_changed" });
+            events(framed(stream::iter([told, answered(id, said("renewed", false))])))
+        }
         "cut" => {
             let opened: Result<_, std::io::Error> = Ok(Bytes::from(": opened\n\n"));
             let cut = stream::iter([opened, Err(std::io::Error::other("cut"))]);
@@ -294,6 +302,24 @@ async fn call(shared: &Arc<Shared>, id: &Value, params: &Value) -> Response {
             events(framed(frames))
         }
         name => asks(shared, id, params, name).await,
+    }
+}
+
+/// Says what it was shown of who calls, in every way there is.
+fn leak(id: &Value, how: &str, headers: &HeaderMap) -> Response {
+    let shown = ["authorization", "x-api-key"].into_iter().filter_map(|name| headers.get(name));
+    let shown = shown.map(|value| value.to_str().unwrap()).collect::<Vec<_>>().join(" ");
+    match how {
+        "fail" => result(id, said(&format!("{}{shown}", "x".repeat(990)), true)),
+        "refuse" => {
+            let error = json!({ "code": -32602, "message": format!("{}{shown}", "x".repeat(990)) });
+            frame(&json!({ "jsonrpc": "2.0", "id": id, "error": error }))
+        }
+        _ => {
+            let mut said = said(&format!("you are {shown}"), false);
+            said["structuredContent"] = json!({ "shown": [&shown], &shown: 1 });
+            result(id, said)
+        }
     }
 }
 

@@ -17,7 +17,9 @@ use base64::{Engine, prelude::BASE64_STANDARD, prelude::BASE64_URL_SAFE_NO_PAD};
 use reqwest::Url;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::watch};
+
+use super::within;
 
 /// A client that is registered beforehand, with its secret.
 pub const CLIENT: (&str, &str) = ("fermata-acme", "the-secret-of-a-client");
@@ -40,12 +42,18 @@ struct Told {
     life: Option<u64>,
     keeps_to_itself: bool,
     down: bool,
+    /// Takes the refresh token that it is shown, and never answers.
+    hangs: bool,
+    /// Tokens that were given back, as the requests had them.
+    returned: Vec<HashMap<String, String>>,
 }
 
 /// The server, on a port of its own. Its tokens are good for an hour and can be renewed, unless it is told otherwise.
 #[derive(Clone)]
 pub struct Oauth {
     told: Arc<Mutex<Told>>,
+    /// Requests that were heard.
+    count: watch::Sender<usize>,
     url: String,
 }
 
@@ -54,7 +62,7 @@ impl Oauth {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let told = Told { life: Some(3600), ..Told::default() };
-        let oauth = Self { told: Arc::new(Mutex::new(told)), url };
+        let oauth = Self { told: Arc::new(Mutex::new(told)), count: watch::Sender::new(0), url };
         let router = Router::new().fallback(answer).with_state(oauth.clone());
         tokio::spawn(async move { axum::serve(listener, router).await });
         oauth
@@ -86,6 +94,27 @@ impl Oauth {
     /// Whether it answers 503 to requests for tokens.
     pub fn be_down(&self, down: bool) {
         self.told().down = down;
+    }
+
+    /// Whether it takes refresh tokens without ever answering.
+    pub fn hang(&self, hangs: bool) {
+        self.told().hangs = hangs;
+    }
+
+    /// Waits until it was asked so often for tokens of that kind.
+    pub async fn hears(&self, grant_type: &str, count: usize) {
+        self.until(|oauth| oauth.asked(grant_type).len() >= count).await;
+    }
+
+    /// Waits until so many tokens were given back, and says how.
+    pub async fn gets_back(&self, count: usize) -> Vec<HashMap<String, String>> {
+        self.until(|oauth| oauth.told().returned.len() >= count).await;
+        self.told().returned.clone()
+    }
+
+    async fn until(&self, is_so: impl Fn(&Self) -> bool) {
+        let mut news = self.count.subscribe();
+        within("the provider was asked", news.wait_for(|_| is_so(self))).await.unwrap();
     }
 
     /// Takes all access tokens back.
@@ -156,24 +185,31 @@ impl Oauth {
         (StatusCode::CREATED, axum::Json(client)).into_response()
     }
 
-    fn token(&self, headers: &HeaderMap, body: &Bytes) -> Response {
-        let query = format!("http://x/?{}", std::str::from_utf8(body).unwrap());
-        let mut asked: HashMap<_, _> = Url::parse(&query).unwrap().query_pairs().into_owned().collect();
-        // RFC 6749, section 2.3.1.
-        let basic = headers.get("authorization").map(|value| value.to_str().unwrap().strip_prefix("Basic ").unwrap());
-        if let Some(basic) = basic {
-            let text = String::from_utf8(BASE64_STANDARD.decode(basic).unwrap()).unwrap();
-            let (id, secret) = text.split_once(':').unwrap();
-            asked.extend([("client_id".to_owned(), id.to_owned()), ("secret".to_owned(), secret.to_owned())]);
+    /// Takes a token back (RFC 7009), if whoever gives it is whom it was given to.
+    fn revoked(&self, headers: &HeaderMap, body: &Bytes) -> Response {
+        let asked = form(headers, body);
+        let mut told = self.told();
+        told.returned.push(asked.clone());
+        if told.down {
+            return StatusCode::SERVICE_UNAVAILABLE.into_response();
         }
+        if !told.knows(&asked) {
+            return StatusCode::UNAUTHORIZED.into_response();
+        }
+        told.good.remove(&asked["token"]);
+        told.refresh.remove(&asked["token"]);
+        StatusCode::OK.into_response()
+    }
+
+    fn token(&self, headers: &HeaderMap, body: &Bytes) -> Response {
+        let asked = form(headers, body);
         let mut told = self.told();
         told.asked.push(asked.clone());
         let refused = |error: &str| (StatusCode::BAD_REQUEST, axum::Json(json!({ "error": error }))).into_response();
         if told.down {
             return StatusCode::SERVICE_UNAVAILABLE.into_response();
         }
-        let known = asked["client_id"] == CLIENT.0 && asked.get("secret").is_some_and(|it| it == CLIENT.1);
-        if !known && !told.clients.contains_key(&asked["client_id"]) {
+        if !told.knows(&asked) {
             return refused("invalid_client");
         }
         match &asked["grant_type"][..] {
@@ -204,11 +240,43 @@ impl Oauth {
     }
 }
 
+impl Told {
+    /// Whether it is who it says.
+    fn knows(&self, asked: &HashMap<String, String>) -> bool {
+        let known = asked["client_id"] == CLIENT.0 && asked.get("secret").is_some_and(|it| it == CLIENT.1);
+        known || self.clients.contains_key(&asked["client_id"])
+    }
+}
+
+/// The fields of a request, with the client that asks as `client_id` and `secret`.
+fn form(headers: &HeaderMap, body: &Bytes) -> HashMap<String, String> {
+    let query = format!("http://x/?{}", std::str::from_utf8(body).unwrap());
+    let mut asked: HashMap<_, _> = Url::parse(&query).unwrap().query_pairs().into_owned().collect();
+    // RFC 6749, section 2.3.1.
+    let basic = headers.get("authorization").map(|value| value.to_str().unwrap().strip_prefix("Basic ").unwrap());
+    if let Some(basic) = basic {
+        let text = String::from_utf8(BASE64_STANDARD.decode(basic).unwrap()).unwrap();
+        let (id, secret) = text.split_once(':').unwrap();
+        asked.extend([("client_id".to_owned(), id.to_owned()), ("secret".to_owned(), secret.to_owned())]);
+    }
+    asked
+}
+
 async fn answer(State(oauth): State<Oauth>, uri: Uri, headers: HeaderMap, body: Bytes) -> Response {
+    let response = respond(&oauth, &uri, &headers, &body);
+    oauth.count.send_modify(|count| *count += 1);
+    if uri.path() == "/token" && oauth.told().hangs {
+        return std::future::pending().await;
+    }
+    response
+}
+
+fn respond(oauth: &Oauth, uri: &Uri, headers: &HeaderMap, body: &Bytes) -> Response {
     match uri.path() {
         "/.well-known/oauth-authorization-server" => axum::Json(oauth.metadata()).into_response(),
-        "/register" => oauth.register(&body),
-        "/token" => oauth.token(&headers, &body),
+        "/register" => oauth.register(body),
+        "/token" => oauth.token(headers, body),
+        "/revoke" => oauth.revoked(headers, body),
         _ => StatusCode::NOT_FOUND.into_response(),
     }
 }

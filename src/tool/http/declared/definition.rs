@@ -8,9 +8,9 @@ use utoipa::ToSchema;
 use super::address::{Address, is_place};
 use crate::{
     journal::{ApprovalTerms, Effect},
-    kernel::{Error, Result, Span, is_name},
+    kernel::{Error, Result, Span, compile, is_name},
     llm::DocumentKind,
-    tool::{compile, fits, http::request},
+    tool::{fits, http::request},
 };
 
 /// An HTTP tool: one request, with places for the arguments of a call.

@@ -15,7 +15,7 @@ use crate::{
     journal::{ApprovalRule, ApprovalTerms, Effect},
     kernel::{Problem, Result, TenantId},
     llm::{Document, Keys, shelf},
-    tool::{Call, Outcome, Source, Tool, ToolError, http::Sender},
+    tool::{Call, Outcome, Source, Tool, ToolError, http::Sender, sealed::Sealed},
 };
 
 /// The HTTP tools that tenants have declared.
@@ -161,19 +161,13 @@ impl Tool for Declared {
         let header = secret.as_ref().map(|(name, text)| secret_value(text).map(|value| (name.clone(), value)));
         let answered = self.ground.sender.send(&call, &asked, header.transpose()?).await;
         let key = secret.as_ref().map(|(_, text)| text.expose_secret()).unwrap_or_default();
-        let key = key.strip_prefix("Bearer ").unwrap_or(key);
+        let sealed = Sealed::new([key.strip_prefix("Bearer ").unwrap_or(key)]);
         match answered {
             Ok(mut output) => {
-                hide(&mut output, key);
+                sealed.hide(&mut output);
                 Ok(Outcome::Done { output: plain(output), cost: self.cost() })
             }
-            Err(mut error) => {
-                let (ToolError::Failed(failure) | ToolError::Unknown(failure)) = &mut error;
-                if let Some(detail) = &mut failure.detail {
-                    hide(detail, key);
-                }
-                Err(error)
-            }
+            Err(error) => Err(sealed.hidden(error)),
         }
     }
 }
@@ -234,28 +228,6 @@ fn plain(mut output: Value) -> Value {
     plain
 }
 
-/// The shortest key that is looked for: shorter ones may be anything.
-const TELLING: usize = 8;
-
-/// Takes a key out of what an outside tells of it.
-fn hide(value: &mut Value, key: &str) {
-    if key.len() < TELLING {
-        return;
-    }
-    match value {
-        Value::String(text) if text.contains(key) => *text = text.replace(key, "[sealed key]"),
-        Value::Array(items) => items.iter_mut().for_each(|item| hide(item, key)),
-        Value::Object(members) => {
-            if members.keys().any(|name| name.contains(key)) {
-                let all = std::mem::take(members).into_iter();
-                members.extend(all.map(|(name, value)| (name.replace(key, "[sealed key]"), value)));
-            }
-            members.values_mut().for_each(|member| hide(member, key));
-        }
-        _ => {}
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -297,13 +269,6 @@ mod tests {
         let whole = asked_of(json!({ "body": "a", "arguments": declared }), json!({ "a": [1], "b": "x" }));
         assert_eq!((&whole["query"], &whole["json"]), (&json!({ "b": "x" }), &json!([1])));
         assert_eq!(asked_of(json!({}), json!({})).get("json"), None, "what takes nothing sends nothing");
-    }
-
-    #[test]
-    fn a_key_that_comes_back_is_hidden_wherever_it_stands() {
-        let mut value = json!({ "a": ["Bearer sk-12345678", 1], "sk-12345678": { "b": "xsk-12345678y" } });
-        hide(&mut value, "sk-12345678");
-        assert_eq!(value, json!({ "a": ["Bearer [sealed key]", 1], "[sealed key]": { "b": "x[sealed key]y" } }));
     }
 
     #[test]
