@@ -76,6 +76,10 @@ where
                 Heard::Words(String::new())
             }
             ChatStreamEvent::End(_) if garbled.load(Ordering::Relaxed) => break,
+            // The call itself is not in the answer, which without it would pass for a whole one.
+            ChatStreamEvent::End(end) if end.captured_stop_reason.as_ref().is_some_and(is_malformed) => {
+                return Err(Fault::broken(target, "the answer calls a tool in a way that cannot be read"));
+            }
             ChatStreamEvent::End(end) => return said(end).ok_or_else(|| Fault::broken(target, "the answer broke off")),
             ChatStreamEvent::Start | ChatStreamEvent::ThoughtSignatureChunk(_) | ChatStreamEvent::Heartbeat => continue,
         };
@@ -90,6 +94,11 @@ where
     }
     let garbled = garbled.load(Ordering::Relaxed);
     Err(Fault::broken(target, if garbled { "a part of the answer cannot be read" } else { "the answer broke off" }))
+}
+
+/// Whether it ended since the model made a call that is none, as Gemini says.
+fn is_malformed(reason: &StopReason) -> bool {
+    matches!(reason.raw(), "MALFORMED_FUNCTION_CALL" | "UNEXPECTED_TOOL_CALL")
 }
 
 /// A part of an answer.

@@ -196,51 +196,6 @@ async fn turns_are_bounded_and_an_output_fits_its_schema() {
     assert!(provider.asked()[3].body.to_string().contains("fits this JSON Schema"));
 }
 
-/// The turns of which something was told while they went on.
-async fn told(run: &Run) -> Vec<String> {
-    let events = run.events().await;
-    let told = events.iter().filter(|event| event["step"] == "tool.progress");
-    let mut steps: Vec<_> = told.map(|event| event["stepId"].as_str().unwrap().to_owned()).collect();
-    steps.dedup();
-    steps
-}
-
-#[tokio::test]
-async fn whatever_passes_at_a_provider_does_not_touch_the_loop() {
-    let provider = Provider::start().await;
-    let world = world_with(&provider).await;
-    for (name, _) in APIS {
-        agent(&world, name, name, json!({ "tools": ["data.transform"] })).await;
-        for fault in Turn::passing() {
-            let before = provider.asked().len();
-            let call = Turn::call("data_transform", json!({ "value": 7 }));
-            provider.script([fault.clone(), call, fault.clone(), Turn::say("Seven.")]);
-            let run = begin(&world, name, "Compute").await;
-            assert_eq!(run.completes().await["output"], "Seven.", "{name}, {fault:?}");
-            let all = [("turn-1", "completed"), ("call-1-1", "completed"), ("turn-2", "completed")];
-            assert_eq!(steps(&run).await, named(&all), "{name}, {fault:?}");
-            assert_eq!(provider.asked().len(), before + 4, "{name}, {fault:?}");
-            assert_eq!(told(&run).await, ["turn-1", "turn-2"], "{name}, {fault:?}: what went wrong is told");
-        }
-        // In either turn nobody answers at all.
-        let call = Turn::call("data_transform", json!({ "value": 7 }));
-        for script in [vec![Turn::Hang, Turn::say("Seven.")], vec![call, Turn::Hang, Turn::say("Seven.")]] {
-            let (before, hangs) = (provider.asked().len(), script.len() - 1);
-            provider.script(script);
-            let run = begin(&world, name, "Compute").await;
-            provider.asked_times(before + hangs).await;
-            world.advance(std::time::Duration::from_secs(121));
-            assert_eq!(run.completes().await["output"], "Seven.", "{name}");
-            assert_eq!(told(&run).await, [format!("turn-{hangs}")], "{name}");
-        }
-        // What never passes ends the run with its reason.
-        provider.script([Turn::Status(401, vec![])]);
-        let failed = begin(&world, name, "Compute").await.wait_end().await;
-        let error = &failed["error"];
-        assert_eq!((&error["code"], &error["stepId"]), (&json!("model_key_refused"), &json!("turn-1")), "{name}");
-    }
-}
-
 #[tokio::test]
 async fn a_turn_that_nobody_answers_is_tried_again_and_then_the_run_fails_and_can_be_retried() {
     let provider = Provider::start().await;
