@@ -6,7 +6,7 @@ use fermata::{app::Role, kernel::Span};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::world::{APIS, Provider, Run, Turn, Upstream, World};
+use crate::world::{APIS, Provider, Reply, Run, Turn, Upstream, World};
 
 pub async fn world_with(provider: &Provider) -> World {
     World::with(|settings| {
@@ -325,6 +325,119 @@ async fn what_was_answered_is_not_asked_again_whoever_dies_and_versions_stay() {
     assert_eq!(asked[2].body, asked[3].body, "in the same words");
     assert!(asked.iter().all(|asked| asked.body.to_string().contains("You look after orders.")));
     third.stop().await;
+}
+
+/// The question whether a call is made again, after the first so many holds; nothing has been sent twice until then.
+async fn asks_whether_to_repeat(world: &World, run: &Run, upstream: &Upstream) {
+    let mut follow = run.follow().await;
+    let asked = loop {
+        let asked = follow.until("awaiting_approval").await.data["payload"].clone();
+        if asked["question"] == "repeat" {
+            break asked;
+        }
+    };
+    assert_eq!(asked["arguments"]["repeatable"], true, "whatever it says of itself");
+    assert_eq!(upstream.requests_to("/refund").len(), 1);
+    world.approver().deny(asked["approvalId"].as_str().unwrap(), "it is in the books").await;
+    run.completes().await;
+    assert_eq!(upstream.requests_to("/refund").len(), 1);
+}
+
+#[tokio::test]
+async fn what_a_model_vouches_for_is_not_made_again_unasked() {
+    let provider = Provider::start().await;
+    let world = World::without_worker(|settings| {
+        settings.llm.providers = provider.settings().collect();
+        settings.worker.lease = Span::seconds(3);
+    })
+    .await;
+    // Nobody holds its calls, so that only what became of them is asked about.
+    let free = json!([{ "tools": ["http.*"], "hold": false }]);
+    agent(&world, "free", "fake-openai", json!({ "tools": ["http.request"], "approval": free })).await;
+    let vouched = |upstream: &Upstream| {
+        let (_, mut call) = post(upstream, "/refund");
+        call["repeatable"] = json!(true);
+        call
+    };
+    // Whoever made it died before the answer, a call of an agent and one of a plan that a model drew up.
+    for by_a_plan in [false, true] {
+        let upstream = Upstream::start().await;
+        let worker = world.mortal(Role::Worker).await;
+        upstream.hold("/refund");
+        let run = if by_a_plan {
+            let steps = json!({ "steps": [{ "id": "a", "uses": "http.request", "with": vouched(&upstream) }] });
+            provider.script([Turn::call("plan", steps)]);
+            let run = world.owner().execute(json!({ "goal": "Refund" })).await;
+            world.approver().approve(&run.hold().await).await;
+            run
+        } else {
+            provider.script([Turn::call("http_request", vouched(&upstream)), Turn::say("Done.")]);
+            begin(&world, "free", "Refund").await
+        };
+        upstream.arrived("/refund", 1).await;
+        worker.kill();
+        upstream.release("/refund");
+        let _worker = world.mortal(Role::Worker).await;
+        asks_whether_to_repeat(&world, &run, &upstream).await;
+    }
+    // The answer broke off, and nobody died.
+    let upstream = Upstream::start().await;
+    let _worker = world.mortal(Role::Worker).await;
+    upstream.next("/refund", 1, Reply::Cut);
+    provider.script([Turn::call("http_request", vouched(&upstream)), Turn::say("Done.")]);
+    let run = begin(&world, "free", "Refund").await;
+    asks_whether_to_repeat(&world, &run, &upstream).await;
+}
+
+/// What the journal has of the first turn of a run: the intent, with which configuration is asked what.
+async fn first_question(run: &Run) -> Value {
+    let events = run.events().await;
+    let started = events.iter().find(|event| event["step"] == "step.started" && event["stepId"] == "turn-1");
+    started.unwrap()["payload"]["arguments"].clone()
+}
+
+#[tokio::test]
+async fn the_journal_has_what_was_asked_by_its_digest_and_which_versions_were_pinned() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
+    agent(&world, "support", "fake-openai", json!({ "tools": ["data.*"] })).await;
+    provider.script([Turn::call("data_transform", json!({ "value": 1 })), Turn::say("One.")]);
+    let run = begin(&world, "support", "Compute").await;
+    let done = run.completes().await;
+    let pinned = &done["plan"]["agent"];
+    assert_eq!((&pinned["agent"], &pinned["config"]), (&json!("support@1"), &json!("support@1")));
+    let asked = first_question(&run).await;
+    let digest = asked["request"].as_str().unwrap().to_owned();
+    assert_eq!((&asked["config"], &asked["messages"]), (&json!("support@1"), &json!(1)));
+    assert!(digest.starts_with("sha256:") && digest.len() == "sha256:".len() + 64, "{asked}");
+    // The same question has the same digest, in whatever run, and another one another.
+    provider.script([Turn::say("One.")]);
+    let again = begin(&world, "support", "Compute").await;
+    again.completes().await;
+    assert_eq!(first_question(&again).await["request"], *digest);
+    let others = [
+        ("Compute it", json!({ "tools": ["data.*"] }), "support@1"),
+        ("Compute", json!({ "tools": ["data.*", "time.wait"] }), "support@1"),
+        ("Compute", json!({ "tools": ["data.*"], "instructions": "You are rude." }), "support@1"),
+    ];
+    let mut digests = HashSet::from([digest]);
+    for (goal, body, config) in others {
+        agent(&world, "support", "fake-openai", body).await;
+        let run = begin(&world, "support", goal).await;
+        run.completes().await;
+        let asked = first_question(&run).await;
+        assert_eq!(asked["config"], config);
+        assert!(digests.insert(asked["request"].as_str().unwrap().to_owned()), "{goal}: {asked}");
+    }
+    // Another model is another version, and the run says which it asked.
+    let config = json!({ "provider": "fake-openai", "model": "other" });
+    world.admin().request(Method::PUT, "/llm/configs/support").json(&config).send().await.expect(201);
+    let run = begin(&world, "support", "Compute").await;
+    let done = run.completes().await;
+    assert_eq!(
+        (&first_question(&run).await["config"], &done["plan"]["agent"]["config"]),
+        (&json!("support@2"), &json!("support@2"))
+    );
 }
 
 #[tokio::test]
