@@ -28,7 +28,13 @@ use super::{
     fault::{Fault, FaultKind},
     provider::Target,
 };
-use crate::{config::Api, kernel::Timestamp};
+use crate::{
+    config::Api,
+    kernel::{
+        Timestamp,
+        crash::{self, Side},
+    },
+};
 
 /// What came of a call.
 #[derive(Debug)]
@@ -62,6 +68,7 @@ where
             seen.store(true, Ordering::Relaxed);
         }
     });
+    crash::point("model", Side::Before, &"asked");
     let streaming =
         client.exec_chat_stream(service(target, adapter(target.api)), request(prompt), Some(&options)).await;
     let mut stream = streaming.map_err(|error| Fault::of(target, &error, now))?.stream;
@@ -90,6 +97,7 @@ where
         }
         if heard.len() > 0 {
             hear(heard).await;
+            crash::point("model", Side::After, &"heard");
         }
     }
     let garbled = garbled.load(Ordering::Relaxed);

@@ -5,6 +5,7 @@ use std::{
     collections::VecDeque,
     convert::Infallible,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use axum::{
@@ -49,6 +50,8 @@ pub enum Turn {
     Call(Vec<(String, Value)>),
     /// The words, held after so many of them until the test lets go.
     SayHeld(Vec<String>, usize),
+    /// The words, with so long between them.
+    SaySlowly(Vec<String>, Duration),
     /// This status, with headers, instead of an answer.
     Status(u16, Vec<(&'static str, &'static str)>),
     /// Nothing, ever.
@@ -263,6 +266,7 @@ async fn answer(State(shared): State<Arc<Shared>>, uri: Uri, headers: HeaderMap,
         Turn::SayUntilFull(words) => frames(whole(&words, false)),
         Turn::Call(calls) => frames(calling(api, &calls)),
         Turn::SayHeld(words, after) => held(whole(&words, true), after, shared.released.subscribe()),
+        Turn::SaySlowly(words, pause) => slowly(whole(&words, true), pause),
         Turn::Status(status, extra) => refusal(status, extra, &key),
         Turn::Hang => std::future::pending().await,
         Turn::Cut(words) => cut(words_of(api, &words)),
@@ -290,6 +294,14 @@ async fn answer(State(shared): State<Arc<Shared>>, uri: Uri, headers: HeaderMap,
 fn frames(all: Vec<String>) -> Response {
     let body = Body::from_stream(stream::iter(all.into_iter().map(Ok::<_, Infallible>)));
     ([(header::CONTENT_TYPE, "text/event-stream")], body).into_response()
+}
+
+fn slowly(all: Vec<String>, pause: Duration) -> Response {
+    let paced = stream::iter(all).then(move |frame| async move {
+        tokio::time::sleep(pause).await;
+        Ok::<_, Infallible>(frame)
+    });
+    ([(header::CONTENT_TYPE, "text/event-stream")], Body::from_stream(paced)).into_response()
 }
 
 fn held(all: Vec<String>, after: usize, mut released: watch::Receiver<bool>) -> Response {
