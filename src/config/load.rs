@@ -281,15 +281,20 @@ mod tests {
     fn a_key_in_the_environment_is_laid_over_its_provider() {
         let settings = read_variables(&[
             ("OPENAI_API_KEY", "123"),
+            ("ANTHROPIC_API_KEY", "456"),
+            ("GEMINI_API_KEY", "true"),
             ("LLM_MAX_RETRIES", "7"),
             ("FERMATA_CIRCUIT_BREAKER_TIMEOUT_SECONDS", "1.5"),
             ("FERMATA_LLM_PROVIDERS", "{local={api=\"openai\",url=\"http://127.0.0.1:11434/v1/\",keyless=true}}"),
         ])
         .expect("settings");
         let providers = settings.llm.providers;
-        let openai = &providers["openai"];
-        assert_eq!(openai.key.as_ref().map(ExposeSecret::expose_secret), Some("123"));
-        assert_eq!(openai.url, "https://api.openai.com/v1/");
+        for (name, key) in
+            [("openai", Some("123")), ("anthropic", Some("456")), ("gemini", Some("true")), ("local", None)]
+        {
+            assert_eq!(providers[name].key.as_ref().map(ExposeSecret::expose_secret), key, "{name}");
+        }
+        assert_eq!(providers["openai"].url, "https://api.openai.com/v1/");
         assert!(providers["local"].keyless && providers.len() == 5);
         assert_eq!((settings.llm.max_retries, settings.circuit_breaker.timeout_seconds), (7, 1.5));
     }

@@ -28,7 +28,13 @@ use super::{
     fault::{Fault, FaultKind},
     provider::Target,
 };
-use crate::{config::Api, kernel::Timestamp};
+use crate::{
+    config::Api,
+    kernel::{
+        Timestamp,
+        crash::{self, Side},
+    },
+};
 
 /// What came of a call.
 #[derive(Debug)]
@@ -62,6 +68,7 @@ where
             seen.store(true, Ordering::Relaxed);
         }
     });
+    crash::point("model", Side::Before, &"asked");
     let streaming =
         client.exec_chat_stream(service(target, adapter(target.api)), request(prompt), Some(&options)).await;
     let mut stream = streaming.map_err(|error| Fault::of(target, &error, now))?.stream;
@@ -76,6 +83,10 @@ where
                 Heard::Words(String::new())
             }
             ChatStreamEvent::End(_) if garbled.load(Ordering::Relaxed) => break,
+            // The call itself is not in the answer, which without it would pass for a whole one.
+            ChatStreamEvent::End(end) if end.captured_stop_reason.as_ref().is_some_and(is_malformed) => {
+                return Err(Fault::broken(target, "the answer calls a tool in a way that cannot be read"));
+            }
             ChatStreamEvent::End(end) => return said(end).ok_or_else(|| Fault::broken(target, "the answer broke off")),
             ChatStreamEvent::Start | ChatStreamEvent::ThoughtSignatureChunk(_) | ChatStreamEvent::Heartbeat => continue,
         };
@@ -86,10 +97,16 @@ where
         }
         if heard.len() > 0 {
             hear(heard).await;
+            crash::point("model", Side::After, &"heard");
         }
     }
     let garbled = garbled.load(Ordering::Relaxed);
     Err(Fault::broken(target, if garbled { "a part of the answer cannot be read" } else { "the answer broke off" }))
+}
+
+/// Whether it ended since the model made a call that is none, as Gemini says.
+fn is_malformed(reason: &StopReason) -> bool {
+    matches!(reason.raw(), "MALFORMED_FUNCTION_CALL" | "UNEXPECTED_TOOL_CALL")
 }
 
 /// A part of an answer.

@@ -253,7 +253,7 @@ impl Turn {
     pub(super) fn intent(&self, step: &Step, key: &StepKey, arguments: Arc<Value>) -> Result<Intent, Failure> {
         let tool = self.tools.tool(&step.uses).map_err(into_failure)?;
         // What a model's arguments say of themselves counts as little after a crash as at the gate.
-        let by_a_model = self.state.agent_of(step).is_some();
+        let by_a_model = self.state.planner.is_some() || self.state.agent_of(step).is_some();
         let effect = if by_a_model { tool.effect_unvouched(&arguments) } else { tool.effect(&arguments) };
         let version = tool.version().to_owned();
         self.tools.validate(&step.uses, &arguments).map_err(into_failure)?;

@@ -24,8 +24,8 @@ use super::{
 };
 use crate::{
     journal::{
-        self, Append, AppendError, Body, Claim, Command, Estimate, Event, Loaded, Lock, ModelPins, Raise, Refusal,
-        Report, RunHead, RunState, Shown, StepKey,
+        self, Append, AppendError, Body, Claim, Command, Effect, Estimate, Event, Loaded, Lock, ModelPins, Raise,
+        Refusal, Report, RunHead, RunState, Shown, Stage, StepKey,
     },
     kernel::{Result, RunId, TenantId, Timestamp},
     tool::{self, Call, Registry, Told},
@@ -391,6 +391,12 @@ impl Turn {
 
     fn launch(&mut self, launch: Launch, now: Timestamp) {
         let Some(cancel) = self.in_flight.get(&launch.step) else { return };
+        // As it was journaled: a model's arguments do not vouch for what became of its call either.
+        let effect = match self.state.stage(&launch.step) {
+            Some(Stage::Running { effect, .. }) => *effect,
+            // A plan that is drawn up.
+            _ => Effect::Repeatable,
+        };
         let call = Call {
             tenant_id: self.state.tenant_id,
             run_id: self.state.run_id,
@@ -411,7 +417,7 @@ impl Turn {
         let (registry, clock, slot) = (self.tools.clone(), self.shared.clock.clone(), launch.slot);
         let (tool, timeout) = (launch.tool, launch.timeout);
         let mut call = Box::pin(async move {
-            let ended = call::make(registry, clock, tool, timeout, call).await;
+            let ended = call::make(registry, clock, (tool, effect), timeout, call).await;
             drop(slot);
             ended
         });

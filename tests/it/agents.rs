@@ -6,7 +6,7 @@ use fermata::{app::Role, kernel::Span};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::world::{APIS, Provider, Run, Turn, Upstream, World};
+use crate::world::{APIS, Provider, Reply, Run, Turn, Upstream, World};
 
 pub async fn world_with(provider: &Provider) -> World {
     World::with(|settings| {
@@ -196,51 +196,6 @@ async fn turns_are_bounded_and_an_output_fits_its_schema() {
     assert!(provider.asked()[3].body.to_string().contains("fits this JSON Schema"));
 }
 
-/// The turns of which something was told while they went on.
-async fn told(run: &Run) -> Vec<String> {
-    let events = run.events().await;
-    let told = events.iter().filter(|event| event["step"] == "tool.progress");
-    let mut steps: Vec<_> = told.map(|event| event["stepId"].as_str().unwrap().to_owned()).collect();
-    steps.dedup();
-    steps
-}
-
-#[tokio::test]
-async fn whatever_passes_at_a_provider_does_not_touch_the_loop() {
-    let provider = Provider::start().await;
-    let world = world_with(&provider).await;
-    for (name, _) in APIS {
-        agent(&world, name, name, json!({ "tools": ["data.transform"] })).await;
-        for fault in Turn::passing() {
-            let before = provider.asked().len();
-            let call = Turn::call("data_transform", json!({ "value": 7 }));
-            provider.script([fault.clone(), call, fault.clone(), Turn::say("Seven.")]);
-            let run = begin(&world, name, "Compute").await;
-            assert_eq!(run.completes().await["output"], "Seven.", "{name}, {fault:?}");
-            let all = [("turn-1", "completed"), ("call-1-1", "completed"), ("turn-2", "completed")];
-            assert_eq!(steps(&run).await, named(&all), "{name}, {fault:?}");
-            assert_eq!(provider.asked().len(), before + 4, "{name}, {fault:?}");
-            assert_eq!(told(&run).await, ["turn-1", "turn-2"], "{name}, {fault:?}: what went wrong is told");
-        }
-        // In either turn nobody answers at all.
-        let call = Turn::call("data_transform", json!({ "value": 7 }));
-        for script in [vec![Turn::Hang, Turn::say("Seven.")], vec![call, Turn::Hang, Turn::say("Seven.")]] {
-            let (before, hangs) = (provider.asked().len(), script.len() - 1);
-            provider.script(script);
-            let run = begin(&world, name, "Compute").await;
-            provider.asked_times(before + hangs).await;
-            world.advance(std::time::Duration::from_secs(121));
-            assert_eq!(run.completes().await["output"], "Seven.", "{name}");
-            assert_eq!(told(&run).await, [format!("turn-{hangs}")], "{name}");
-        }
-        // What never passes ends the run with its reason.
-        provider.script([Turn::Status(401, vec![])]);
-        let failed = begin(&world, name, "Compute").await.wait_end().await;
-        let error = &failed["error"];
-        assert_eq!((&error["code"], &error["stepId"]), (&json!("model_key_refused"), &json!("turn-1")), "{name}");
-    }
-}
-
 #[tokio::test]
 async fn a_turn_that_nobody_answers_is_tried_again_and_then_the_run_fails_and_can_be_retried() {
     let provider = Provider::start().await;
@@ -370,6 +325,119 @@ async fn what_was_answered_is_not_asked_again_whoever_dies_and_versions_stay() {
     assert_eq!(asked[2].body, asked[3].body, "in the same words");
     assert!(asked.iter().all(|asked| asked.body.to_string().contains("You look after orders.")));
     third.stop().await;
+}
+
+/// The question whether a call is made again, after the first so many holds; nothing has been sent twice until then.
+async fn asks_whether_to_repeat(world: &World, run: &Run, upstream: &Upstream) {
+    let mut follow = run.follow().await;
+    let asked = loop {
+        let asked = follow.until("awaiting_approval").await.data["payload"].clone();
+        if asked["question"] == "repeat" {
+            break asked;
+        }
+    };
+    assert_eq!(asked["arguments"]["repeatable"], true, "whatever it says of itself");
+    assert_eq!(upstream.requests_to("/refund").len(), 1);
+    world.approver().deny(asked["approvalId"].as_str().unwrap(), "it is in the books").await;
+    run.completes().await;
+    assert_eq!(upstream.requests_to("/refund").len(), 1);
+}
+
+#[tokio::test]
+async fn what_a_model_vouches_for_is_not_made_again_unasked() {
+    let provider = Provider::start().await;
+    let world = World::without_worker(|settings| {
+        settings.llm.providers = provider.settings().collect();
+        settings.worker.lease = Span::seconds(3);
+    })
+    .await;
+    // Nobody holds its calls, so that only what became of them is asked about.
+    let free = json!([{ "tools": ["http.*"], "hold": false }]);
+    agent(&world, "free", "fake-openai", json!({ "tools": ["http.request"], "approval": free })).await;
+    let vouched = |upstream: &Upstream| {
+        let (_, mut call) = post(upstream, "/refund");
+        call["repeatable"] = json!(true);
+        call
+    };
+    // Whoever made it died before the answer, a call of an agent and one of a plan that a model drew up.
+    for by_a_plan in [false, true] {
+        let upstream = Upstream::start().await;
+        let worker = world.mortal(Role::Worker).await;
+        upstream.hold("/refund");
+        let run = if by_a_plan {
+            let steps = json!({ "steps": [{ "id": "a", "uses": "http.request", "with": vouched(&upstream) }] });
+            provider.script([Turn::call("plan", steps)]);
+            let run = world.owner().execute(json!({ "goal": "Refund" })).await;
+            world.approver().approve(&run.hold().await).await;
+            run
+        } else {
+            provider.script([Turn::call("http_request", vouched(&upstream)), Turn::say("Done.")]);
+            begin(&world, "free", "Refund").await
+        };
+        upstream.arrived("/refund", 1).await;
+        worker.kill();
+        upstream.release("/refund");
+        let _worker = world.mortal(Role::Worker).await;
+        asks_whether_to_repeat(&world, &run, &upstream).await;
+    }
+    // The answer broke off, and nobody died.
+    let upstream = Upstream::start().await;
+    let _worker = world.mortal(Role::Worker).await;
+    upstream.next("/refund", 1, Reply::Cut);
+    provider.script([Turn::call("http_request", vouched(&upstream)), Turn::say("Done.")]);
+    let run = begin(&world, "free", "Refund").await;
+    asks_whether_to_repeat(&world, &run, &upstream).await;
+}
+
+/// What the journal has of the first turn of a run: the intent, with which configuration is asked what.
+async fn first_question(run: &Run) -> Value {
+    let events = run.events().await;
+    let started = events.iter().find(|event| event["step"] == "step.started" && event["stepId"] == "turn-1");
+    started.unwrap()["payload"]["arguments"].clone()
+}
+
+#[tokio::test]
+async fn the_journal_has_what_was_asked_by_its_digest_and_which_versions_were_pinned() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
+    agent(&world, "support", "fake-openai", json!({ "tools": ["data.*"] })).await;
+    provider.script([Turn::call("data_transform", json!({ "value": 1 })), Turn::say("One.")]);
+    let run = begin(&world, "support", "Compute").await;
+    let done = run.completes().await;
+    let pinned = &done["plan"]["agent"];
+    assert_eq!((&pinned["agent"], &pinned["config"]), (&json!("support@1"), &json!("support@1")));
+    let asked = first_question(&run).await;
+    let digest = asked["request"].as_str().unwrap().to_owned();
+    assert_eq!((&asked["config"], &asked["messages"]), (&json!("support@1"), &json!(1)));
+    assert!(digest.starts_with("sha256:") && digest.len() == "sha256:".len() + 64, "{asked}");
+    // The same question has the same digest, in whatever run, and another one another.
+    provider.script([Turn::say("One.")]);
+    let again = begin(&world, "support", "Compute").await;
+    again.completes().await;
+    assert_eq!(first_question(&again).await["request"], *digest);
+    let others = [
+        ("Compute it", json!({ "tools": ["data.*"] }), "support@1"),
+        ("Compute", json!({ "tools": ["data.*", "time.wait"] }), "support@1"),
+        ("Compute", json!({ "tools": ["data.*"], "instructions": "You are rude." }), "support@1"),
+    ];
+    let mut digests = HashSet::from([digest]);
+    for (goal, body, config) in others {
+        agent(&world, "support", "fake-openai", body).await;
+        let run = begin(&world, "support", goal).await;
+        run.completes().await;
+        let asked = first_question(&run).await;
+        assert_eq!(asked["config"], config);
+        assert!(digests.insert(asked["request"].as_str().unwrap().to_owned()), "{goal}: {asked}");
+    }
+    // Another model is another version, and the run says which it asked.
+    let config = json!({ "provider": "fake-openai", "model": "other" });
+    world.admin().request(Method::PUT, "/llm/configs/support").json(&config).send().await.expect(201);
+    let run = begin(&world, "support", "Compute").await;
+    let done = run.completes().await;
+    assert_eq!(
+        (&first_question(&run).await["config"], &done["plan"]["agent"]["config"]),
+        (&json!("support@2"), &json!("support@2"))
+    );
 }
 
 #[tokio::test]

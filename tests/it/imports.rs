@@ -181,3 +181,93 @@ async fn an_operation_of_an_openapi_document_is_a_tool() {
         assert_eq!(problem["field"], field, "{problem}");
     }
 }
+
+/// A document in the words of version 3.1: types in lists, constants, numbers as exclusive bounds, what stands beside a
+/// reference, and paths that are parts.
+fn newer_document() -> Value {
+    json!({
+        "openapi": "3.1.1",
+        "info": { "title": "Shop", "version": "3", "summary": "All of it" },
+        "jsonSchemaDialect": "https://spec.openapis.org/oas/3.1/dialect/base",
+        "servers": [{ "url": "https://shop.example/v3" }],
+        "webhooks": { "refunded": { "post": { "operationId": "refunded", "responses": {} } } },
+        "paths": { "/orders/{order}/refunds": { "$ref": "#/components/pathItems/refunds" } },
+        "components": {
+            "pathItems": {
+                "refunds": {
+                    "post": {
+                        "operationId": "createRefund",
+                        "summary": "Refund an order",
+                        "parameters": [
+                            { "name": "order", "in": "path", "required": true, "schema": { "type": ["string", "integer"] } },
+                            { "name": "dry", "in": "query", "schema": { "type": "boolean", "examples": [true] } },
+                        ],
+                        "requestBody": { "required": true, "content": {
+                            "application/json": { "schema": { "$ref": "#/components/schemas/refund" } } } },
+                        "responses": { "201": { "description": "Done", "content": { "application/problem+json": {
+                            "schema": { "type": ["object", "null"], "required": ["id"] } } } } },
+                    },
+                },
+            },
+            "schemas": {
+                "refund": {
+                    "type": "object",
+                    "required": ["amount", "kind"],
+                    "properties": {
+                        "amount": { "$ref": "#/components/schemas/money", "description": "At most what was paid" },
+                        "kind": { "const": "refund" },
+                        "reason": { "type": ["string", "null"], "enum": ["broken", null] },
+                        "lines": { "type": "array", "prefixItems": [{ "type": "integer" }], "contains": { "type": "integer" } },
+                    },
+                },
+                "money": { "type": "number", "exclusiveMinimum": 0, "examples": [5] },
+            },
+        },
+    })
+}
+
+#[tokio::test]
+async fn a_document_of_version_3_1_is_read_in_its_own_words() {
+    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let operator = world.operator();
+    let import = json!({ "openapi": newer_document(), "operationId": "createRefund", "server": upstream.url("/v3") });
+    let derived = put(&operator, "shop.refund", &import).await.expect(201);
+    let body = &derived["body"];
+    assert_eq!((&body["description"], &body["query"]), (&json!("Refund an order"), &json!(["dry"])));
+    assert_eq!(body["url"], upstream.url("/v3/orders/{order}/refunds"));
+    let arguments = json!({
+        "type": "object",
+        "required": ["order", "amount", "kind"],
+        "additionalProperties": false,
+        "properties": {
+            "order": { "type": ["string", "integer"] },
+            "dry": { "type": "boolean" },
+            "amount": { "type": "number", "exclusiveMinimum": 0, "description": "At most what was paid" },
+            "kind": { "const": "refund" },
+            "reason": { "type": ["string", "null"], "enum": ["broken", null] },
+            "lines": { "type": "array", "prefixItems": [{ "type": "integer" }], "contains": { "type": "integer" } },
+        },
+    });
+    assert_eq!(body["arguments"], arguments);
+    assert_eq!(body["output"], json!({ "type": ["object", "null"], "required": ["id"] }));
+    // Its schemas count when it is called.
+    let good = json!({ "order": 7, "amount": 2.5, "kind": "refund", "reason": null, "lines": [1, "x"] });
+    for (change, field) in [
+        (json!({ "amount": 0 }), "arguments.amount"),
+        (json!({ "kind": "gift" }), "arguments.kind"),
+        (json!({ "reason": "late" }), "arguments.reason"),
+        (json!({ "lines": ["x"] }), "arguments.lines"),
+        (json!({ "order": true }), "arguments.order"),
+    ] {
+        let problem = test(&operator, "shop.refund", with(good.clone(), change)).await.problem(422, "invalid-input");
+        assert!(problem["field"].as_str().unwrap().starts_with(field), "{problem}");
+    }
+    let held = test(&operator, "shop.refund", good).await.expect(202);
+    world.approver().approve(held["pendingApprovals"][0].as_str().unwrap()).await;
+    operator.run(held["runId"].as_str().unwrap()).completes().await;
+    let [sent] = &upstream.requests_to("/v3/orders/7/refunds")[..] else { panic!("one request") };
+    assert_eq!(sent.json(), json!({ "amount": 2.5, "kind": "refund", "reason": null, "lines": [1, "x"] }));
+    let refused = with(import, json!({ "operationId": "refunded" }));
+    let problem = put(&operator, "shop.other", &refused).await.problem(422, "invalid-input");
+    assert_eq!(problem["field"], "operationId", "what others call is none: {problem}");
+}

@@ -6,7 +6,7 @@ use fermata::auth::Role;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::world::{APIS, Client, KEY, Provider, Turn, World};
+use crate::world::{Client, Provider, Turn, World};
 
 /// A world with a provider, where a call that failed is not made again but by its job.
 async fn world_with(provider: &Provider) -> World {
@@ -150,115 +150,4 @@ async fn background_tasks_are_pending_and_then_a_success_or_a_failure() {
     assert!(failed["error"].as_str().unwrap().starts_with("model_key_refused: "), "{failed}");
     let wrong = json!({ "image": "not base64!", "media_type": "image/png" });
     assert_eq!(client.post("/background/describe_image", &wrong).await.problem(422, "invalid-input")["field"], "image");
-}
-
-/// A world whose providers wait 40 s for an answer, and nothing before a call is made again.
-async fn patient_world(provider: &Provider) -> World {
-    let world = World::with(|settings| {
-        settings.llm.providers = provider.settings().collect();
-        settings.llm.retry_initial_delay = 0.0;
-        settings.circuit_breaker.failure_threshold = 1000;
-    })
-    .await;
-    for (name, _) in APIS {
-        let body = json!({ "provider": name, "model": "m", "timeout": "40s" });
-        let path = format!("/llm/configs/{name}");
-        world.admin().request(Method::PUT, &path).json(&body).send().await.expect(201);
-    }
-    world
-}
-
-/// Everything that goes wrong and may pass, with what is told of it.
-fn passing() -> [(Turn, &'static str); 9] {
-    let words = || vec!["A half ".to_owned(), "sentence".to_owned()];
-    [
-        (Turn::Status(429, vec![("retry-after", "0")]), "model_rate_limited"),
-        (Turn::Status(500, vec![]), "model_unavailable"),
-        (Turn::Status(503, vec![("retry-after", "0")]), "model_unavailable"),
-        (Turn::Cut(words()), "model_unavailable"),
-        (Turn::Garbled(words()), "model_broke_off"),
-        (Turn::WrongJson, "model_broke_off"),
-        (Turn::Empty, "model_answer_invalid"),
-        (Turn::ErrorInside(words()), "model_unavailable"),
-        (Turn::Hang, "model_timeout"),
-    ]
-}
-
-/// Lets the time-out of each of so many calls pass.
-async fn time_out(world: &World, provider: &Provider, before: usize, calls: usize) {
-    for call in 1..=calls {
-        provider.asked_times(before + call).await;
-        world.advance(Duration::from_secs(41));
-    }
-}
-
-/// What was told of troubles on the way.
-async fn troubles(client: &Client, id: &str) -> Vec<Value> {
-    let told = client.run(id).events().await.into_iter().filter(|event| event["step"] == "tool.progress");
-    told.map(|event| event["payload"]["data"].clone()).collect()
-}
-
-#[tokio::test]
-async fn whatever_passes_at_a_provider_does_not_touch_the_job() {
-    let provider = Provider::start().await;
-    let world = patient_world(&provider).await;
-    let client = world.operator();
-    for (name, _) in APIS {
-        for (fault, _) in passing() {
-            let before = provider.asked().len();
-            provider.script([fault.clone(), Turn::say("All is well.")]);
-            let id = submit(&client, json!({ "prompt": "Well?", "config_name": name, "max_retries": 0 })).await;
-            if matches!(fault, Turn::Hang) {
-                time_out(&world, &provider, before, 1).await;
-            }
-            let done = ended(&client, &id).await;
-            assert_eq!(
-                (&done["status"], &done["result"]),
-                (&json!("COMPLETED"), &json!("All is well.")),
-                "{name}, {fault:?}: {done}"
-            );
-            assert_eq!(done["retry_count"], 0, "the call is made again, and not the job");
-            let [told] = &troubles(&client, &id).await[..] else { panic!("{name}, {fault:?}: one trouble") };
-            let kind = if matches!(fault, Turn::Empty) { "asked_again" } else { "retrying" };
-            assert_eq!(told["model"], kind, "{name}, {fault:?}");
-            assert!(!told["because"].as_str().unwrap().is_empty() && !told.to_string().contains(KEY), "{told}");
-            assert_eq!(provider.asked().len(), before + 2, "{name}, {fault:?}");
-        }
-    }
-}
-
-#[tokio::test]
-async fn what_never_passes_ends_the_job_with_a_clear_error() {
-    let provider = Provider::start().await;
-    let world = patient_world(&provider).await;
-    let client = world.operator();
-    let refusals =
-        [(401, "model_key_refused"), (403, "model_key_refused"), (400, "model_refused"), (404, "model_refused")];
-    for (name, _) in APIS {
-        for (status, code) in refusals {
-            let before = provider.asked().len();
-            provider.script([Turn::Status(status, vec![])]);
-            let id = submit(&client, json!({ "prompt": "Well?", "config_name": name })).await;
-            let failed = ended(&client, &id).await;
-            assert_eq!(failed["status"], "FAILED", "{name}, {status}");
-            let error = failed["error"].as_str().unwrap();
-            assert!(error.starts_with(&format!("{code}: ")) && !error.contains(KEY), "{name}, {status}: {error}");
-            assert_eq!(provider.asked().len(), before + 1, "asking again would not help");
-        }
-        for (fault, code) in passing() {
-            let before = provider.asked().len();
-            provider.script(std::iter::repeat_n(fault.clone(), 4));
-            let id = submit(&client, json!({ "prompt": "Well?", "config_name": name, "max_retries": 0 })).await;
-            if matches!(fault, Turn::Hang) {
-                time_out(&world, &provider, before, 4).await;
-            }
-            let failed = ended(&client, &id).await;
-            assert_eq!(failed["status"], "FAILED", "{name}, {fault:?}");
-            let error = failed["error"].as_str().unwrap();
-            assert!(error.starts_with(&format!("{code}: ")), "{name}, {fault:?}: {error}");
-            assert!(error.contains(name) && !error.contains(KEY), "{name}, {fault:?}: {error}");
-            assert_eq!(troubles(&client, &id).await.len(), 3, "{name}, {fault:?}: each repetition is told");
-            assert_eq!(provider.asked().len(), before + 4, "{name}, {fault:?}");
-        }
-    }
 }

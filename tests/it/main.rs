@@ -14,6 +14,7 @@ mod connections;
 mod days;
 mod definitions;
 mod fairness;
+mod faults;
 mod fire;
 mod fork;
 mod handoff;

@@ -52,11 +52,18 @@ async fn fetched() -> Result<PathBuf, String> {
     }
 }
 
+/// Says so where everybody sees it: what a test that passes prints is kept back, and what it writes is not.
+fn skipped(why: &str) {
+    use std::io::Write;
+    let line = format!("\nSKIPPED, since {PACKAGE} is not to be had here: {}\n", why.trim());
+    std::io::stderr().write_all(line.as_bytes()).unwrap();
+}
+
 macro_rules! script_or_skip {
     () => {
         match script().await {
             Ok(script) => script,
-            Err(why) => return eprintln!("skipped, since {PACKAGE} is not to be had here: {why}"),
+            Err(why) => return skipped(why),
         }
     };
 }

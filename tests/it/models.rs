@@ -456,3 +456,25 @@ async fn without_a_vault_no_key_is_taken_and_without_a_key_there_is_no_model() {
     let failed = ask(&world, json!({ "config": "mine", "prompt": "Hi" })).await.wait_end().await;
     assert!(failed["error"]["message"].as_str().unwrap().contains("there is no key for the provider"), "{failed}");
 }
+
+#[tokio::test]
+async fn a_provider_that_needs_no_key_is_of_use_without_one() {
+    let provider = Provider::start().await;
+    let world = World::with(|settings| {
+        let fakes = provider.settings().filter(|(name, _)| name == "fake-openai");
+        settings.llm.providers = fakes.map(|(_, fake)| ("ollama".to_owned(), fake)).collect();
+        let ollama = settings.llm.providers.get_mut("ollama").unwrap();
+        (ollama.key, ollama.keyless) = (None, true);
+    })
+    .await;
+    let ready = json!([{ "name": "ollama", "ready": true }]);
+    assert_eq!(world.viewer().get("/llm/providers").await.expect(200)["items"], ready);
+    configure(&world, "ollama", json!({})).await;
+    for config in ["default-smart", "ollama"] {
+        let output = ask(&world, json!({ "config": config, "prompt": "Hi" })).await.completes().await["output"].clone();
+        assert_eq!((&output["text"], &output["provider"]), (&json!("Hello there."), &json!("ollama")), "{config}");
+    }
+    let models: Vec<_> = provider.asked().iter().map(|asked| asked.body["model"].clone()).collect();
+    assert_eq!(models, ["big", "m"]);
+    assert!(provider.asked().iter().all(|asked| asked.key() == Some("none")), "nobody's key is shown");
+}

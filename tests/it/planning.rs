@@ -182,35 +182,6 @@ async fn a_model_cannot_plan_around_the_gate() {
 }
 
 #[tokio::test]
-async fn whatever_passes_at_a_provider_does_not_touch_the_plan() {
-    let provider = Provider::start().await;
-    let world = world_with(&provider).await;
-    for (name, _) in APIS {
-        planner(&world, name).await;
-        for fault in Turn::passing() {
-            let before = provider.asked().len();
-            provider.script([fault.clone(), draft(one("a", "data.transform", json!({ "value": 7 })))]);
-            let run = world.operator().execute(json!({ "goal": "Compute" })).await;
-            run.completes().await;
-            let names = run.event_names().await;
-            assert!(names.contains(&"tool.progress".to_owned()), "{name}, {fault:?}: what went wrong is told");
-            assert!(!names.contains(&"plan.refused".to_owned()), "{name}, {fault:?}");
-            assert_eq!(provider.asked().len(), before + 2, "{name}, {fault:?}");
-        }
-        let before = provider.asked().len();
-        provider.script([Turn::Hang, draft(one("a", "data.transform", json!({ "value": 7 })))]);
-        let run = world.operator().execute(json!({ "goal": "Compute" })).await;
-        provider.asked_times(before + 1).await;
-        world.advance(std::time::Duration::from_secs(121));
-        run.completes().await;
-        assert!(run.event_names().await.contains(&"tool.progress".to_owned()), "{name}: it is told");
-        provider.script([Turn::Status(401, vec![])]);
-        let failed = world.operator().execute(json!({ "goal": "Compute" })).await.wait_end().await;
-        assert_eq!(failed["error"]["code"], "model_key_refused", "{name}");
-    }
-}
-
-#[tokio::test]
 async fn a_plan_survives_whoever_makes_it_and_no_draft_is_asked_for_twice() {
     let provider = Provider::start().await;
     let world = World::without_worker(|settings| {

@@ -1,5 +1,5 @@
-//! Death at each point of an agent's run of ten turns, with tools of every kind, approvals and a hold on its budget: the
-//! same end, nothing asked twice that was answered, nothing done twice.
+//! Death at each point of an agent's run of ten turns, with tools of every kind, approvals and a hold on its budget, in
+//! the middle of what a model says too: the same end, nothing asked twice that was answered, nothing done twice.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fermata::auth::Role;
+use fermata::{auth::Role, config::Api};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -18,22 +18,27 @@ use super::{
     site::{Server, Site},
     spread,
 };
-use crate::world::{Event, Provider, Turn, Upstream};
+use crate::world::{APIS, Event, Mcp, Provider, Revision, Turn, Upstream, outputs};
 
 const TURNS: usize = 10;
 /// What the model says at last.
 const END: &str = "All eleven are done.";
+/// The point after words were heard, before they are told.
+const HEARD: &str = "model heard after";
+/// Between its last words: longer than words wait for company.
+const PAUSE: Duration = Duration::from_millis(70);
 /// Tokens of the answers before the last one.
 const SAID: usize = 11;
 
-/// What is wanted once so many calls have been heard of: their kind, as a path of the upstream has it.
+/// What is wanted once so many calls have been heard of: their kind, as a path of the upstream has it. A `vouched` call is
+/// a POST of which the model says that it may be repeated.
 const WANTED: [(usize, &[&str]); 9] = [
     (0, &["compute"]),
     (1, &["put"]),
     (2, &["post"]),
     (3, &["get", "put"]),
-    (5, &["post"]),
-    (6, &["compute"]),
+    (5, &["vouched"]),
+    (6, &["mcp"]),
     (7, &["put", "post"]),
     (9, &["get"]),
     (10, &["compute"]),
@@ -44,6 +49,7 @@ struct Stage {
     site: Site,
     provider: Provider,
     upstream: Upstream,
+    notes: Mcp,
     owner: Patient,
 }
 
@@ -56,25 +62,31 @@ struct Played {
 impl Stage {
     async fn new() -> (Self, Server) {
         let (site, provider, upstream) = (Site::new().await, Provider::start().await, Upstream::start().await);
+        let notes = Mcp::start(Revision::Newer).await;
         let mut server = site.server("all");
         let url = provider.url();
-        let fake = format!(r#"{{fake={{api="openai_responses",url="{url}",key="sk-fake-0123456789"}}}}"#);
-        server.set("FERMATA_LLM_PROVIDERS", &fake);
+        let fakes =
+            APIS.map(|(name, api)| format!(r#"{name}={{api="{}",url="{url}",key="sk-fake-0123456789"}}"#, word(api)));
+        server.set("FERMATA_LLM_PROVIDERS", &format!("{{{}}}", fakes.join(",")));
         let owner = Patient::new(&site.client("", site.tenants[0], &[Role::Owner]), &[&server]);
         let to = upstream.clone();
         provider.answering(move |question| answer(&to, question));
-        (Self { site, provider, upstream, owner }, server)
+        (Self { site, provider, upstream, notes, owner }, server)
     }
 
-    /// Puts the agent and the configuration that it asks.
+    /// Puts an agent for each protocol, and what they use.
     async fn prepare(&self) {
-        // A token costs 0.001, and the longest answer 0.016: only the last turn would go past the budget.
-        let config =
-            json!({ "provider": "fake", "model": "m", "maxTokens": 16, "price": { "input": 0, "output": 1000 } });
-        let agent = json!({ "instructions": "Do all of it.", "config": "c", "tools": ["http.request", "data.transform"],
-            "maxTurns": TURNS });
-        for (path, body) in [("/llm/configs/c", config), ("/agents/worker", agent)] {
-            let put = self.owner.ask(|client| client.request(Method::PUT, path).json(&body)).await;
+        let mut puts = vec![("/tools/mcp/notes".to_owned(), json!({ "url": self.notes.url(), "tools": ["echo"] }))];
+        for (name, _) in APIS {
+            // A token costs 0.001, and the longest answer 0.016: only the last turn would go past the budget.
+            let config =
+                json!({ "provider": name, "model": "m", "maxTokens": 16, "price": { "input": 0, "output": 1000 } });
+            let tools = ["http.request", "data.transform", "mcp:notes/echo"];
+            let agent = json!({ "instructions": "Do all of it.", "config": name, "tools": tools, "maxTurns": TURNS });
+            puts.extend([(format!("/llm/configs/{name}"), config), (format!("/agents/{name}"), agent)]);
+        }
+        for (path, body) in puts {
+            let put = self.owner.ask(|client| client.request(Method::PUT, &path).json(&body)).await;
             assert!([200, 201].contains(&put.status), "{}", put.text());
         }
     }
@@ -82,7 +94,8 @@ impl Stage {
     /// Begins a run and follows it to its end.
     async fn play(&self, number: usize) -> Played {
         let budget = 0.001 * SAID as f64 + 0.016 - 0.0005;
-        let body = json!({ "agent": "worker", "goal": goal(number), "budget": budget });
+        let (agent, _) = APIS[number % APIS.len()];
+        let body = json!({ "agent": agent, "goal": goal(number), "budget": budget });
         let key = format!("run-{number}");
         let begin = self.owner.ask(|client| client.request(Method::POST, "/agent/execute").json(&body).key(&key));
         let run = begin.await.expect(202)["runId"].as_str().unwrap().to_owned();
@@ -102,20 +115,24 @@ impl Stage {
             let asked = &question.data["payload"];
             let id = asked["approvalId"].as_str().unwrap();
             // It is made again unless it is known to have arrived.
-            let approve =
-                asked["question"] != "repeat" || self.arrived(asked["arguments"]["url"].as_str().unwrap()) == 0;
+            let approve = asked["question"] != "repeat" || self.arrived(&asked["arguments"]) == 0;
             let answer = json!({ "status": if approve { "approved" } else { "denied" } });
             let path = format!("/approvals/{id}/decision");
             approver.ask(|client| client.request(Method::POST, &path).json(&answer)).await.expect(200);
         }
     }
 
-    fn arrived(&self, url: &str) -> usize {
-        self.upstream.requests().iter().filter(|request| self.upstream.url(&request.path) == url).count()
+    /// How often the call with these arguments has arrived, at the upstream or at the MCP server.
+    fn arrived(&self, arguments: &Value) -> usize {
+        match arguments["url"].as_str() {
+            Some(url) => self.upstream.requests().iter().filter(|it| self.upstream.url(&it.path) == url).count(),
+            None => self.notes.calls("echo").iter().filter(|call| call["arguments"] == *arguments).count(),
+        }
     }
 
-    /// Holds what became of a run against what happened outside; answers with how often it was asked whether to repeat.
-    async fn is_sound(&self, number: usize, Played { run, events }: &Played) -> usize {
+    /// Holds what became of a run against what happened outside; answers with how often it was asked whether to repeat, and
+    /// with how many replies its last words were begun.
+    async fn is_sound(&self, number: usize, Played { run, events }: &Played) -> (usize, usize) {
         let named = |name: &str| events.iter().filter(|event| event.name == name).collect::<Vec<_>>();
         assert_eq!(named("completed").len(), 1, "run {number}: {:?}", events.last());
         assert_eq!(events.last().unwrap().data["payload"]["output"], END);
@@ -130,8 +147,9 @@ impl Stage {
         assert_eq!(steps_of(&named("plan.extended")), planned(), "run {number}");
         let repeats = self.questions_are_sound(number, &named("awaiting_approval"));
         self.turns_are_sound(number, &named("step.started"));
-        self.calls_are_sound(number);
-        repeats
+        let replies = self.words_are_sound(number, &named("message.delta"));
+        self.calls_are_sound(number, events);
+        (repeats, replies)
     }
 
     /// Each call that acts was asked about once, and the budget once; the rest is whether to repeat.
@@ -140,7 +158,7 @@ impl Stage {
             let asked = asked.iter().filter(|event| event.data["payload"]["question"] == question);
             asked.map(|event| event.data["stepId"].as_str().unwrap()).collect::<Vec<_>>()
         };
-        assert_eq!(of("consent"), ["call-3-1", "call-5-1", "call-7-2"], "run {number}");
+        assert_eq!(of("consent"), ["call-3-1", "call-5-1", "call-6-1", "call-7-2"], "run {number}");
         assert_eq!(of("budget"), ["turn-10"], "run {number}");
         of("repeat").len()
     }
@@ -164,8 +182,31 @@ impl Stage {
         assert!((TURNS..=TURNS + again.len()).contains(&asked), "run {number}: {asked} questions, {again:#?}");
     }
 
-    /// Whatever acts acted once; whatever may be repeated came under one key and with one body.
-    fn calls_are_sound(&self, number: usize) {
+    /// What a reader has on the screen after the last reply is the whole of it, without a gap; answers with how many replies
+    /// were begun.
+    fn words_are_sound(&self, number: usize, deltas: &[&Event]) -> usize {
+        let (mut text, mut reply, mut replies) = (String::new(), Value::Null, 0);
+        for delta in deltas.iter().filter(|delta| delta.data["stepId"] == format!("turn-{TURNS}")) {
+            let said = &delta.data["payload"];
+            if said["offset"] == 0 || said["reply"] != reply {
+                (text, reply, replies) = (String::new(), said["reply"].clone(), replies + 1);
+            }
+            assert_eq!(said["offset"], text.len(), "run {number}: {deltas:#?}");
+            text.push_str(said["text"].as_str().unwrap());
+        }
+        assert_eq!(text, END, "run {number}: after {replies} replies");
+        replies
+    }
+
+    /// Whatever acts acted once. Whatever may be repeated came under one key and with one body, and as often at most as the
+    /// journal has an intent of it.
+    fn calls_are_sound(&self, number: usize, events: &[Event]) {
+        let mut intents: HashMap<String, usize> = HashMap::new();
+        for event in events.iter().filter(|event| event.name == "step.started") {
+            let arguments = &event.data["payload"]["arguments"];
+            let place = arguments["url"].as_str().or(arguments["text"].as_str()).unwrap_or_default();
+            *intents.entry(place.to_owned()).or_default() += 1;
+        }
         let mut by_path: HashMap<String, Vec<(Option<String>, Value)>> = HashMap::new();
         for request in self.upstream.requests() {
             if request.path.ends_with(&format!("/{number}")) {
@@ -177,8 +218,27 @@ impl Stage {
         assert_eq!(by_path.len(), 8, "run {number}: {by_path:#?}");
         for (path, requests) in by_path {
             assert!(requests.iter().all(|request| *request == requests[0]), "run {number}, {path}: {requests:#?}");
-            assert!(!path.starts_with("/post/") || requests.len() == 1, "run {number}, {path}: {requests:#?}");
+            assert!(requests[0].0.is_some(), "run {number}, {path}: without a key");
+            let acts = ["/post/", "/vouched/"].iter().any(|kind| path.starts_with(kind));
+            let most = if acts { 1 } else { intents[&self.upstream.url(&path)] };
+            assert!(requests.len() <= most, "run {number}, {path}: {most} intents, {requests:#?}");
         }
+        assert_eq!(self.arrived(&note(number)), 1, "run {number}: the note was taken once");
+    }
+}
+
+/// The arguments of the MCP call of a run.
+fn note(number: usize) -> Value {
+    json!({ "text": format!("note of {number}") })
+}
+
+/// A protocol, as settings have it.
+const fn word(api: Api) -> &'static str {
+    match api {
+        Api::Openai => "openai",
+        Api::OpenaiResponses => "openai_responses",
+        Api::Anthropic => "anthropic",
+        Api::Gemini => "gemini",
     }
 }
 
@@ -190,25 +250,37 @@ fn is_end(event: &Event) -> bool {
     matches!(event.name.as_str(), "completed" | "failed" | "cancelled")
 }
 
-/// What the model says, by how many calls it has heard of.
+/// The number of the run that a question is of, wherever its protocol has the goal.
+fn number_of(part: &Value) -> Option<String> {
+    match part {
+        Value::String(text) => text.strip_prefix("Do number ").map(str::to_owned),
+        Value::Array(all) => all.iter().find_map(number_of),
+        Value::Object(fields) => fields.values().find_map(number_of),
+        _ => None,
+    }
+}
+
+/// What the model says, by how many calls it has heard of; its last words it says slowly, so that each is told by itself.
 fn answer(upstream: &Upstream, question: &Value) -> Turn {
-    let input = question["input"].as_array().unwrap();
-    let number = input.iter().find_map(|item| {
-        let text = item["content"][0]["text"].as_str().or_else(|| item["content"].as_str())?;
-        text.strip_prefix("Do number ").map(str::to_owned)
-    });
-    let number = number.unwrap();
-    let heard = input.iter().filter(|item| item["type"] == "function_call_output").count();
-    let Some((_, wanted)) = WANTED.iter().find(|(so_many, _)| *so_many == heard) else { return Turn::say(END) };
+    let number = number_of(question).unwrap();
+    let heard = outputs(question).len();
+    let Some((_, wanted)) = WANTED.iter().find(|(so_many, _)| *so_many == heard) else {
+        return Turn::SaySlowly(END.split_inclusive(' ').map(str::to_owned).collect(), PAUSE);
+    };
     let call = |(place, kind): (usize, &&str)| {
         let url = upstream.url(&format!("/{kind}/{}/{number}", heard + place));
+        let body = json!({ "heard": heard });
+        let send = |method: &str| ("http_request".to_owned(), json!({ "method": method, "url": url, "json": body }));
         match *kind {
-            "compute" => ("data_transform".to_owned(), json!({ "value": { "heard": heard } })),
+            "compute" => ("data_transform".to_owned(), json!({ "value": body })),
             "get" => ("http_request".to_owned(), json!({ "url": url })),
-            method => {
-                let (method, json) = (method.to_uppercase(), json!({ "heard": heard }));
-                ("http_request".to_owned(), json!({ "method": method, "url": url, "json": json }))
+            "mcp" => ("mcp_notes_echo".to_owned(), note(number.parse().unwrap())),
+            "vouched" => {
+                let (tool, mut call) = send("POST");
+                call["repeatable"] = json!(true);
+                (tool, call)
             }
+            method => send(&method.to_uppercase()),
         }
     };
     Turn::Call(wanted.iter().enumerate().map(call).collect())
@@ -238,7 +310,7 @@ async fn points(stage: &Stage, server: &mut Server) -> Vec<String> {
     let played = stage.play(0).await;
     let passed = passed();
     server.stop().await;
-    assert_eq!(stage.is_sound(0, &played).await, 0, "nobody died");
+    assert_eq!(stage.is_sound(0, &played).await, (0, 1), "nobody died");
     let mut counts: HashMap<&str, usize> = HashMap::new();
     let mut points = Vec::new();
     for (name, at) in passed.iter().zip(0..) {
@@ -267,6 +339,10 @@ async fn a_run_of_ten_turns_killed_at_any_point_comes_to_the_same_end() {
         let step = scale(1, points.len().div_ceil(24));
         // Not always the same ones.
         let chosen: Vec<_> = points.iter().skip(rand::random_range(0..step)).step_by(step).collect();
+        // Some words of the last answer have been told by then; one life for each protocol.
+        let words: Vec<_> = points.iter().filter(|point| point.starts_with(HEARD)).collect();
+        let amid = words[words.len() - 2];
+        let chosen = [vec![amid; APIS.len()], chosen].concat();
         let (mut kills, mut missed, mut repeats, mut took) = (0, Vec::new(), 0, Vec::new());
         for (order, number) in chosen.into_iter().zip(1..) {
             let at = Instant::now();
@@ -286,7 +362,9 @@ async fn a_run_of_ten_turns_killed_at_any_point_comes_to_the_same_end() {
             };
             took.push(at.elapsed());
             server.kill().await;
-            repeats += stage.is_sound(number, &played).await;
+            let (asked, replies) = stage.is_sound(number, &played).await;
+            repeats += asked;
+            assert!(number > APIS.len() || (died && replies == 2), "run {number}, {order}: {replies} replies");
             if died { kills += 1 } else { missed.push(order) }
         }
         audit::journals_are_whole(&mut stage.site.superuser().await).await;

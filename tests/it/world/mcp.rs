@@ -60,6 +60,8 @@ struct Told {
     /// What a session is asked, by the id of the question.
     asked: HashMap<i64, oneshot::Sender<Value>>,
     questions: i64,
+    /// What it says in place of its usual words.
+    says: Option<String>,
     down: bool,
     /// Lets the answer of `progress` go.
     released: watch::Sender<bool>,
@@ -103,6 +105,7 @@ impl Mcp {
             heard: vec![],
             asked: HashMap::new(),
             questions: 1000,
+            says: None,
             down: false,
             released: watch::Sender::new(false),
         };
@@ -125,6 +128,11 @@ impl Mcp {
 
     pub fn remove(&self, tool: &str) {
         self.shared.told().tools.remove(tool);
+    }
+
+    /// What `echo`, `fail` and `refuse` say from now on.
+    pub fn says(&self, text: &str) {
+        self.shared.told().says = Some(text.to_owned());
     }
 
     /// Answers nothing but 503 from now on.
@@ -168,6 +176,10 @@ impl Mcp {
 impl Shared {
     fn told(&self) -> MutexGuard<'_, Told> {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn words(&self, usual: &str) -> String {
+        self.told().says.clone().unwrap_or_else(|| usual.to_owned())
     }
 }
 
@@ -264,10 +276,11 @@ async fn answer(
 async fn call(shared: &Arc<Shared>, id: &Value, params: &Value, headers: &HeaderMap) -> Response {
     let text = params["arguments"]["text"].as_str().unwrap_or_default().to_owned();
     match params["name"].as_str().unwrap() {
-        "echo" => result(id, said(&text, false)),
-        "fail" => result(id, said("there is no such order", true)),
+        "echo" => result(id, said(&shared.words(&text), false)),
+        "fail" => result(id, said(&shared.words("there is no such order"), true)),
         "refuse" => {
-            frame(&json!({ "jsonrpc": "2.0", "id": id, "error": { "code": -32602, "message": "not like this" } }))
+            let error = json!({ "code": -32602, "message": shared.words("not like this") });
+            frame(&json!({ "jsonrpc": "2.0", "id": id, "error": error }))
         }
         "big" => {
             let mut big = said(&"x".repeat(1_500_000), false);

@@ -48,9 +48,9 @@ impl Plain {
     }
 
     /// What is given, or goes wrong. Words stand for a transcript of them, and elsewhere for whatever is asked for.
-    pub(super) async fn give(self, turn: Turn, asked: &Value) -> Response {
+    pub(super) async fn give(self, turn: Turn, asked: &Value, key: &str) -> Response {
         match turn {
-            Turn::Status(status, extra) => refusal(status, extra),
+            Turn::Status(status, extra) => refusal(status, extra, key),
             Turn::Hang => std::future::pending().await,
             Turn::WrongJson => wrong(),
             Turn::Cut(_) => {

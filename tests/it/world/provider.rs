@@ -2,9 +2,10 @@
 //! fails as it is told to fail.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     convert::Infallible,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use axum::{
@@ -21,7 +22,11 @@ use secrecy::SecretString;
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::watch};
 
-use super::{plain::Plain, within};
+use super::{
+    frames::{Midway, calling, calling_half, end_of, error_of, garbled, is_paired, outputs, words_of},
+    plain::Plain,
+    within,
+};
 
 /// Every protocol, with a name for its provider.
 pub const APIS: [(&str, Api); 4] = [
@@ -45,12 +50,18 @@ pub enum Turn {
     Call(Vec<(String, Value)>),
     /// The words, held after so many of them until the test lets go.
     SayHeld(Vec<String>, usize),
+    /// The words, with so long between them.
+    SaySlowly(Vec<String>, Duration),
     /// This status, with headers, instead of an answer.
     Status(u16, Vec<(&'static str, &'static str)>),
     /// Nothing, ever.
     Hang,
     /// The words, and then the connection breaks.
     Cut(Vec<String>),
+    /// The words, and then the end of the body, as if it were whole.
+    Short(Vec<String>),
+    /// A call of a tool that goes wrong in the middle.
+    Broken(String, Value, Midway),
     /// The words, and among them a frame that is no JSON.
     Garbled(Vec<String>),
     /// JSON of quite another kind, with status 200.
@@ -101,10 +112,20 @@ pub struct Asked {
 impl Asked {
     /// The key it came with, wherever the protocol has it.
     pub fn key(&self) -> Option<&str> {
-        let header = |name: &str| self.headers.get(name).and_then(|value| value.to_str().ok());
-        let bearer = header("authorization").and_then(|value| value.strip_prefix("Bearer "));
-        bearer.or_else(|| header("x-api-key")).or_else(|| header("x-goog-api-key"))
+        shown(&self.headers)
     }
+
+    /// What it has of the outputs of calls, as the protocol shows them.
+    pub fn outputs(&self) -> Vec<Value> {
+        outputs(&self.body)
+    }
+}
+
+/// The key among the headers of a question.
+fn shown(headers: &HeaderMap) -> Option<&str> {
+    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let bearer = header("authorization").and_then(|value| value.strip_prefix("Bearer "));
+    bearer.or_else(|| header("x-api-key")).or_else(|| header("x-goog-api-key"))
 }
 
 /// What is said to a question, by what is in it.
@@ -224,10 +245,12 @@ async fn answer(State(shared): State<Arc<Shared>>, uri: Uri, headers: HeaderMap,
     let path = uri.path().to_owned();
     if let Some(plain) = Plain::at(&path) {
         let body = plain.read(&body);
+        let key = shown(&headers).unwrap_or_default().to_owned();
         let turn = shared.next(Asked { path, headers, body: body.clone() }, true);
-        return plain.give(turn, &body).await;
+        return plain.give(turn, &body, &key).await;
     }
     let body: Value = serde_json::from_slice(&body).unwrap();
+    let key = shown(&headers).unwrap_or_default().to_owned();
     let api = match &path {
         path if path.ends_with("/chat/completions") => Api::Openai,
         path if path.ends_with("/responses") => Api::OpenaiResponses,
@@ -243,14 +266,23 @@ async fn answer(State(shared): State<Arc<Shared>>, uri: Uri, headers: HeaderMap,
         Turn::SayUntilFull(words) => frames(whole(&words, false)),
         Turn::Call(calls) => frames(calling(api, &calls)),
         Turn::SayHeld(words, after) => held(whole(&words, true), after, shared.released.subscribe()),
-        Turn::Status(status, extra) => refusal(status, extra),
+        Turn::SaySlowly(words, pause) => slowly(whole(&words, true), pause),
+        Turn::Status(status, extra) => refusal(status, extra, &key),
         Turn::Hang => std::future::pending().await,
         Turn::Cut(words) => cut(words_of(api, &words)),
+        Turn::Short(words) => frames(words_of(api, &words)),
         Turn::Garbled(words) => {
             let mut all = whole(&words, true);
-            let name = if api == Api::Anthropic { "event: content_block_delta\n" } else { "" };
-            all.insert(1, format!("{name}data: {{\"type\": \"content_block_delta\", \"delta\": {{\"te\n\n"));
+            all.insert(1, garbled(api));
             frames(all)
+        }
+        Turn::Broken(name, arguments, midway) => {
+            let all = calling_half(api, &name, &arguments, midway);
+            match midway {
+                Midway::Cut => cut(all),
+                Midway::Hang => held(all.clone(), all.len() - 1, shared.released.subscribe()),
+                _ => frames(all),
+            }
         }
         Turn::WrongJson => wrong(),
         Turn::Empty => frames(whole(&[], true)),
@@ -262,6 +294,14 @@ async fn answer(State(shared): State<Arc<Shared>>, uri: Uri, headers: HeaderMap,
 fn frames(all: Vec<String>) -> Response {
     let body = Body::from_stream(stream::iter(all.into_iter().map(Ok::<_, Infallible>)));
     ([(header::CONTENT_TYPE, "text/event-stream")], body).into_response()
+}
+
+fn slowly(all: Vec<String>, pause: Duration) -> Response {
+    let paced = stream::iter(all).then(move |frame| async move {
+        tokio::time::sleep(pause).await;
+        Ok::<_, Infallible>(frame)
+    });
+    ([(header::CONTENT_TYPE, "text/event-stream")], Body::from_stream(paced)).into_response()
 }
 
 fn held(all: Vec<String>, after: usize, mut released: watch::Receiver<bool>) -> Response {
@@ -286,179 +326,13 @@ pub(super) fn wrong() -> Response {
     axum::Json(json!({ "weather": "fine" })).into_response()
 }
 
-pub(super) fn refusal(status: u16, extra: Vec<(&'static str, &'static str)>) -> Response {
-    let message = format!("as told: {status}; your key is {KEY}");
+/// A status, and a message in which the key is said back.
+pub(super) fn refusal(status: u16, extra: Vec<(&'static str, &'static str)>, key: &str) -> Response {
+    let message = format!("as told: {status}; your key is {key}");
     let body = axum::Json(json!({ "error": { "message": message, "type": "told" } }));
     let mut response = (StatusCode::from_u16(status).unwrap(), body).into_response();
     response.headers_mut().extend(extra.into_iter().map(|(name, value)| {
         (name.parse::<header::HeaderName>().unwrap(), value.parse::<header::HeaderValue>().unwrap())
     }));
-    response
-}
-
-fn data(value: &Value) -> String {
-    format!("data: {value}\n\n")
-}
-
-fn event(value: &Value) -> String {
-    format!("event: {}\ndata: {value}\n\n", value["type"].as_str().unwrap())
-}
-
-/// The beginning of an answer and its words.
-fn words_of(api: Api, words: &[String]) -> Vec<String> {
-    let begin = match api {
-        Api::Openai => data(&json!({ "choices": [{ "index": 0, "delta": { "role": "assistant", "content": "" } }] })),
-        Api::OpenaiResponses => event(&json!({ "type": "response.created", "response": response_of("in_progress") })),
-        Api::Anthropic => [
-            event(&json!({ "type": "message_start", "message": { "role": "assistant",
-                "usage": { "input_tokens": 6, "cache_read_input_tokens": 4, "output_tokens": 1 } } })),
-            event(
-                &json!({ "type": "content_block_start", "index": 0, "content_block": { "type": "text", "text": "" } }),
-            ),
-        ]
-        .concat(),
-        Api::Gemini => data(&json!({ "candidates": [{ "content": { "role": "model", "parts": [{ "text": "" }] } }] })),
-    };
-    let word = |word: &String| match api {
-        Api::Openai => data(&json!({ "choices": [{ "index": 0, "delta": { "content": word } }] })),
-        Api::OpenaiResponses => event(&json!({ "type": "response.output_text.delta", "output_index": 0,
-            "content_index": 0, "item_id": "msg_1", "delta": word })),
-        Api::Anthropic => event(&json!({ "type": "content_block_delta", "index": 0,
-            "delta": { "type": "text_delta", "text": word } })),
-        Api::Gemini => {
-            data(&json!({ "candidates": [{ "content": { "role": "model", "parts": [{ "text": word }] } }] }))
-        }
-    };
-    [begin].into_iter().chain(words.iter().map(word)).collect()
-}
-
-/// The end of an answer: ten tokens asked, four of them known, and one for each word said.
-fn end_of(api: Api, words: &[String], stop: bool) -> String {
-    let said = words.len();
-    match api {
-        Api::Openai => [
-            data(&json!({ "choices": [{ "index": 0, "delta": {}, "finish_reason": if stop { "stop" } else { "length" } }] })),
-            data(&json!({ "choices": [], "usage": { "prompt_tokens": 10, "completion_tokens": said,
-                "total_tokens": 10 + said, "prompt_tokens_details": { "cached_tokens": 4 } } })),
-            "data: [DONE]\n\n".to_owned(),
-        ]
-        .concat(),
-        Api::OpenaiResponses => {
-            let status = if stop { "completed" } else { "incomplete" };
-            let mut response = response_of(status);
-            response["usage"] = json!({ "input_tokens": 10, "output_tokens": said, "total_tokens": 10 + said,
-                "input_tokens_details": { "cached_tokens": 4 } });
-            event(&json!({ "type": format!("response.{status}"), "response": response }))
-        }
-        Api::Anthropic => [
-            event(&json!({ "type": "content_block_stop", "index": 0 })),
-            event(&json!({ "type": "message_delta", "usage": { "output_tokens": said },
-                "delta": { "stop_reason": if stop { "end_turn" } else { "max_tokens" } } })),
-            event(&json!({ "type": "message_stop" })),
-        ]
-        .concat(),
-        Api::Gemini => data(&json!({
-            "candidates": [{ "content": { "role": "model", "parts": [{ "text": "" }] },
-                "finishReason": if stop { "STOP" } else { "MAX_TOKENS" } }],
-            "usageMetadata": { "promptTokenCount": 10, "cachedContentTokenCount": 4, "candidatesTokenCount": said,
-                "totalTokenCount": 10 + said },
-        })),
-    }
-}
-
-/// An answer that wants tools called: ten tokens asked and one for each call.
-fn calling(api: Api, calls: &[(String, Value)]) -> Vec<String> {
-    let mut all = words_of(api, &["Well. ".to_owned()]);
-    for (place, (name, arguments)) in calls.iter().enumerate() {
-        let (id, text) = (format!("toolu_{place}"), arguments.to_string());
-        let (begin, end) = text.split_at(text.char_indices().nth(text.chars().count() / 2).map_or(0, |(at, _)| at));
-        match api {
-            Api::Openai => {
-                let delta = |function: Value| {
-                    data(&json!({ "choices": [{ "index": 0, "delta": { "tool_calls": [{ "index": place, "id": id,
-                        "type": "function", "function": function }] } }] }))
-                };
-                all.push(delta(json!({ "name": name, "arguments": begin })));
-                all.push(delta(json!({ "arguments": end })));
-            }
-            Api::OpenaiResponses => {
-                let item = json!({ "type": "function_call", "id": format!("fc_{place}"), "call_id": id, "name": name,
-                    "arguments": text });
-                all.push(event(
-                    &json!({ "type": "response.output_item.added", "output_index": place + 1, "item": item }),
-                ));
-                all.push(event(
-                    &json!({ "type": "response.output_item.done", "output_index": place + 1, "item": item }),
-                ));
-            }
-            Api::Anthropic => {
-                let index = place + 1;
-                all.push(event(&json!({ "type": "content_block_stop", "index": place })));
-                all.push(event(&json!({ "type": "content_block_start", "index": index,
-                    "content_block": { "type": "tool_use", "id": id, "name": name, "input": {} } })));
-                for part in [begin, end] {
-                    all.push(event(&json!({ "type": "content_block_delta", "index": index,
-                        "delta": { "type": "input_json_delta", "partial_json": part } })));
-                }
-            }
-            Api::Gemini => {
-                let part = json!({ "functionCall": { "name": name, "args": arguments } });
-                all.push(data(&json!({ "candidates": [{ "content": { "role": "model", "parts": [part] } }] })));
-            }
-        }
-    }
-    let words: Vec<_> = calls.iter().map(|(name, _)| name.clone()).collect();
-    let end = end_of(api, &words, true).replace("\"end_turn\"", "\"tool_use\"");
-    all.push(if api == Api::Openai { end.replace("\"stop\"", "\"tool_calls\"") } else { end });
-    all
-}
-
-/// Whether every call of a tool in the question has its output.
-fn is_paired(api: Api, body: &Value) -> bool {
-    let texts = |pointer: &str, of: &[Value]| -> Vec<String> {
-        of.iter().filter_map(|item| item.pointer(pointer)?.as_str().map(str::to_owned)).collect()
-    };
-    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
-    let (mut called, mut given) = match api {
-        Api::Openai => {
-            let messages = list(&body["messages"]);
-            let calls: Vec<_> = messages.iter().flat_map(|message| list(&message["tool_calls"])).collect();
-            (texts("/id", &calls), texts("/tool_call_id", &messages))
-        }
-        Api::OpenaiResponses => {
-            let of =
-                |kind: &str| list(&body["input"]).into_iter().filter(|item| item["type"] == kind).collect::<Vec<_>>();
-            (texts("/call_id", &of("function_call")), texts("/call_id", &of("function_call_output")))
-        }
-        Api::Anthropic => {
-            let parts: Vec<_> = list(&body["messages"]).iter().flat_map(|message| list(&message["content"])).collect();
-            let of = |kind: &str| parts.iter().filter(|part| part["type"] == kind).cloned().collect::<Vec<_>>();
-            (texts("/id", &of("tool_use")), texts("/tool_use_id", &of("tool_result")))
-        }
-        Api::Gemini => {
-            let parts: Vec<_> = list(&body["contents"]).iter().flat_map(|content| list(&content["parts"])).collect();
-            (texts("/functionCall/name", &parts), texts("/functionResponse/name", &parts))
-        }
-    };
-    called.sort();
-    given.sort();
-    called == given
-}
-
-fn error_of(api: Api) -> String {
-    let error = json!({ "message": "overloaded", "type": "overloaded_error", "code": 529 });
-    match api {
-        Api::Openai | Api::Gemini => data(&json!({ "error": error })),
-        Api::OpenaiResponses => event(&json!({ "type": "error", "message": "overloaded", "code": "overloaded" })),
-        Api::Anthropic => event(&json!({ "type": "error", "error": error })),
-    }
-}
-
-fn response_of(status: &str) -> Value {
-    let fields: HashMap<_, _> = HashMap::from([("object", "response"), ("id", "resp_1"), ("model", "m")]);
-    let mut response = json!(fields);
-    response["status"] = json!(status);
-    response["created_at"] = json!(1);
-    response["output"] = json!([]);
     response
 }

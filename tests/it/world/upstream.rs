@@ -50,6 +50,8 @@ pub enum Reply {
     Events(Vec<String>),
     /// Nothing, ever; the connection stays open.
     Hang,
+    /// The beginning of an answer, and then the connection breaks.
+    Cut,
 }
 
 #[derive(Default)]
@@ -193,6 +195,10 @@ impl Reply {
                 ([(header::CONTENT_TYPE, "text/event-stream")], body).into_response()
             }
             Self::Hang => std::future::pending().await,
+            Self::Cut => {
+                let parts = [Ok("{\"ok\":"), Err(std::io::Error::other("cut"))];
+                Body::from_stream(futures_util::stream::iter(parts)).into_response()
+            }
         }
     }
 }

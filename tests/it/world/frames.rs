@@ -1,0 +1,255 @@
+//! What each of the real wire protocols of models has on the wire: answers as frames of a stream, whole and broken, and how
+//! questions show calls and their outputs.
+
+use std::collections::HashMap;
+
+use fermata::config::Api;
+use serde_json::{Value, json};
+
+fn data(value: &Value) -> String {
+    format!("data: {value}\n\n")
+}
+
+fn event(value: &Value) -> String {
+    format!("event: {}\ndata: {value}\n\n", value["type"].as_str().unwrap())
+}
+
+/// The beginning of an answer and its words.
+pub(super) fn words_of(api: Api, words: &[String]) -> Vec<String> {
+    let begin = match api {
+        Api::Openai => data(&json!({ "choices": [{ "index": 0, "delta": { "role": "assistant", "content": "" } }] })),
+        Api::OpenaiResponses => event(&json!({ "type": "response.created", "response": response_of("in_progress") })),
+        Api::Anthropic => [
+            event(&json!({ "type": "message_start", "message": { "role": "assistant",
+                "usage": { "input_tokens": 6, "cache_read_input_tokens": 4, "output_tokens": 1 } } })),
+            event(
+                &json!({ "type": "content_block_start", "index": 0, "content_block": { "type": "text", "text": "" } }),
+            ),
+        ]
+        .concat(),
+        Api::Gemini => data(&json!({ "candidates": [{ "content": { "role": "model", "parts": [{ "text": "" }] } }] })),
+    };
+    let word = |word: &String| match api {
+        Api::Openai => data(&json!({ "choices": [{ "index": 0, "delta": { "content": word } }] })),
+        Api::OpenaiResponses => event(&json!({ "type": "response.output_text.delta", "output_index": 0,
+            "content_index": 0, "item_id": "msg_1", "delta": word })),
+        Api::Anthropic => event(&json!({ "type": "content_block_delta", "index": 0,
+            "delta": { "type": "text_delta", "text": word } })),
+        Api::Gemini => {
+            data(&json!({ "candidates": [{ "content": { "role": "model", "parts": [{ "text": word }] } }] }))
+        }
+    };
+    [begin].into_iter().chain(words.iter().map(word)).collect()
+}
+
+/// The end of an answer: ten tokens asked, four of them known, and one for each word said.
+pub(super) fn end_of(api: Api, words: &[String], stop: bool) -> String {
+    let said = words.len();
+    match api {
+        Api::Openai => [
+            data(&json!({ "choices": [{ "index": 0, "delta": {}, "finish_reason": if stop { "stop" } else { "length" } }] })),
+            data(&json!({ "choices": [], "usage": { "prompt_tokens": 10, "completion_tokens": said,
+                "total_tokens": 10 + said, "prompt_tokens_details": { "cached_tokens": 4 } } })),
+            "data: [DONE]\n\n".to_owned(),
+        ]
+        .concat(),
+        Api::OpenaiResponses => {
+            let status = if stop { "completed" } else { "incomplete" };
+            let mut response = response_of(status);
+            response["usage"] = json!({ "input_tokens": 10, "output_tokens": said, "total_tokens": 10 + said,
+                "input_tokens_details": { "cached_tokens": 4 } });
+            event(&json!({ "type": format!("response.{status}"), "response": response }))
+        }
+        Api::Anthropic => [
+            event(&json!({ "type": "content_block_stop", "index": 0 })),
+            event(&json!({ "type": "message_delta", "usage": { "output_tokens": said },
+                "delta": { "stop_reason": if stop { "end_turn" } else { "max_tokens" } } })),
+            event(&json!({ "type": "message_stop" })),
+        ]
+        .concat(),
+        Api::Gemini => data(&json!({
+            "candidates": [{ "content": { "role": "model", "parts": [{ "text": "" }] },
+                "finishReason": if stop { "STOP" } else { "MAX_TOKENS" } }],
+            "usageMetadata": { "promptTokenCount": 10, "cachedContentTokenCount": 4, "candidatesTokenCount": said,
+                "totalTokenCount": 10 + said },
+        })),
+    }
+}
+
+/// Where an answer that calls a tool goes wrong, in the middle of the call's arguments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Midway {
+    /// The connection breaks.
+    Cut,
+    /// The body ends as if it were whole.
+    Short,
+    /// A frame that is no JSON, and then the rest.
+    Garbled,
+    /// An error in the stream itself.
+    Error,
+    /// Nothing more, ever.
+    Hang,
+    /// The arguments are only the half, and the answer ends as if they were all.
+    Truncated,
+    /// The same, and it ends because it has the most tokens.
+    Full,
+}
+
+/// The frames of one call with these arguments, as text; the arguments come in two halves.
+fn call(api: Api, place: usize, name: &str, text: &str) -> Vec<String> {
+    let id = format!("toolu_{place}");
+    let (begin, end) = halves(text);
+    match api {
+        Api::Openai => {
+            let delta = |function: Value| {
+                data(&json!({ "choices": [{ "index": 0, "delta": { "tool_calls": [{ "index": place, "id": id,
+                    "type": "function", "function": function }] } }] }))
+            };
+            vec![delta(json!({ "name": name, "arguments": begin })), delta(json!({ "arguments": end }))]
+        }
+        Api::OpenaiResponses => {
+            let item = |arguments: &str| {
+                json!({ "type": "function_call", "id": format!("fc_{place}"), "call_id": id, "name": name,
+                    "arguments": arguments })
+            };
+            let said = |kind: &str, more: Value| {
+                let mut said = json!({ "type": format!("response.{kind}"), "output_index": place + 1 });
+                said.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+                event(&said)
+            };
+            let delta = |part: &str| said("function_call_arguments.delta", json!({ "delta": part }));
+            vec![
+                said("output_item.added", json!({ "item": item("") })) + &delta(begin),
+                delta(end) + &said("output_item.done", json!({ "item": item(text) })),
+            ]
+        }
+        Api::Anthropic => {
+            let index = place + 1;
+            let delta = |part: &str| {
+                event(&json!({ "type": "content_block_delta", "index": index,
+                    "delta": { "type": "input_json_delta", "partial_json": part } }))
+            };
+            let started = event(&json!({ "type": "content_block_stop", "index": place }))
+                + &event(&json!({ "type": "content_block_start", "index": index,
+                    "content_block": { "type": "tool_use", "id": id, "name": name, "input": {} } }));
+            vec![started + &delta(begin), delta(end)]
+        }
+        // A call comes in one piece, or not at all.
+        Api::Gemini => match serde_json::from_str::<Value>(text) {
+            Ok(arguments) => {
+                let part = json!({ "functionCall": { "name": name, "args": arguments } });
+                vec![data(&json!({ "candidates": [{ "content": { "role": "model", "parts": [part] } }] }))]
+            }
+            Err(_) => vec![],
+        },
+    }
+}
+
+fn halves(text: &str) -> (&str, &str) {
+    text.split_at(text.char_indices().nth(text.chars().count() / 2).map_or(0, |(at, _)| at))
+}
+
+/// An answer that wants tools called: ten tokens asked and one for each call.
+pub(super) fn calling(api: Api, calls: &[(String, Value)]) -> Vec<String> {
+    let mut all = words_of(api, &["Well. ".to_owned()]);
+    let each = calls.iter().enumerate();
+    all.extend(each.flat_map(|(place, (name, arguments))| call(api, place, name, &arguments.to_string())));
+    let words: Vec<_> = calls.iter().map(|(name, _)| name.clone()).collect();
+    let end = end_of(api, &words, true).replace("\"end_turn\"", "\"tool_use\"");
+    all.push(if api == Api::Openai { end.replace("\"stop\"", "\"tool_calls\"") } else { end });
+    all
+}
+
+/// The frames of an answer with one call that goes wrong there. What becomes of the connection is not among them.
+pub(super) fn calling_half(api: Api, name: &str, arguments: &Value, midway: Midway) -> Vec<String> {
+    let text = arguments.to_string();
+    let mut all = words_of(api, &["Well. ".to_owned()]);
+    let mut frames = call(api, 0, name, &text);
+    match midway {
+        Midway::Cut | Midway::Short | Midway::Hang => all.extend(frames.drain(..1)),
+        Midway::Error => all.extend(frames.drain(..1).chain([error_of(api)])),
+        Midway::Garbled => {
+            frames.insert(1, garbled(api));
+            all.extend(frames);
+            all.push(end_of(api, &[name.to_owned()], true));
+        }
+        Midway::Truncated | Midway::Full => {
+            // A call in one piece is whole, or it is none and the end says why.
+            let whole = api == Api::Gemini && midway == Midway::Full;
+            all.extend(call(api, 0, name, if whole { &text } else { halves(&text).0 }));
+            let end = end_of(api, &[name.to_owned()], midway == Midway::Truncated);
+            all.push(if api == Api::Gemini { end.replace("\"STOP\"", "\"MALFORMED_FUNCTION_CALL\"") } else { end });
+        }
+    }
+    all
+}
+
+/// A frame that is no JSON.
+pub(super) fn garbled(api: Api) -> String {
+    let name = if api == Api::Anthropic { "event: content_block_delta\n" } else { "" };
+    format!("{name}data: {{\"type\": \"content_block_delta\", \"delta\": {{\"te\n\n")
+}
+
+/// Whether every call of a tool in the question has its output.
+pub(super) fn is_paired(api: Api, body: &Value) -> bool {
+    let texts = |pointer: &str, of: &[Value]| -> Vec<String> {
+        of.iter().filter_map(|item| item.pointer(pointer)?.as_str().map(str::to_owned)).collect()
+    };
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let (mut called, mut given) = match api {
+        Api::Openai => {
+            let messages = list(&body["messages"]);
+            let calls: Vec<_> = messages.iter().flat_map(|message| list(&message["tool_calls"])).collect();
+            (texts("/id", &calls), texts("/tool_call_id", &messages))
+        }
+        Api::OpenaiResponses => {
+            let of =
+                |kind: &str| list(&body["input"]).into_iter().filter(|item| item["type"] == kind).collect::<Vec<_>>();
+            (texts("/call_id", &of("function_call")), texts("/call_id", &of("function_call_output")))
+        }
+        Api::Anthropic => {
+            let parts: Vec<_> = list(&body["messages"]).iter().flat_map(|message| list(&message["content"])).collect();
+            let of = |kind: &str| parts.iter().filter(|part| part["type"] == kind).cloned().collect::<Vec<_>>();
+            (texts("/id", &of("tool_use")), texts("/tool_use_id", &of("tool_result")))
+        }
+        Api::Gemini => {
+            let parts: Vec<_> = list(&body["contents"]).iter().flat_map(|content| list(&content["parts"])).collect();
+            (texts("/functionCall/name", &parts), texts("/functionResponse/name", &parts))
+        }
+    };
+    called.sort();
+    given.sort();
+    called == given
+}
+
+/// The outputs of calls in a question of any protocol.
+pub fn outputs(part: &Value) -> Vec<Value> {
+    match part {
+        Value::Array(all) => all.iter().flat_map(outputs).collect(),
+        Value::Object(fields) => {
+            let is_one = part["role"] == "tool"
+                || ["tool_result", "function_call_output"].iter().any(|kind| part["type"] == *kind)
+                || part["functionResponse"].is_object();
+            if is_one { vec![part.clone()] } else { fields.values().flat_map(outputs).collect() }
+        }
+        _ => vec![],
+    }
+}
+
+pub(super) fn error_of(api: Api) -> String {
+    let error = json!({ "message": "overloaded", "type": "overloaded_error", "code": 529 });
+    match api {
+        Api::Openai | Api::Gemini => data(&json!({ "error": error })),
+        Api::OpenaiResponses => event(&json!({ "type": "error", "message": "overloaded", "code": "overloaded" })),
+        Api::Anthropic => event(&json!({ "type": "error", "error": error })),
+    }
+}
+
+fn response_of(status: &str) -> Value {
+    let fields: HashMap<_, _> = HashMap::from([("object", "response"), ("id", "resp_1"), ("model", "m")]);
+    let mut response = json!(fields);
+    response["status"] = json!(status);
+    response["created_at"] = json!(1);
+    response["output"] = json!([]);
+    response
+}
