@@ -114,7 +114,13 @@ async fn what_one_tenant_wants_at_once_opens_no_breaker_for_others() {
     assert_eq!(run.wait_end().await["error"]["code"], "model_timeout");
     ask(&world, "patient").await.completes().await;
     // A key of one's own is limited on its own.
-    world.admin().request(Method::PUT, "/llm/keys/own").json(&json!({ "secret": "sk-own-0123456789" })).send().await.expect(201);
+    world
+        .admin()
+        .request(Method::PUT, "/llm/keys/own")
+        .json(&json!({ "secret": "sk-own-0123456789" }))
+        .send()
+        .await
+        .expect(201);
     put(&world, "own", json!({ "model": "shared", "key": "own" })).await;
     provider.script([Turn::Status(429, vec![])]);
     assert_eq!(ask(&world, "own").await.wait_end().await["error"]["code"], "model_rate_limited");
