@@ -169,7 +169,7 @@ fn question(hold: &AwaitingApproval, now: Timestamp, width: usize) -> Vec<String
         Question::Input => ("with --arguments: fill it in", "refuse"),
     };
     let answer = |command, meaning| {
-        format!("      {} {}", bold(&format!("fermata {command} {}", hold.approval_id)), dim(meaning))
+        format!("      {} {}", bold(&format!("fermata {command} {}", hold.approval_id)), dim(&format!("# {meaning}")))
     };
     lines.extend([answer("approve", yes), answer("deny", no)]);
     lines
@@ -345,8 +345,8 @@ mod tests {
                 "      {",
                 "        \"a\": \"x\\u001b[2J\"",
                 "      }",
-                "      fermata approve apr_01k0000000e00000000000000b consent",
-                "      fermata deny apr_01k0000000e00000000000000b refuse",
+                "      fermata approve apr_01k0000000e00000000000000b # consent",
+                "      fermata deny apr_01k0000000e00000000000000b # refuse",
                 "executing · 1 of 3 steps · 1 m 05 s",
             ]
         );
