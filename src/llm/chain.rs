@@ -13,6 +13,9 @@ use crate::{
     kernel::{Pinned, Reference, Result, TenantId},
 };
 
+/// The code of an asking with a template that is not there.
+pub const UNKNOWN_TEMPLATE: &str = "unknown_template";
+
 /// Which model configurations are asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Choice {
@@ -39,7 +42,7 @@ impl Models {
         });
         let found = found.await?.pop().flatten().or_else(|| usual::meant(&usual::templates(), template).cloned());
         let found = found
-            .ok_or_else(|| AskError::new("unknown_template", format!("there is no prompt template `{template}`")))?;
+            .ok_or_else(|| AskError::new(UNKNOWN_TEMPLATE, format!("there is no prompt template `{template}`")))?;
         let text = found.body.render(variables)?;
         Ok((text, found.reference()))
     }

@@ -27,7 +27,7 @@ mod wire;
 pub use answer::{Answer, Given, Stop, ToolCall, Usage};
 pub use ask::{AskError, BUDGET_EXCEEDED, Models, News, Teller};
 pub use breaker::Turned;
-pub use chain::Choice;
+pub use chain::{Choice, UNKNOWN_TEMPLATE};
 pub use config::{Expected, ModelConfig, Price};
 pub use document::{Author, Document, DocumentKind};
 pub use embed::Texts;

@@ -89,8 +89,8 @@ async fn jobs_are_listed_and_cancelled_and_other_runs_are_none() {
     client.post(&format!("/jobs/{}/cancel", plain.id), &json!({})).await.problem(404, "not-found");
     let page = client.get("/jobs?limit=1").await.expect(200);
     assert_eq!(page["items"][0]["job_id"], *second);
-    let page = client.get(&format!("/jobs?limit=1&cursor={}", page["nextCursor"].as_str().unwrap())).await.expect(200);
-    assert_eq!((&page["items"][0]["job_id"], page.get("nextCursor")), (&json!(first), None));
+    let page = client.get(&format!("/jobs?limit=1&cursor={}", page["next_cursor"].as_str().unwrap())).await.expect(200);
+    assert_eq!((&page["items"][0]["job_id"], page.get("next_cursor")), (&json!(first), None));
     let cancel = client.request(Method::POST, &format!("/jobs/{first}/cancel"));
     assert_eq!(cancel.send().await.expect(202)["job_id"], *first);
     let cancelled = ended(&client, &first).await;
@@ -112,12 +112,50 @@ async fn what_a_job_cannot_be_is_refused_by_its_field() {
         (json!({ "prompt": "x", "max_retries": 21 }), "invalid-input", "max_retries"),
         (json!({ "prompt": "x", "config_name": "No Name" }), "invalid-input", "config_name"),
         (json!({ "prompt": "x", "config_name": "nobody" }), "no-planner", "config_name"),
+        (json!({ "prompt": "x", "template_name": "No Name" }), "invalid-input", "template_name"),
+        (json!({ "prompt": "x", "template_name": "nothing" }), "invalid-input", "template_name"),
+        (json!({ "prompt": "x", "variables": { "a": 1 } }), "invalid-input", "variables"),
+        (
+            json!({ "prompt": "x", "template_name": "default-assistant", "variables": { "a": 1 } }),
+            "invalid-input",
+            "variables",
+        ),
     ] {
-        assert_eq!(world.operator().post("/jobs", &body).await.problem(422, slug)["field"], field, "{body}");
+        let problem = world.operator().post("/jobs", &body).await.problem(422, slug);
+        assert_eq!(problem["field"], field, "{body}");
+        assert!(slug != "no-planner" || problem["detail"].as_str().unwrap().contains("set a key"), "{problem}");
     }
+    // What a call does not take is refused here and not when it is made.
+    let template = json!({ "content": "{{ prompt }} {{ facts }}", "variables": { "prompt": {}, "facts": {} } });
+    world.admin().request(Method::PUT, "/llm/templates/facts").json(&template).send().await.expect(201);
+    let large = json!({ "prompt": "x", "template_name": "facts", "variables": { "facts": "x".repeat(300_000) } });
+    assert_eq!(world.operator().post("/jobs", &large).await.problem(422, "invalid-input")["field"], "variables");
+    let large = json!({ "image": "A".repeat(400_000), "media_type": "image/png" });
+    let refused = world.operator().post("/background/describe_image", &large).await;
+    assert_eq!(refused.problem(422, "invalid-input")["field"], "image");
     let key = |body: Value| world.operator().request(Method::POST, "/jobs").json(&body).key("once");
     let first = key(json!({ "prompt": "x" })).send().await.expect(202);
     assert_eq!(key(json!({ "prompt": "x" })).send().await.expect(202), first);
+}
+
+#[tokio::test]
+async fn a_job_that_waits_for_a_decision_says_so() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
+    let client = world.operator();
+    world.admin().request(Method::PUT, "/usage/budget").json(&json!({ "tokens": 1 })).send().await.expect(200);
+    let id = submit(&client, json!({ "prompt": "Hello" })).await;
+    let approval = client.run(&id).hold().await;
+    let held = job(&client, &id).await;
+    assert_eq!((&held["status"], &held["waiting_for"]), (&json!("PROCESSING"), &json!("approval")));
+    let task = client.post("/background/generate_text", &json!({ "prompt": "Hello" })).await.expect(202);
+    let task = task["task_id"].as_str().unwrap();
+    client.run(task).hold().await;
+    let held = client.get(&format!("/background/tasks/{task}")).await.expect(200);
+    assert_eq!(held, json!({ "task_id": task, "status": "PENDING", "waiting_for": "approval" }));
+    world.approver().approve(&approval).await;
+    let done = ended(&client, &id).await;
+    assert_eq!((&done["status"], done.get("waiting_for")), (&json!("COMPLETED"), None));
 }
 
 #[tokio::test]

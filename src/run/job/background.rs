@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes as paths};
 
-use super::{Standing, Task, words};
+use super::{BESIDES, Standing, Task, WaitingFor, words};
 use crate::{
     http::{
         Ctx, Json, Once, Path, Reply,
@@ -16,8 +16,6 @@ use crate::{
     run::{routes::RunRoutes, service::Opening},
 };
 
-/// Of the arguments of a call, what is left at least to everything but an image or a recording, in bytes.
-const BESIDES: usize = 1024;
 const KINDS: [&str; 4] = [TEXT.name, IMAGE.name, SPEECH.name, TRANSCRIPT.name];
 
 /// A kind of task: what its run is marked with, the tool that asks, the configuration where none is named, and the part
@@ -136,6 +134,9 @@ struct BackgroundTask {
     task_id: RunId,
     /// How it stands.
     status: TaskStatus,
+    /// What it cannot go on without: `approval`, where its run is held.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waiting_for: Option<WaitingFor>,
     /// What the model said, or its speech in base64.
     #[serde(skip_serializing_if = "Option::is_none")]
     result: Option<String>,
@@ -234,7 +235,14 @@ async fn get(ctx: Ctx<RunsRead>, Path(id): Path<RunId>) -> Result<Json<Backgroun
     let done = status == TaskStatus::Success;
     let result = standing.result().filter(|_| done);
     let media_type = standing.part("mediaType").filter(|_| done);
-    Ok(Json(BackgroundTask { task_id: id, status, result, media_type, error: standing.error() }))
+    Ok(Json(BackgroundTask {
+        task_id: id,
+        status,
+        waiting_for: standing.waiting_for(),
+        result,
+        media_type,
+        error: standing.error(),
+    }))
 }
 
 async fn begin(

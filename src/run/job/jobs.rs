@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes as paths};
 
-use super::{STEP, Standing, Task, words};
+use super::{STEP, Standing, Task, WaitingFor, words};
 use crate::{
     http::{
         Ctx, Json, Once, Path, Query, Reply,
@@ -64,7 +64,7 @@ struct Cancelling {
 enum JobStatus {
     /// Nobody is at it.
     Queued,
-    /// A model is being asked.
+    /// A model is being asked, or its run waits for somebody's decision.
     Processing,
     /// It failed and is tried again.
     Retrying,
@@ -83,6 +83,9 @@ struct Job {
     job_id: RunId,
     /// How it stands.
     status: JobStatus,
+    /// What it cannot go on without: `approval`, where its run is held.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waiting_for: Option<WaitingFor>,
     /// What the model said.
     #[serde(skip_serializing_if = "Option::is_none")]
     result: Option<String>,
@@ -105,6 +108,16 @@ struct Job {
     updated_at: Timestamp,
 }
 
+/// A page of jobs.
+#[derive(Debug, Serialize, ToSchema)]
+struct Jobs {
+    /// Newest first.
+    items: Vec<Job>,
+    /// Send it back as `cursor` for the next page; absent on the last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_cursor: Option<String>,
+}
+
 impl Job {
     fn of(standing: &Standing) -> Self {
         let step = standing.run.state.steps.get(&StepKey::whole(STEP));
@@ -117,12 +130,15 @@ impl Job {
             (Status::Failed, _) => JobStatus::Failed,
             (Status::Cancelled, _) => JobStatus::Cancelled,
             (_, Some(Stage::Retrying { .. })) => JobStatus::Retrying,
-            (_, Some(Stage::Running { .. } | Stage::Completed { .. })) => JobStatus::Processing,
+            (Status::AwaitingApproval, _) | (_, Some(Stage::Running { .. } | Stage::Completed { .. })) => {
+                JobStatus::Processing
+            }
             _ => JobStatus::Queued,
         };
         Self {
             job_id: standing.summary.run_id,
             status,
+            waiting_for: standing.waiting_for(),
             result: standing.result(),
             error: standing.error(),
             retry_count: step.map_or(0, |step| step.attempt.saturating_sub(1)),
@@ -193,14 +209,14 @@ async fn get(ctx: Ctx<RunsRead>, Path(id): Path<RunId>) -> Result<Json<Job>> {
 /// List jobs
 #[utoipa::path(get, path = "/jobs", operation_id = "listJobs", tag = "jobs", security(("bearer" = ["runs:read"])), params(PageQuery),
     extensions(("x-problems" = json!(["unreadable-run"]))),
-    responses((status = 200, description = "Newest first", body = Page<Job>)))]
-async fn list(ctx: Ctx<RunsRead>, Query(query): Query<PageQuery>) -> Result<Json<Page<Job>>> {
+    responses((status = 200, description = "Newest first", body = Jobs)))]
+async fn list(ctx: Ctx<RunsRead>, Query(query): Query<PageQuery>) -> Result<Json<Jobs>> {
     let page = query.resolve()?;
     let mut tx = ctx.begin().await?;
     let rows = store::tasks(&mut tx, ctx.tenant_id, KIND, page).await?;
     let page = Page::cut(rows, page.0, |row| row.run_id.uuid());
     let items = Standing::of(&mut tx, ctx.tenant_id, page.items).await?.iter().map(Job::of).collect();
-    Ok(Json(Page { items, next_cursor: page.next_cursor }))
+    Ok(Json(Jobs { items, next_cursor: page.next_cursor }))
 }
 
 /// Cancel a job

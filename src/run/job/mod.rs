@@ -6,7 +6,9 @@ mod jobs;
 
 use std::sync::Arc;
 
+use serde::Serialize;
 use serde_json::{Map, Value, json};
+use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 
 use super::{
@@ -20,10 +22,14 @@ use crate::{
     http::{Ctx, permit::RunsWrite},
     journal::{self, Loaded, Lock, Phase, Plan, Retry, Stage, Status, Step, StepKey},
     kernel::{Error, Problem, Reference, Result, RunId, TenantId},
+    llm::UNKNOWN_TEMPLATE,
+    tool,
 };
 
 /// Where a run's metadata says which kind of task it is. Callers cannot set it.
 pub(super) const TASK: &str = "fermata.task";
+/// Of the arguments of a call, what is left at least to everything but a task's own words, in bytes.
+const BESIDES: usize = 1024;
 /// The one step of a task.
 const STEP: &str = "ask";
 
@@ -50,15 +56,16 @@ impl Task {
     /// The run that asks.
     ///
     /// # Errors
-    /// Invalid (422), naming the field of the configuration; no-planner (422) where it is of no use.
+    /// Invalid (422), naming the field of what cannot be; no-planner (422) where the configuration is of no use.
     async fn request(self, state: &RunRoutes, ctx: &Ctx<RunsWrite>) -> Result<Request> {
         let Self { kind, uses, config: (field, config), mut with, output, retry } = self;
         let wanted: Reference = config.parse().map_err(|reason: &str| Error::invalid(field, reason))?;
-        state
-            .models
-            .pin(ctx.tenant_id, &wanted)
-            .await
-            .map_err(|error| Error::new(Problem::NoPlanner, error.message).with("field", field))?;
+        state.models.pin(ctx.tenant_id, &wanted).await.map_err(|error| {
+            let detail = format!("{}: put the configuration, or have the operator set a key", error.message);
+            Error::new(Problem::NoPlanner, detail).with("field", field)
+        })?;
+        check_template(state, ctx, &with).await?;
+        check_room(state, &with)?;
         with.insert("config".to_owned(), Value::String(config));
         // A caller's words are no templates.
         let step = Step { with, retry, verbatim: true, ..Step::of(STEP, uses) };
@@ -76,12 +83,57 @@ impl Task {
     }
 }
 
+/// Whether the template is there and takes the variables.
+async fn check_template(state: &RunRoutes, ctx: &Ctx<RunsWrite>, with: &Map<String, Value>) -> Result<()> {
+    let invalid = |field, why: String| Error::invalid(field, format!("`{field}`: {why}"));
+    let Some(template) = with.get("template").and_then(Value::as_str) else {
+        let has_variables = with.contains_key("variables");
+        return if has_variables {
+            Err(invalid("variables", "they need a `template_name`".to_owned()))
+        } else {
+            Ok(())
+        };
+    };
+    let template: Reference = template.parse().map_err(|why: &str| invalid("template_name", why.to_owned()))?;
+    let mut variables = with.get("variables").and_then(Value::as_object).cloned().unwrap_or_default();
+    variables.extend(with.get("prompt").map(|prompt| ("prompt".to_owned(), prompt.clone())));
+    let rendered = state.models.render(ctx.tenant_id, &template, &variables).await;
+    rendered.map(drop).map_err(|error| match error.code.as_str() {
+        UNKNOWN_TEMPLATE => invalid("template_name", error.message),
+        _ if error.retryable => Error::unavailable(error.message),
+        _ => invalid("variables", error.message),
+    })
+}
+
+/// Whether all of it together is no more than a call takes, naming the largest part.
+fn check_room(state: &RunRoutes, with: &Map<String, Value>) -> Result<()> {
+    let most = state.tools.server().limits().arguments.saturating_sub(BESIDES);
+    if tool::fits(&json!(with), most) {
+        return Ok(());
+    }
+    let largest = with.iter().max_by_key(|(_, value)| value.to_string().len()).map(|(name, _)| name.as_str());
+    let field = match largest {
+        Some("images") => "image",
+        Some(name) => name,
+        None => "prompt",
+    };
+    Err(Error::invalid(field, format!("`{field}` is too large: all of it may have {most} bytes of JSON together")))
+}
+
 fn words(field: &'static str, text: String) -> Result<String> {
     if (1..=65_536).contains(&text.len()) {
         Ok(text)
     } else {
         Err(Error::invalid(field, format!("`{field}` has 1 to 65,536 bytes")))
     }
+}
+
+/// What a task cannot go on without.
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum WaitingFor {
+    /// Somebody's decision: `GET /approvals` has the question.
+    Approval,
 }
 
 /// A task as it stands.
@@ -118,6 +170,11 @@ impl Standing {
 
     fn status(&self) -> Status {
         self.run.state.status()
+    }
+
+    /// What has to come before it goes on.
+    fn waiting_for(&self) -> Option<WaitingFor> {
+        (self.status() == Status::AwaitingApproval).then_some(WaitingFor::Approval)
     }
 
     /// A part of what the model gave, once it has given it.
