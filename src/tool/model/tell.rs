@@ -39,16 +39,18 @@ impl Spoken {
         self.text.push_str(text);
     }
 
+    /// Tells them, no more at once than are enough: some providers say a lot in one piece.
     async fn flush(&mut self, progress: &Progress) {
-        if self.text.is_empty() {
-            return;
+        let mut left = std::mem::take(&mut self.text);
+        while !left.is_empty() {
+            let rest = left.split_off(left.floor_char_boundary(ENOUGH));
+            let text = std::mem::replace(&mut left, rest);
+            let [said, thought] = &mut self.offsets;
+            let offset = if self.reasoning { thought } else { said };
+            let delta = MessageDelta { reply: self.reply, offset: *offset, reasoning: self.reasoning, text };
+            *offset += delta.text.len() as u64;
+            progress.report(delta).await;
         }
-        let text = std::mem::take(&mut self.text);
-        let [said, thought] = &mut self.offsets;
-        let offset = if self.reasoning { thought } else { said };
-        let delta = MessageDelta { reply: self.reply, offset: *offset, reasoning: self.reasoning, text };
-        *offset += delta.text.len() as u64;
-        progress.report(delta).await;
     }
 }
 
@@ -131,4 +133,61 @@ fn trouble(news: News) -> ToolProgress {
         News::Wasted(_) | News::WantsMore { .. } => (String::new(), Value::Null),
     };
     ToolProgress { message: Some(message), fraction: None, data: Some(data) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        journal::{Report, StepKey},
+        tool::Said,
+    };
+
+    /// What is told of these words, as offsets and texts.
+    async fn told(words: Vec<(u32, String)>) -> Vec<(u32, u64, String)> {
+        let (sender, mut heard) = mpsc::channel(64);
+        let (teller, news) = mpsc::channel(64);
+        for (reply, text) in words {
+            teller.send(News::Words { reply, text }).await.unwrap();
+        }
+        drop(teller);
+        tell(news, &Progress::new(sender, StepKey::whole("s"), 1), false).await;
+        let mut told = vec![];
+        while let Some((_, _, said)) = heard.recv().await {
+            let Said::Report(Report::Delta(delta)) = said else { panic!("{said:?}") };
+            told.push((delta.reply, delta.offset, delta.text));
+        }
+        told
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn words_are_told_in_company_and_never_more_than_are_enough_at_once() {
+        let small = told(vec![(1, "a ".into()), (1, "b".into()), (2, "c".into())]).await;
+        assert_eq!(small, [(1, 0, "a b".into()), (2, 0, "c".into())]);
+        // Two bytes a letter, so that a kibibyte ends between two letters and not within one.
+        let large = format!("x{}", "\u{e9}".repeat(2000));
+        let told = told(vec![(1, large.clone())]).await;
+        assert!(told.iter().all(|(_, _, text)| text.len() <= ENOUGH) && told.len() == 4, "{told:?}");
+        assert_eq!(told.iter().map(|(_, _, text)| text.as_str()).collect::<String>(), large);
+        let mut at = 0;
+        for (_, offset, text) in &told {
+            assert_eq!(*offset, at);
+            at += text.len() as u64;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn words_wait_no_longer_than_is_said() {
+        let (sender, mut heard) = mpsc::channel(64);
+        let (teller, news) = mpsc::channel(64);
+        let progress = Progress::new(sender, StepKey::whole("s"), 1);
+        let telling = tokio::spawn(async move { tell(news, &progress, false).await });
+        let begun = tokio::time::Instant::now();
+        teller.send(News::Words { reply: 1, text: "one".into() }).await.unwrap();
+        assert!(heard.recv().await.is_some());
+        // The timer has a resolution of a millisecond.
+        assert!(begun.elapsed() <= COALESCE + Duration::from_millis(1), "{:?}", begun.elapsed());
+        drop(teller);
+        telling.await.unwrap();
+    }
 }
