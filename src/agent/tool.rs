@@ -115,6 +115,10 @@ impl Tool for AgentTool {
         Effect::Repeatable
     }
 
+    fn touches(&self, _: &Value) -> Option<String> {
+        Some(format!("the agent {}", self.agent))
+    }
+
     fn starts(&self, _: &Value) -> Option<Budget> {
         Some(self.budget)
     }

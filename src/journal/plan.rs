@@ -148,10 +148,14 @@ pub struct Forecast {
     /// What repeating it would do; absent where that hangs on values that are not known yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub effect: Option<Effect>,
-    /// What it is expected to cost.
+    /// What it is expected to cost: what its approval or its tool says, else, of a model, the question and the longest
+    /// answer; of a `forEach` step, one item.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost: Option<f64>,
-    /// What it would touch.
+    /// Whom it would reach, where its arguments tell: `POST https://shop.example/refunds`. Templates stand as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub touches: Option<String>,
+    /// What it would touch, as its approval or its tool says.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub scope: Vec<String>,
     /// Rights it would use.
@@ -212,7 +216,10 @@ pub struct ApprovalTerms {
     /// Why consent is asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// What it would touch.
+    /// Whom it would reach, where its arguments tell: `POST https://shop.example/refunds`. Templates stand as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub touches: Option<String>,
+    /// What it would touch, as its approval or its tool says.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub scope: Vec<String>,
     /// Rights it would use.

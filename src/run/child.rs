@@ -114,7 +114,7 @@ impl Children {
             budget: child.budget,
             on_denied: None,
             metadata: json!({}),
-            tools: None,
+            foresight: None,
             execute: true,
         };
         let run = self.runs.open(&mut tx, opening, request).await?;

@@ -1,39 +1,82 @@
-//! What would become of each step of a plan, as things stand. Pure.
+//! What would become of each step of a plan, as things stand.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use serde_json::{Map, Value};
 
 use crate::{
-    journal::{ApprovalTerms, Forecast, Outlook, Step},
-    kernel::template,
+    journal::{ApprovalTerms, Budget, Estimate, Forecast, Outlook, Plan, Step, turn_of},
+    kernel::{TenantId, template},
+    llm::Prompt,
     tool::Registry,
 };
 
-/// What the gate would say of each step, and what it would touch and cost; `spent` of the budget is gone.
-#[must_use]
-pub fn forecast<'a>(
-    steps: impl IntoIterator<Item = &'a Arc<Step>>,
-    tools: &Registry,
-    budget: Option<f64>,
-    spent: f64,
-) -> Vec<Forecast> {
-    let mut expected = spent;
-    let mut all = Vec::new();
-    for step in steps {
-        let mut one = of_step(step, tools);
-        expected += one.cost.unwrap_or_default();
-        let is_past = budget.is_some_and(|budget| one.cost.is_some() && expected > budget);
-        if one.verdict == Outlook::Allow && is_past {
-            one.verdict = Outlook::Hold;
-            one.reason = Some("by then the run would be past its budget".to_owned());
-        }
-        all.push(one);
-    }
-    all
+/// What is known beforehand of the steps of a plan.
+#[derive(Clone, Debug)]
+pub struct Foresight {
+    tools: Registry,
+    /// What calls are expected to take, by the ids of their steps.
+    calls: HashMap<String, Estimate>,
+    /// What is left of their tenant's day.
+    day: Budget,
 }
 
-fn of_step(step: &Step, tools: &Registry) -> Forecast {
+impl Foresight {
+    /// Asks the tools what the calls of the plan would take, where `day` is left of the tenant's day.
+    pub async fn of(tools: &Registry, tenant: TenantId, plan: &Plan, day: Budget) -> Self {
+        let mut calls = HashMap::with_capacity(plan.steps.len());
+        for step in &plan.steps {
+            calls.insert(step.id.clone(), expected(step, plan, tools, tenant).await);
+        }
+        Self { tools: tools.clone(), calls, day }
+    }
+
+    /// What the gate would say of each step, and what it would touch and cost, where so much of the run's budget is left.
+    #[must_use]
+    pub fn forecast<'a>(&self, steps: impl IntoIterator<Item = &'a Arc<Step>>, left: Budget) -> Vec<Forecast> {
+        let mut before = Estimate::default();
+        let mut all = Vec::new();
+        for step in steps {
+            let told = self.calls.get(&step.id).copied().unwrap_or_default();
+            let mut one = of_step(step, &self.tools, told);
+            let call = Estimate { cost: one.cost.unwrap_or_default(), ..told };
+            let whose =
+                [(left, "run would be past its budget"), (self.day, "tenant would be past its budget of the day")];
+            let past = whose.into_iter().find(|(left, _)| is_past(left, before, call));
+            before = before + call;
+            if let (Outlook::Allow, Some((_, past))) = (one.verdict, past) {
+                one.verdict = Outlook::Hold;
+                one.reason = Some(format!("by then the {past}"));
+            }
+            all.push(one);
+        }
+        all
+    }
+}
+
+/// What a step's call is expected to take, as far as its templates tell.
+async fn expected(step: &Step, plan: &Plan, tools: &Registry, tenant: TenantId) -> Estimate {
+    if turn_of(step).is_some() {
+        let agent = plan.agent.as_ref();
+        let asked = |text: &str| u32::try_from(text.len() / Prompt::TOKEN).unwrap_or(u32::MAX);
+        return agent.map(|agent| agent.turn(asked(&agent.instructions))).unwrap_or_default();
+    }
+    let told = match tools.tool(&step.uses) {
+        Ok(tool) => tool.expects(tenant, &Value::Object(step.with.clone()), plan.models.as_deref()).await,
+        Err(_) => Estimate::default(),
+    };
+    Estimate { tool_calls: 1, ..told }
+}
+
+/// Whether a call would take what is left of something past its end.
+fn is_past(left: &Budget, before: Estimate, call: Estimate) -> bool {
+    let after = before + call;
+    left.cost.is_some_and(|most| call.cost > 0.0 && after.cost > most)
+        || left.tokens.is_some_and(|most| call.tokens > 0 && after.tokens > most)
+        || left.tool_calls.is_some_and(|most| call.tool_calls > 0 && after.tool_calls > most)
+}
+
+fn of_step(step: &Step, tools: &Registry, expected: Estimate) -> Forecast {
     let terms = step.approval.as_ref();
     let own = tools.terms(&step.uses);
     let with = Value::Object(step.with.clone());
@@ -57,12 +100,14 @@ fn of_step(step: &Step, tools: &Registry) -> Forecast {
         let said = terms.map(of).filter(|said| !said.is_empty()).or_else(|| own.map(of));
         said.cloned().unwrap_or_default()
     };
+    let cost = terms.and_then(|terms| terms.cost).or(own.and_then(|own| own.cost));
     Forecast {
         step_id: step.id.clone(),
         verdict,
         reason,
         effect,
-        cost: terms.and_then(|terms| terms.cost).or(own.and_then(|own| own.cost)),
+        cost: cost.or((expected.cost > 0.0).then_some(expected.cost)),
+        touches: tool.and_then(|tool| tool.touches(&with)),
         scope: of(|terms| &terms.scope),
         requires: of(|terms| &terms.requires),
     }
@@ -81,11 +126,17 @@ mod tests {
     use super::*;
     use crate::{config::ToolSettings, journal::Plan, tool};
 
-    fn forecast_of(steps: Value, budget: Option<f64>) -> Vec<Value> {
+    fn forecast_of(steps: Value, cost: Option<f64>) -> Vec<Value> {
+        foresee(steps, Budget { cost: cost.map(|cost| cost - 0.5), ..Budget::default() }, Budget::default())
+    }
+
+    fn foresee(steps: Value, left: Budget, day: Budget) -> Vec<Value> {
         let settings = ToolSettings { debug: true, ..ToolSettings::default() };
         let tools = Registry::builtin(&settings, &Default::default(), tool::fixture::ports(&settings)).unwrap();
         let plan: Plan = serde_json::from_value(json!({ "steps": steps })).unwrap();
-        forecast(&plan.steps, &tools, budget, 0.5).iter().map(|one| serde_json::to_value(one).unwrap()).collect()
+        let calls = plan.steps.iter().map(|step| (step.id.clone(), Estimate { tool_calls: 1, ..Estimate::default() }));
+        let foresight = Foresight { tools, calls: calls.collect(), day };
+        foresight.forecast(&plan.steps, left).iter().map(|one| serde_json::to_value(one).unwrap()).collect()
     }
 
     #[test]
@@ -101,10 +152,10 @@ mod tests {
         assert_eq!(
             forecast_of(steps, None),
             [
-                json!({ "stepId": "read", "verdict": "allow", "effect": "pure" }),
+                json!({ "stepId": "read", "verdict": "allow", "effect": "pure", "touches": "GET https://a.example" }),
                 json!({ "stepId": "send", "verdict": "hold", "reason": "It sends", "effect": "once", "cost": 2.0,
-                    "scope": ["mail"], "requires": ["mail:send"] }),
-                json!({ "stepId": "open", "verdict": "allow" }),
+                    "touches": "POST https://a.example", "scope": ["mail"], "requires": ["mail:send"] }),
+                json!({ "stepId": "open", "verdict": "allow", "touches": "{{ input.method }} https://a.example" }),
                 json!({ "stepId": "gone", "verdict": "forbid", "reason": "there is no tool `crm.sync`" }),
             ]
         );
@@ -118,5 +169,19 @@ mod tests {
         assert_eq!(verdicts(forecast_of(steps.clone(), Some(1.0))), ["hold", "hold"]);
         steps[0].as_object_mut().unwrap().remove("approval");
         assert_eq!(verdicts(forecast_of(steps, Some(1.0))), ["allow", "hold"]);
+    }
+
+    #[test]
+    fn each_thing_that_the_run_or_the_day_bounds_is_looked_at() {
+        let steps = || json!([{ "id": "a", "uses": "debug.echo" }, { "id": "b", "uses": "debug.echo" }]);
+        let calls = Budget { tool_calls: Some(1), ..Budget::default() };
+        for (left, day, reason) in [
+            (calls, Budget::default(), "by then the run would be past its budget"),
+            (Budget::default(), calls, "by then the tenant would be past its budget of the day"),
+        ] {
+            let all = foresee(steps(), left, day);
+            assert_eq!((&all[0]["verdict"], &all[1]["verdict"]), (&json!("allow"), &json!("hold")));
+            assert_eq!(all[1]["reason"], reason);
+        }
     }
 }

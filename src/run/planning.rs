@@ -9,7 +9,8 @@ use serde_json::Value;
 use super::{
     budget::Room,
     call::{End, Ended},
-    definition, forecast,
+    definition,
+    forecast::Foresight,
     perform::Launch,
     turn::Turn,
 };
@@ -73,11 +74,15 @@ impl Turn {
         drafts.into_iter().map(Command::Draft).collect()
     }
 
-    /// A plan that was drawn up stays at the models of now.
-    pub(super) async fn pin_drafts(&mut self) -> Result<()> {
+    /// A plan that was drawn up stays at the models of now, and is forecast.
+    pub(super) async fn pin_drafts(&mut self, now: Timestamp) -> Result<()> {
         for command in &mut self.heard {
-            if let Command::Draft(Draft::Ready { plan, .. }) = command {
+            if let Command::Draft(Draft::Ready { plan, forecast }) = command {
                 *plan = Arc::new(self.shared.children.pin(&self.state, plan).await?);
+                let tenant = self.state.tenant_id;
+                let day = self.shared.days.left(tenant, now).await?;
+                let left = self.state.left(Estimate::default(), Estimate::default(), now);
+                *forecast = Foresight::of(&self.tools, tenant, plan, day).await.forecast(&plan.steps, left);
             }
         }
         Ok(())
@@ -87,9 +92,7 @@ impl Turn {
         if let (Some(drawn), true) = (&handed.plan, handed.mistakes.is_empty()) {
             match self.check(drawn) {
                 Ok(plan) => {
-                    let forecast =
-                        forecast::forecast(&plan.steps, &self.tools, self.state.purse.most_cost(), self.state.cost);
-                    return vec![Draft::Ready { plan: Arc::new(plan), forecast }];
+                    return vec![Draft::Ready { plan: Arc::new(plan), forecast: vec![] }];
                 }
                 Err(mistakes) => handed.mistakes = mistakes,
             }

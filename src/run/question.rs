@@ -38,7 +38,7 @@ impl Questions for Runs {
             // That nobody wants it is an answer too.
             on_denied: Some(OnDenied::Skip),
             metadata: json!({ job::TASK: KIND }),
-            tools: None,
+            foresight: None,
             execute: true,
         };
         self.open(tx, opening, request).await.map(drop)

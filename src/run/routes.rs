@@ -12,7 +12,9 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     bell::Bell,
-    definition, fork, job,
+    definition,
+    forecast::Foresight,
+    fork, job,
     service::{Opening, Request, Runs, Source},
     steps::StepView,
     store, trial,
@@ -29,6 +31,7 @@ use crate::{
     kernel::{Error, Page, PageQuery, Reference, Result, RunId},
     llm::Models,
     tool::Toolbox,
+    usage,
 };
 
 /// What the handlers need.
@@ -187,6 +190,8 @@ impl PlanBody {
                 return Err(Error::invalid("workflow", "a `goal`, an `agent`, a `workflow` or a `plan` is needed"));
             }
         };
+        // Whoever begins it at once does not look at it before.
+        let foresight = if execute { None } else { state.foresight(ctx, &source).await? };
         Ok(Request {
             goal: self.goal,
             source,
@@ -194,8 +199,7 @@ impl PlanBody {
             budget: self.budget.map(Budget::from),
             on_denied: self.on_denied,
             metadata,
-            // Whoever begins it at once does not look at it before.
-            tools: if execute { None } else { Some(state.tools.of(ctx.tenant_id).await?) },
+            foresight,
             execute,
         })
     }
@@ -319,8 +323,10 @@ async fn edit(
 ) -> Result<Json<Run>> {
     let tools = state.tools.of(ctx.tenant_id).await?;
     let plan = definition::check_plan(&body.plan, &tools)?;
+    let day = usage::left_of_day(&mut ctx.begin().await?, ctx.tenant_id, ctx.now()).await?;
+    let foresight = Foresight::of(&tools, ctx.tenant_id, &plan, day).await;
     let mut tx = ctx.begin().await?;
-    let run = state.runs.edit(&mut tx, &ctx, id, (plan, &tools)).await?;
+    let run = state.runs.edit(&mut tx, &ctx, id, (plan, foresight)).await?;
     tx.commit().await?;
     Ok(Json(run))
 }
@@ -338,8 +344,8 @@ async fn foresee(
     Path(id): Path<RunId>,
 ) -> Result<Json<Page<Forecast>>> {
     let tools = state.tools.of(ctx.tenant_id).await?;
-    let mut tx = ctx.begin().await?;
-    let items = state.runs.forecast(&mut tx, ctx.tenant_id, id, &tools).await?;
+    let (plan, left, day) = state.runs.to_come(&mut ctx.begin().await?, ctx.tenant_id, id, ctx.now()).await?;
+    let items = Foresight::of(&tools, ctx.tenant_id, &plan, day).await.forecast(&plan.steps, left);
     Ok(Json(Page { items, next_cursor: None }))
 }
 
@@ -403,6 +409,17 @@ async fn retry(
 }
 
 impl RunRoutes {
+    /// What the plan of a run is forecast with, where it brings one along. The tools are asked outside of the transaction in
+    /// which it is opened: they have some of their own.
+    async fn foresight(&self, ctx: &Ctx<RunsWrite>, source: &Source) -> Result<Option<Foresight>> {
+        let mut tx = ctx.begin().await?;
+        let Some(plan) = self.runs.steps_of(&mut tx, ctx.tenant_id, source).await? else { return Ok(None) };
+        let day = usage::left_of_day(&mut tx, ctx.tenant_id, ctx.now()).await?;
+        drop(tx);
+        let tools = self.tools.of(ctx.tenant_id).await?;
+        Ok(Some(Foresight::of(&tools, ctx.tenant_id, &plan, day).await))
+    }
+
     pub(super) async fn open(
         &self,
         ctx: &Ctx<RunsWrite>,

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{
     definition,
-    forecast::forecast,
+    forecast::Foresight,
     fork::Fork,
     steps::{Recount, StepView},
     store::{self, Ground},
@@ -19,12 +19,12 @@ use crate::{
     db::{Rider, TenantTx},
     http::{Ctx, Permit, RequestId},
     journal::{
-        self, Append, Budget, Claim, Command, Draft, Event, Forecast, Journal, Loaded, Lock, OnDenied, Parent, Phase,
+        self, Append, Budget, Claim, Command, Draft, Estimate, Event, Journal, Loaded, Lock, OnDenied, Parent, Phase,
         Plan, Planner, Refusal, RunHead, RunState, Stage, Step, StepKey,
     },
     kernel::{Actor, Error, Problem, Reference, Result, RunId, TenantId, Timestamp},
     llm::Models,
-    tool::{self, Registry},
+    tool, usage,
 };
 
 /// The longest goal, in characters.
@@ -68,7 +68,7 @@ pub struct Request {
     /// The caller's own notes.
     pub metadata: Value,
     /// What its plan is forecast with, where somebody looks at it before it begins.
-    pub tools: Option<Registry>,
+    pub foresight: Option<Foresight>,
     /// Whether it begins at once.
     pub execute: bool,
 }
@@ -130,8 +130,8 @@ impl Runs {
         let mut commands = vec![Command::Open { goal, workflow: named.clone(), parent, planner, budget }];
         let has_plan = plan.is_some();
         commands.extend(plan.map(|plan| {
-            let tools = request.tools.as_ref();
-            let forecast = tools.map(|tools| forecast(&plan.steps, tools, budget.cost, 0.0)).unwrap_or_default();
+            let foresight = request.foresight.as_ref();
+            let forecast = foresight.map(|it| it.forecast(&plan.steps, budget)).unwrap_or_default();
             Command::Draft(Draft::Ready { plan, forecast })
         }));
         // One that a model plans begins once it has its plan.
@@ -273,34 +273,56 @@ impl Runs {
         tx: &mut TenantTx,
         ctx: &Ctx<P>,
         run_id: RunId,
-        (plan, tools): (Plan, &Registry),
+        (plan, foresight): (Plan, Foresight),
     ) -> Result<Run> {
         let plan = self.pin(tx, plan).await?;
-        let run = self.get(tx, ctx.tenant_id, run_id).await?;
-        let forecast = forecast(&plan.steps, tools, run.summary.budget, run.summary.cost);
+        let state = self.state(tx, ctx.tenant_id, run_id).await?;
+        let left = state.left(Estimate::default(), Estimate::default(), ctx.now());
+        let forecast = foresight.forecast(&plan.steps, left);
         let detail = json!({ "steps": plan.steps.len() });
         let edited = Draft::Edited { plan: Arc::new(plan), forecast, by: ctx.actor() };
         self.command(tx, ctx, run_id, "run.edit", detail, Command::Draft(edited)).await
     }
 
-    /// What would become of the steps that have not ended, as things stand now.
+    /// The plan as far as it has not ended, and what is left of the run's budget and of its tenant's day.
     ///
     /// # Errors
     /// 404 for an unknown run.
-    pub async fn forecast(
+    pub async fn to_come(
         &self,
         tx: &mut TenantTx,
         tenant_id: TenantId,
         run_id: RunId,
-        tools: &Registry,
-    ) -> Result<Vec<Forecast>> {
-        let loaded = journal::load(tx, &[(tenant_id, run_id)], Lock::Free).await?.pop();
-        let Loaded { state, .. } = loaded.ok_or_else(|| Error::not_found("run"))?;
-        let Some(plan) = &state.plan else { return Ok(vec![]) };
+        now: Timestamp,
+    ) -> Result<(Plan, Budget, Budget)> {
+        let state = self.state(tx, tenant_id, run_id).await?;
+        let mut plan = state.plan.as_deref().cloned().unwrap_or_default();
         let has_ended = |step: &Step| state.stage(&StepKey::whole(&step.id)).is_some_and(Stage::is_ended);
         // What those that have ended took is in what is spent.
-        let left = plan.steps.iter().filter(|step| !has_ended(step));
-        Ok(forecast(left, tools, state.purse.most_cost(), state.cost))
+        plan.steps.retain(|step| !has_ended(step));
+        let left = state.left(Estimate::default(), Estimate::default(), now);
+        Ok((plan, left, usage::left_of_day(tx, tenant_id, now).await?))
+    }
+
+    /// The steps of what a run is to carry out, where they are known.
+    ///
+    /// # Errors
+    /// 404 for an unknown workflow.
+    pub async fn steps_of(&self, tx: &mut TenantTx, tenant_id: TenantId, source: &Source) -> Result<Option<Plan>> {
+        Ok(match source {
+            Source::Plan(plan) => Some(plan.clone()),
+            Source::Goal(_) => None,
+            Source::Workflow(name) => {
+                let reference: Reference = name.parse().map_err(|_| Error::not_found("workflow"))?;
+                let ground = store::ground(tx, tenant_id, self.live_runs, Some(&reference)).await?;
+                ground.definition.map(|(definition, _)| definition.plan())
+            }
+        })
+    }
+
+    async fn state(&self, tx: &mut TenantTx, tenant_id: TenantId, run_id: RunId) -> Result<RunState> {
+        let loaded = journal::load(tx, &[(tenant_id, run_id)], Lock::Free).await?.pop();
+        loaded.map(|run| run.state).ok_or_else(|| Error::not_found("run"))
     }
 
     /// Cancels a live run; one that is cancelled already stays so.

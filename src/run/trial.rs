@@ -77,7 +77,7 @@ fn request(tools: &Registry, name: &str, arguments: Map<String, Value>) -> Resul
         budget: None,
         on_denied: None,
         metadata: json!({ job::TASK: KIND }),
-        tools: None,
+        foresight: None,
         execute: true,
     })
 }

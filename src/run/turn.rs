@@ -192,7 +192,7 @@ impl Turn {
         self.stock().await?;
         self.hear_reports();
         self.grant(now).await;
-        self.pin_drafts().await?;
+        self.pin_drafts(now).await?;
         for command in self.heard.clone() {
             self.decide_heard(command, now);
         }

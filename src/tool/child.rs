@@ -164,6 +164,10 @@ impl Tool for RunStart {
         Effect::Repeatable
     }
 
+    fn touches(&self, arguments: &Value) -> Option<String> {
+        Some(format!("the workflow {}", arguments["workflow"].as_str()?))
+    }
+
     fn starts(&self, arguments: &Value) -> Option<Budget> {
         let asked = read::<Arguments>(arguments).ok().and_then(|arguments| arguments.budget);
         Some(asked.map(Budget::from).unwrap_or_default())

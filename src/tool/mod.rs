@@ -116,6 +116,11 @@ pub trait Tool: Send + Sync + 'static {
         Estimate::default()
     }
 
+    /// Whom a call with these arguments would reach, where they tell; templates in them are not rendered.
+    fn touches(&self, _arguments: &Value) -> Option<String> {
+        None
+    }
+
     /// What the run may take that a call with these arguments starts, as they ask for; none where it starts none.
     fn starts(&self, _arguments: &Value) -> Option<Budget> {
         None

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use chrono::NaiveDate;
 use serde::Serialize;
 use serde_json::json;
@@ -9,7 +11,7 @@ use crate::{
     db::TenantTx,
     http::{Ctx, Permit},
     journal::{Budget, Estimate},
-    kernel::{Actor, Error, Result, Timestamp, wire_time},
+    kernel::{Actor, Error, Result, Span, TenantId, Timestamp, wire_time},
 };
 
 /// Whether a day's budget bounds anything that the call is expected to take. Every call takes time.
@@ -57,6 +59,28 @@ pub struct DayStanding {
     pub reserved: Amounts,
     /// By how much today's budget was raised.
     pub raised: Amounts,
+}
+
+/// What is left of the tenant's day, of each thing that its budget bounds.
+///
+/// # Errors
+/// When the database is away.
+pub async fn left_of_day(tx: &mut TenantTx, tenant: TenantId, now: Timestamp) -> Result<Budget> {
+    if store::budget(tx, tenant).await?.is_none() {
+        return Ok(Budget::default());
+    }
+    let DayStanding { budget, spent, reserved, raised, .. } = store::standing(tx, tenant, now).await?;
+    let count = |most: u64, raised: u64, gone: [u64; 2]| (most + raised).saturating_sub(gone[0] + gone[1]);
+    let left = |most: f64, raised: f64, gone: [f64; 2]| (most + raised - gone[0] - gone[1]).max(0.0);
+    let time = |most: Span| left(most.0.as_secs_f64(), raised.wall_time, [spent.wall_time, reserved.wall_time]);
+    Ok(Budget {
+        cost: budget.cost.map(|most| left(most, raised.cost, [spent.cost, reserved.cost])),
+        tokens: budget.tokens.map(|most| count(most, raised.tokens, [spent.tokens, reserved.tokens])),
+        tool_calls: budget
+            .tool_calls
+            .map(|most| count(most, raised.tool_calls, [spent.tool_calls, reserved.tool_calls])),
+        wall_time: budget.wall_time.map(|most| Span(Duration::try_from_secs_f64(time(most)).unwrap_or_default())),
+    })
 }
 
 /// Puts the budget, with its entry in the audit log; an empty one lifts it.

@@ -101,6 +101,14 @@ impl Days {
         Ok(share)
     }
 
+    /// What is left of the tenant's day, of each thing that its budget bounds.
+    ///
+    /// # Errors
+    /// When the database is away.
+    pub async fn left(&self, tenant: TenantId, now: Timestamp) -> Result<Budget> {
+        budget::left_of_day(&mut self.db.tenant(tenant).await?, tenant, now).await
+    }
+
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -8,7 +8,7 @@ mod report;
 mod routes;
 mod store;
 
-pub use budget::{Amounts, DayStanding};
+pub use budget::{Amounts, DayStanding, left_of_day};
 pub use day::{Days, Share};
 pub use ledger::Ledger;
 pub use report::{GroupBy, Usage, UsageQuery};

@@ -261,3 +261,37 @@ async fn an_answer_under_a_budget_keeps_to_the_length_that_is_reserved_for_it() 
         assert!(said.contains(&most), "{asked}");
     }
 }
+
+#[tokio::test]
+async fn a_forecast_says_what_a_model_would_cost_whom_a_call_would_reach_and_what_a_day_has_no_room_for() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
+    talker(&world).await;
+    let ask = |id: &str| json!({ "id": id, "uses": "llm.generate", "with": { "config": "talker", "prompt": "Talk" } });
+    let call =
+        json!({ "id": "call", "uses": "http.request", "with": { "url": "https://shop.example/{{ input.order }}" } });
+    let forecast = async |body: Value| {
+        let run = world.owner().post("/agent/plan", &body).await.expect(202)["runId"].as_str().unwrap().to_owned();
+        let run = world.owner().run(&run);
+        let told = run.wait_for("plan.ready").await.data["payload"]["forecast"].clone();
+        let again = world.viewer().get(&run.path("/forecast")).await.expect(200)["items"].clone();
+        assert_eq!(told, again, "nothing has changed since");
+        told
+    };
+    let steps = json!([ask("a"), ask("b"), call]);
+    let told = forecast(json!({ "plan": steps, "budget": 3 })).await;
+    is_near(&told[0]["cost"], 2.0);
+    assert_eq!((&told[0]["verdict"], &told[1]["verdict"]), (&json!("allow"), &json!("hold")));
+    assert_eq!(told[1]["reason"], "by then the run would be past its budget");
+    assert_eq!(told[2]["touches"], "GET https://shop.example/{{ input.order }}");
+    world.admin().request(Method::PUT, "/usage/budget").json(&json!({ "cost": 3 })).send().await.expect(200);
+    let told = forecast(json!({ "plan": steps })).await;
+    assert_eq!(told[1]["reason"], "by then the tenant would be past its budget of the day");
+    let told = forecast(json!({ "agent": "talker", "goal": "Talk" })).await;
+    is_near(&told[0]["cost"], 2.0);
+    workflow(&world, "ask", &[]).await;
+    is_near(&forecast(json!({ "workflow": "ask" })).await[0]["cost"], 2.0);
+    let inner = json!([start("child", "ask", json!({})), { "id": "agent", "uses": "agent:talker", "with": { "goal": "Talk" } }]);
+    let told = forecast(json!({ "plan": inner })).await;
+    assert_eq!((&told[0]["touches"], &told[1]["touches"]), (&json!("the workflow ask"), &json!("the agent talker@1")));
+}

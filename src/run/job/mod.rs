@@ -77,7 +77,7 @@ impl Task {
             budget: None,
             on_denied: None,
             metadata: Value::Object(Map::from_iter([(TASK.to_owned(), Value::from(kind))])),
-            tools: None,
+            foresight: None,
             execute: true,
         })
     }

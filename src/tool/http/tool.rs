@@ -49,6 +49,11 @@ impl Tool for HttpRequest {
         request::effect_of_method(arguments)
     }
 
+    fn touches(&self, arguments: &Value) -> Option<String> {
+        let method = arguments["method"].as_str().unwrap_or("GET");
+        Some(format!("{method} {}", arguments["url"].as_str()?))
+    }
+
     async fn call(&self, call: Call) -> Result<Outcome, ToolError> {
         self.sender.send(&call, &call.arguments, None).await.map(Outcome::done)
     }

@@ -94,6 +94,10 @@ impl Tool for McpTool {
         self.changed.then(|| self.is_changed())
     }
 
+    fn touches(&self, _: &Value) -> Option<String> {
+        Some(format!("{} of the MCP server {}", self.pinned.tool.name, self.server.name))
+    }
+
     fn timeout(&self) -> Duration {
         self.server.body.settings.timeout.map_or(Duration::from_secs(60), |span| span.0)
     }

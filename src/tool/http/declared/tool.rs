@@ -151,6 +151,10 @@ impl Tool for Declared {
         Some(&self.rule)
     }
 
+    fn touches(&self, _: &Value) -> Option<String> {
+        Some(format!("{} {}", self.definition.method.name(), self.definition.url))
+    }
+
     fn timeout(&self) -> Duration {
         self.definition.timeout.map_or(Duration::from_secs(60), |span| span.0)
     }
