@@ -58,15 +58,9 @@ impl End {
     }
 }
 
-/// Makes the call of a tool, whose repetition has that effect; comes back even when the tool does not.
-pub(super) async fn make(
-    registry: Registry,
-    clock: Clock,
-    (tool, effect): (String, Effect),
-    timeout: Duration,
-    call: Call,
-) -> Ended {
-    let (step, attempt) = (call.step.clone(), call.attempt);
+/// Makes the call of a tool; comes back even when the tool does not.
+pub(super) async fn make(registry: Registry, clock: Clock, tool: String, timeout: Duration, call: Call) -> Ended {
+    let (step, attempt, effect) = (call.step.clone(), call.attempt, call.effect);
     let cancel = call.cancel.clone();
     let deadline = call.now + chrono::TimeDelta::from_std(timeout).unwrap_or(chrono::TimeDelta::MAX);
     let span = span::begin(&tool, &call);

@@ -404,6 +404,7 @@ impl Turn {
             attempt: launch.attempt,
             actor: self.head.created_by.clone(),
             arguments: launch.arguments,
+            effect,
             handed: launch.handed,
             models: self.models(),
             budget: launch.budget,
@@ -417,7 +418,7 @@ impl Turn {
         let (registry, clock, slot) = (self.tools.clone(), self.shared.clock.clone(), launch.slot);
         let (tool, timeout) = (launch.tool, launch.timeout);
         let mut call = Box::pin(async move {
-            let ended = call::make(registry, clock, (tool, effect), timeout, call).await;
+            let ended = call::make(registry, clock, tool, timeout, call).await;
             drop(slot);
             ended
         });

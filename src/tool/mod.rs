@@ -163,6 +163,8 @@ pub struct Call {
     pub actor: Actor,
     /// The exact arguments, after the gate.
     pub arguments: Arc<Value>,
+    /// What repeating it would do, as it was journaled.
+    pub effect: Effect,
     /// The same for every attempt of this step of this run.
     pub idempotency_key: String,
     /// What the engine hands over besides.
@@ -310,6 +312,7 @@ mod tests {
             attempt: 1,
             actor: Actor::System,
             arguments: Arc::new(arguments),
+            effect: Effect::Pure,
             idempotency_key: "run_1/step".to_owned(),
             handed: Handed::Nothing,
             models: None,

@@ -56,6 +56,24 @@ async fn what_cannot_help_is_not_tried_again_until_somebody_asks() {
 }
 
 #[tokio::test]
+async fn what_may_have_been_done_is_not_done_again_unasked() {
+    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let more = json!({ "retry": { "attempts": 5, "backoff": "1ms", "maxBackoff": "2ms" } });
+    upstream.fail("/pay", 9, 500);
+    let run = call(&world, json!({ "method": "POST", "url": upstream.url("/pay") }), more.clone()).await;
+    let failed = run.wait_end().await;
+    assert_eq!((&failed["error"]["code"], &failed["error"]["retryable"]), (&json!("http_status"), &json!(false)));
+    assert_eq!(upstream.requests_to("/pay").len(), 1);
+    // It says that it did nothing; or it knows the call again by its key.
+    upstream.fail("/busy", 2, 503);
+    call(&world, json!({ "method": "POST", "url": upstream.url("/busy") }), more.clone()).await.completes().await;
+    upstream.fail("/keyed", 2, 500);
+    let with = json!({ "method": "POST", "url": upstream.url("/keyed"), "repeatable": true });
+    call(&world, with, more).await.completes().await;
+    assert_eq!((upstream.requests_to("/busy").len(), upstream.requests_to("/keyed").len()), (3, 3));
+}
+
+#[tokio::test]
 async fn what_a_service_says_may_hold_any_character() {
     let (world, upstream) = (World::new().await, Upstream::start().await);
     upstream.reply("/odd", Reply::Json(200, json!({ "\0": "\u{1f600}\0\u{2028}" })));

@@ -54,7 +54,7 @@ impl Exchange<'_> {
         if let Some(next) = request.next(response.status(), response.headers())? {
             return Ok(Step::Next(Box::new(next)));
         }
-        settle(request, response, self.call.now).await.map(Step::Done)
+        settle(request, response, self.call).await.map(Step::Done)
     }
 }
 

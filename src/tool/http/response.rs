@@ -8,7 +8,11 @@ use reqwest::{
 use serde_json::{Map, Value, json};
 
 use super::request::Request;
-use crate::{http::retry_after, journal::Failure, kernel::Timestamp, tool::ToolError};
+use crate::{
+    http::retry_after,
+    journal::{Effect, Failure},
+    tool::{Call, ToolError},
+};
 
 /// How much of a refusal's body goes into the failure.
 const REFUSAL_BYTES: usize = 4 * 1024;
@@ -35,8 +39,12 @@ pub(super) fn schema() -> Value {
 }
 
 /// The output of an expected response, or the failure of another.
-pub(super) async fn settle(request: &Request, response: Response, now: Timestamp) -> Result<Value, ToolError> {
-    if request.expects(response.status()) { output(request, response).await } else { Err(refusal(response, now).await) }
+pub(super) async fn settle(request: &Request, response: Response, call: &Call) -> Result<Value, ToolError> {
+    if request.expects(response.status()) {
+        output(request, response).await
+    } else {
+        Err(refusal(response, call).await)
+    }
 }
 
 async fn output(request: &Request, mut response: Response) -> Result<Value, ToolError> {
@@ -104,7 +112,7 @@ fn headers(headers: &HeaderMap) -> Map<String, Value> {
     named.collect()
 }
 
-async fn refusal(mut response: Response, now: Timestamp) -> ToolError {
+async fn refusal(mut response: Response, call: &Call) -> ToolError {
     let status = response.status();
     let mut bytes = Vec::new();
     let read = async {
@@ -120,8 +128,8 @@ async fn refusal(mut response: Response, now: Timestamp) -> ToolError {
     bytes.truncate(REFUSAL_BYTES);
     let host = response.url().host_str().unwrap_or_default();
     ToolError::Failed(Failure {
-        retryable: retryable(status),
-        retry_after_seconds: retry_after(response.headers(), now),
+        retryable: retryable(status, call.effect),
+        retry_after_seconds: retry_after(response.headers(), call.now),
         detail: Some(Box::new(json!({ "status": status.as_u16(), "body": excerpt(response.headers(), &bytes) }))),
         ..Failure::new("http_status", format!("`{host}` answered {status}"))
     })
@@ -132,8 +140,14 @@ fn excerpt(headers: &HeaderMap, bytes: &[u8]) -> Value {
     parsed.unwrap_or_else(|| String::from_utf8_lossy(bytes).replace('\0', "\u{fffd}").into())
 }
 
-fn retryable(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 408 | 425 | 429) || status.is_server_error()
+fn retryable(status: StatusCode, effect: Effect) -> bool {
+    match status.as_u16() {
+        // Nothing was done.
+        425 | 429 | 503 => true,
+        // Nobody knows, so what would do something again is not repeated unasked.
+        408 | 500.. => effect != Effect::Once,
+        _ => false,
+    }
 }
 
 #[cfg(test)]
@@ -172,8 +186,11 @@ mod tests {
 
     #[test]
     fn only_passing_troubles_are_worth_another_try() {
-        let worth: Vec<u16> = (400..600).filter(|code| retryable(StatusCode::from_u16(*code).unwrap())).collect();
-        assert_eq!(worth[..3], [408, 425, 429]);
-        assert_eq!(worth[3..], (500..600).collect::<Vec<u16>>());
+        let worth = |effect| -> Vec<u16> {
+            (400..600).filter(|code| retryable(StatusCode::from_u16(*code).unwrap(), effect)).collect()
+        };
+        assert_eq!(worth(Effect::Pure)[..3], [408, 425, 429]);
+        assert_eq!(worth(Effect::Repeatable)[3..], (500..600).collect::<Vec<u16>>());
+        assert_eq!(worth(Effect::Once), [425, 429, 503], "it may have been done");
     }
 }
