@@ -105,12 +105,13 @@ pub fn grow(state: &RunState, tools: &Registry) -> Vec<Arc<Step>> {
             steps.push(Arc::new(wanted(&call_id(last, place + 1), needs, AGENT_HANDOFF, with)));
             continue;
         }
-        let approval = tools.wanted(&call.tool, &call.arguments).terms(&agent.approval);
+        let wants = tools.wanted(&call.tool, &call.arguments);
+        let (approval, gate) = (wants.terms(&agent.approval), Some(agent.gate(&wants)));
         let with = match call.arguments {
             Value::Object(fields) => fields,
             other => Map::from_iter([("arguments".to_owned(), other)]),
         };
-        steps.push(Arc::new(Step { approval, ..wanted(&call_id(last, place + 1), needs, &call.tool, with) }));
+        steps.push(Arc::new(Step { approval, gate, ..wanted(&call_id(last, place + 1), needs, &call.tool, with) }));
     }
     let needs = steps.iter().map(|step| step.id.clone()).collect();
     steps.push(Arc::new(turn(last + 1, next, needs)));

@@ -18,7 +18,7 @@ pub use conversation::conversation;
 pub use definition::{AgentDefinition, AgentKind};
 pub use grow::{grow, grows, outcome};
 pub use pin::Agents;
-pub use planner::{guarded, handed_in, question};
+pub use planner::{beyond, guarded, handed_in, question};
 pub use routes::{AgentRoutes, routes};
 pub use standing::{StandingTool, StandingVerdict};
 pub use tool::AgentTools;

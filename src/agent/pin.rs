@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::{AgentDefinition, definition::MOST_HANDOFFS, grow::turn, tool, usual};
@@ -47,10 +48,7 @@ impl Agents {
     /// fail over the goal and input, or hand-offs lead nowhere or to too many.
     pub async fn plan(&self, tenant: TenantId, agent: &Reference, goal: &str, input: &Value) -> Result<Plan> {
         let reached = self.reached(tenant, agent).await?;
-        let tools = self.tools.of(tenant).await?;
-        let agents = self.all(tenant).await?;
-        let names: Vec<_> =
-            tools.names().map(str::to_owned).chain(agents.iter().map(|it| tool::name(&it.name))).collect();
+        let names = self.names(tenant).await?;
         let mut pins = Vec::with_capacity(reached.len());
         for one in reached {
             pins.push(Arc::new(self.pin(tenant, one, &names, goal, input).await?));
@@ -58,12 +56,40 @@ impl Agents {
         let first = pins.first().ok_or_else(|| Error::not_found("agent"))?;
         let steps = vec![Arc::new(turn(1, first, vec![]))];
         let plan = Plan { steps, agent: Some(pins.remove(0)), agents: pins, ..Plan::default() };
-        let most = tools.limits().event.saturating_sub(ENVELOPE);
-        if serde_json::to_vec(&plan).map_err(Error::internal)?.len() > most {
+        self.check_size(&plan)?;
+        Ok(plan)
+    }
+
+    /// An agent that draws up the whole plan before anything is done: everything in it as it is now. Whom it could hand
+    /// over to has no part in that.
+    ///
+    /// # Errors
+    /// Not found (404) for an unknown agent; no-planner (422) without a model of use; invalid (422), when instructions
+    /// fail over the goal and input.
+    pub async fn planner_as(&self, tenant: TenantId, agent: &Reference, goal: &str, input: &Value) -> Result<Planner> {
+        let mut tx = self.db.tenant(tenant).await?;
+        let agent = shelf::find(&mut tx, &usual::agents(), std::slice::from_ref(agent)).await?.pop().flatten();
+        drop(tx);
+        let agent = Reached { agent: agent.ok_or_else(|| Error::not_found("agent"))?, handoffs: vec![] };
+        let pin = self.pin(tenant, agent, &self.names(tenant).await?, goal, input).await?;
+        self.check_size(&pin)?;
+        Ok(Planner::of(pin))
+    }
+
+    /// The names of all the tools that there are, agents among them.
+    async fn names(&self, tenant: TenantId) -> Result<Vec<String>> {
+        let (tools, agents) = (self.tools.of(tenant).await?, self.all(tenant).await?);
+        Ok(tools.names().map(str::to_owned).chain(agents.iter().map(|it| tool::name(&it.name))).collect())
+    }
+
+    /// Refuses what an event cannot carry.
+    fn check_size(&self, pinned: &impl Serialize) -> Result<()> {
+        let most = self.tools.server().limits().event.saturating_sub(ENVELOPE);
+        if serde_json::to_vec(pinned).map_err(Error::internal)?.len() > most {
             let detail = format!("the agent and those it leads to take more than {most} bytes of JSON together");
             return Err(Error::invalid("agent", detail));
         }
-        Ok(plan)
+        Ok(())
     }
 
     /// The newest version of each of a tenant's agents, and what the server brings along.
@@ -144,6 +170,7 @@ impl Agents {
             longest_answer: longest_answer(&chain),
             window: narrowest(&chain),
             execute,
+            agent: None,
         })
     }
 

@@ -54,7 +54,7 @@ pub fn question(planner: &Planner, head: &RunHead, refused: &[PlanRefused], tool
         description: "Hands the plan in.".to_owned(),
         arguments: Arc::new(schema()),
     };
-    let system = Some(format!("{RULES}\n\nThe tools:\n{}", told(tools)));
+    let system = Some(format!("{RULES}{}\n\nThe tools:\n{}", role(planner), told(planner, tools)));
     let names = BTreeMap::from([(HAND_IN.to_owned(), HAND_IN.to_owned())]);
     let prompt = Prompt { system, messages, tools: vec![hand_in], schema: None, max_tokens: None, bounded: false };
     let (config, fallback) = (planner.config.clone(), planner.fallback.clone());
@@ -62,10 +62,22 @@ pub fn question(planner: &Planner, head: &RunHead, refused: &[PlanRefused], tool
     Conversation { agent: PLANNING.to_owned(), config, fallback, prompt, names, window, compacted }
 }
 
-/// The tools there are, one a line.
-fn told(tools: &Registry) -> String {
+/// Who it is that plans, where an agent does.
+fn role(planner: &Planner) -> String {
+    let Some(agent) = &planner.agent else { return String::new() };
+    let output = agent.output.as_ref().map(|schema| format!("\n\n`output` fits this JSON Schema:\n{schema}"));
+    format!("\n\nYou plan as this agent:\n{}{}", agent.instructions, output.unwrap_or_default())
+}
+
+/// Whether the plan may use the tool.
+fn is_given(planner: &Planner, tool: &str) -> bool {
+    planner.agent.as_ref().is_none_or(|agent| agent.may_call(tool))
+}
+
+/// The tools that it may use, one a line.
+fn told(planner: &Planner, tools: &Registry) -> String {
     let mut text = String::new();
-    for tool in tools.describe() {
+    for tool in tools.describe().into_iter().filter(|tool| is_given(planner, &tool.name)) {
         let whole = json!({ "name": tool.name, "does": tool.description, "with": tool.arguments }).to_string();
         let line = if text.len() + whole.len() <= TOLD { whole } else { json!({ "name": tool.name }).to_string() };
         text.push_str(&line);
@@ -121,12 +133,21 @@ pub fn handed_in(said: TurnOutput) -> PlanRefused {
     PlanRefused { text: said.text, plan, signatures, mistakes }
 }
 
-/// The plan with consent asked for wherever a call that a model thought of would do something again if it were repeated.
+/// What the plan uses that whoever drew it up was not given, as the model is told.
 #[must_use]
-pub fn guarded(plan: Plan, tools: &Registry) -> Plan {
+pub fn beyond(planner: &Planner, plan: &Plan) -> Vec<String> {
+    let strange = plan.steps.iter().filter(|step| !is_given(planner, &step.uses));
+    strange.map(|step| format!("step `{}` uses `{}`, which the agent was not given", step.id, step.uses)).collect()
+}
+
+/// The plan with consent asked for wherever the agent's rules or the tool's own want it, or else a call would do something
+/// again if it were repeated.
+#[must_use]
+pub fn guarded(planner: &Planner, plan: Plan, tools: &Registry) -> Plan {
+    let rules = planner.agent.as_ref().map(|agent| &*agent.approval).unwrap_or_default();
     let guard = |step: Arc<Step>| {
         let reason = || "A model planned it".to_owned();
-        let terms = tools.wanted(&step.uses, &Value::Object(step.with.clone())).terms(&[]);
+        let terms = tools.wanted(&step.uses, &Value::Object(step.with.clone())).terms(rules);
         let approval = terms.map(|terms| ApprovalTerms { reason: terms.reason.or_else(|| Some(reason())), ..terms });
         Arc::new(Step { approval, ..Step::clone(&step) })
     };

@@ -2,7 +2,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::{ApprovalTerms, Budget, CostBound, Effect, Estimate, Step};
+use super::{ApprovalTerms, Budget, CostBound, Effect, Estimate, GateWord, Outlook, Step, WordOf};
 use crate::kernel::{Pinned, Span};
 
 /// The tool of the steps in which an agent's model is asked. Only the engine puts it into plans.
@@ -189,6 +189,18 @@ pub enum Word<'a> {
     Effect,
 }
 
+impl Word<'_> {
+    /// Whose word it is.
+    #[must_use]
+    pub const fn of(self) -> WordOf {
+        match self {
+            Self::Agent(_) => WordOf::Agent,
+            Self::Tool(_) => WordOf::Tool,
+            Self::Effect => WordOf::Effect,
+        }
+    }
+}
+
 impl<'a> Wanted<'a> {
     /// Who says whether it is held under these rules, and what: first the rules, of which the first that fits counts,
     /// then the tool itself, and then its effect.
@@ -227,6 +239,16 @@ impl<'a> Wanted<'a> {
 }
 
 impl AgentPin {
+    /// What the gate says to a call that its model wants.
+    #[must_use]
+    pub fn gate(&self, wanted: &Wanted<'_>) -> GateWord {
+        if !self.may_call(wanted.tool) {
+            return GateWord { verdict: Outlook::Forbid, by: WordOf::Agent };
+        }
+        let (word, holds) = wanted.word(&self.approval);
+        GateWord { verdict: if holds { Outlook::Hold } else { Outlook::Allow }, by: word.of() }
+    }
+
     /// Whether it may call the tool.
     #[must_use]
     pub fn may_call(&self, tool: &str) -> bool {

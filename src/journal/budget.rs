@@ -254,14 +254,6 @@ impl Raise {
         asked.raise.map(|by| Self { cap: asked.raises.unwrap_or(Cap::Cost), by, day: asked.day })
     }
 
-    /// What is lacking, for a person.
-    #[must_use]
-    pub fn lack(&self) -> String {
-        let whose =
-            self.day.map_or_else(|| "the run's budget".to_owned(), |day| format!("the tenant's budget of {day}"));
-        format!("{whose} lacks {} of `{}`", self.by, self.cap.name())
-    }
-
     /// The question, for a person.
     pub(super) fn reason(&self) -> String {
         let Self { cap, by, day } = self;

@@ -103,6 +103,31 @@ pub struct Step {
     /// The arguments are a model's, and taken as they stand: nothing in them is a template.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub verbatim: bool,
+    /// What the gate said when an agent's model wanted the call.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gate: Option<GateWord>,
+}
+
+/// What the gate said of a call, and whose word that was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GateWord {
+    /// What it said.
+    pub verdict: Outlook,
+    /// By whose word.
+    pub by: WordOf,
+}
+
+/// Whose word counts at the gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum WordOf {
+    /// The agent's: by a rule of its own, or since it was not given the tool.
+    Agent,
+    /// The tool's own rule.
+    Tool,
+    /// Nobody's: what repeating the call would do.
+    Effect,
 }
 
 impl Step {
@@ -124,6 +149,7 @@ impl Step {
             on_denied: None,
             on_error: OnError::Fail,
             verbatim: false,
+            gate: None,
         }
     }
 

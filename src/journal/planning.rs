@@ -7,7 +7,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::{
-    Event, Executing, Failed, Failure, Phase, Plan, Refusal, Report, RunState, TurnRate,
+    AgentPin, Event, Executing, Failed, Failure, Phase, Plan, Refusal, Report, RunState, TurnRate,
     agent::usual_window,
     plan::{Forecast, StepKey},
 };
@@ -50,6 +50,26 @@ pub struct Planner {
     /// Whether the run begins as soon as the plan stands.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub execute: bool,
+    /// The agent that it plans as: with its instructions and tools, and held by its rules.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<AgentPin>)]
+    pub agent: Option<Arc<AgentPin>>,
+}
+
+impl Planner {
+    /// The model of an agent, planning as that.
+    #[must_use]
+    pub fn of(agent: AgentPin) -> Self {
+        Self {
+            config: agent.config.clone(),
+            fallback: agent.fallback.clone(),
+            rate: agent.rate,
+            longest_answer: agent.longest_answer,
+            window: agent.window,
+            execute: false,
+            agent: Some(Arc::new(agent)),
+        }
+    }
 }
 
 /// Payload of `plan.refused`.
@@ -139,6 +159,14 @@ pub(super) fn draft(state: &RunState, draft: Draft) -> Result<Vec<Event>, Refusa
     }
 }
 
+impl RunState {
+    /// The number of the draft that is asked for next, from 1.
+    #[must_use]
+    pub fn next_draft(&self) -> u32 {
+        u32::try_from(self.refused.len()).unwrap_or(u32::MAX).saturating_add(1)
+    }
+}
+
 /// The key of the call that makes a plan.
 #[must_use]
 pub fn planning_key() -> StepKey {
@@ -151,7 +179,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        journal::{Command, OnDenied, Status, decide},
+        journal::{Ask, Cap, Command, Effect, Intent, OnDenied, Raise, Status, decide},
         kernel::{Id, Timestamp},
     };
 
@@ -169,6 +197,7 @@ mod tests {
                 longest_answer: 1,
                 window: 1000,
                 execute,
+                agent: None,
             });
             let state = RunState::new(Id::new(NOW), Id::new(NOW), Actor::System, OnDenied::Fail);
             let mut life = Self(state);
@@ -259,5 +288,45 @@ mod tests {
             "provider": "p", "model": "m", "inputTokens": 1, "cachedTokens": 0, "outputTokens": 1, "cost": 0.25 }));
         life.draft(Draft::Told(Report::Message(message.unwrap()))).unwrap();
         assert!((life.0.cost - 0.25).abs() < f64::EPSILON);
+    }
+
+    #[test]
+    fn a_draft_that_there_is_no_money_for_waits_for_a_word() {
+        let hold = |key: StepKey, ask: Ask| Command::Hold {
+            step: key,
+            intent: Intent {
+                tool: "agent.turn".to_owned(),
+                tool_version: "1".to_owned(),
+                effect: Effect::Repeatable,
+                arguments: Arc::new(Value::Null),
+                digest: "d".to_owned(),
+            },
+            approval_id: Id::new(NOW),
+            ask,
+        };
+        let raise = || Ask::Raise(Raise { cap: Cap::Cost, by: 1.0, day: None });
+        let decide = |life: &Life, approve| {
+            let (approval_id, _) = life.0.open_holds().next().unwrap();
+            let by: Actor = "user_b".parse().unwrap();
+            Command::Decide { approval_id, approve, by, known_as: vec![], reason: None, instead: None, input: None }
+        };
+        let mut life = Life::begin(Some(false));
+        life.draft(refused()).unwrap();
+        life.decide(hold(planning_key(), Ask::Consent)).unwrap_err();
+        life.decide(hold(StepKey::whole("other"), raise())).unwrap_err();
+        life.decide(hold(planning_key(), raise())).unwrap();
+        assert_eq!((life.0.status(), life.0.next_draft()), (Status::AwaitingApproval, 2));
+        life.decide(hold(planning_key(), raise())).unwrap_err();
+        life.decide(decide(&life, true)).unwrap();
+        assert_eq!(life.0.status(), Status::Planning);
+        // It may be short again, and then somebody says no.
+        life.decide(hold(planning_key(), raise())).unwrap();
+        life.decide(decide(&life, false)).unwrap();
+        assert_eq!(life.0.status(), Status::Failed);
+        life.decide(Command::Retry { by: Actor::System }).unwrap();
+        assert_eq!((life.0.status(), life.0.next_draft()), (Status::Planning, 1));
+        life.draft(ready()).unwrap();
+        assert!(life.0.steps.is_empty(), "what was asked about the drafts is over");
+        Life::begin(None).decide(hold(planning_key(), raise())).unwrap_err();
     }
 }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::{
-    ApprovalExpired, ApprovalTerms, Approved, Ask, AwaitingApproval, Denied, Effect, Event, Failure, Form, Hold,
-    Intent, OnDenied, Question, Refusal, Ruling, RunState, SkipReason, Stage, StepFailed, StepKey, StepSkipped,
+    ApprovalExpired, ApprovalTerms, Approved, Ask, AwaitingApproval, Denied, Effect, Event, Failed, Failure, Form,
+    Hold, Intent, OnDenied, Question, Refusal, Ruling, RunState, SkipReason, Stage, StepFailed, StepKey, StepSkipped,
     command::{advancing, beginnable, kept},
+    planning::planning_key,
 };
 use crate::kernel::{Actor, ApprovalId, Timestamp};
 
@@ -19,27 +20,8 @@ pub(super) fn hold(
     ask: Ask,
     now: Timestamp,
 ) -> Result<Vec<Event>, Refusal> {
-    advancing(state)?;
-    beginnable(state, key)?;
+    may_ask(state, key, &intent, ask, now)?;
     let terms = state.terms(key);
-    match (ask, state.stage(key)) {
-        (Ask::Consent, None) => {}
-        (Ask::Consent, Some(Stage::Retrying { at })) if *at <= now => {}
-        // Consent that no longer matches the call is worth nothing: ask again.
-        (Ask::Consent, Some(Stage::Cleared { digest, .. })) if *digest != intent.digest => {}
-        // Nor does consent to a call cover its repetition by another version of the tool.
-        (Ask::Consent, Some(Stage::Running { tool_version, effect, arguments, .. }))
-            if *effect != Effect::Once && (*tool_version != intent.tool_version || *arguments != intent.arguments) => {}
-        (Ask::Repeat, Some(Stage::Running { effect: Effect::Once, .. })) => {}
-        // Money is no consent: where the step asks for that, it has it already.
-        (Ask::Raise(_), None) if terms.is_none() => {}
-        (Ask::Raise(_), Some(Stage::Retrying { at })) if terms.is_none() && *at <= now => {}
-        (Ask::Raise(_), Some(Stage::Cleared { digest, .. })) if *digest == intent.digest => {}
-        // It came back before it was done, for want of it.
-        (Ask::Raise(_), Some(Stage::Running { effect, arguments, .. }))
-            if *effect != Effect::Once && *arguments == intent.arguments => {}
-        _ => return Err(Refusal::Stale),
-    }
     let question = ask.question();
     let consent = terms.filter(|_| ask == Ask::Consent);
     let raise = match ask {
@@ -73,6 +55,40 @@ pub(super) fn hold(
         expires_at: deadline(consent, now),
     };
     Ok(vec![Event::step(key, state.next_attempt(key), asked)])
+}
+
+/// Whether the question is one that the step is at: of a plan that is drawn up, only whether the budget is raised for it.
+fn may_ask(state: &RunState, key: &StepKey, intent: &Intent, ask: Ask, now: Timestamp) -> Result<(), Refusal> {
+    if !state.is_drafted() {
+        advancing(state)?;
+        beginnable(state, key)?;
+    }
+    let has_terms = state.terms(key).is_some();
+    let may = match (ask, state.stage(key)) {
+        (Ask::Raise(_), stage) if state.is_drafted() => {
+            *key == planning_key() && !matches!(stage, Some(Stage::Held { .. }))
+        }
+        _ if state.is_drafted() => false,
+        (Ask::Consent, None) => true,
+        (Ask::Consent, Some(Stage::Retrying { at })) => *at <= now,
+        // Consent that no longer matches the call is worth nothing: ask again.
+        (Ask::Consent, Some(Stage::Cleared { digest, .. })) => *digest != intent.digest,
+        // Nor does consent to a call cover its repetition by another version of the tool.
+        (Ask::Consent, Some(Stage::Running { tool_version, effect, arguments, .. })) => {
+            *effect != Effect::Once && (*tool_version != intent.tool_version || *arguments != intent.arguments)
+        }
+        (Ask::Repeat, Some(Stage::Running { effect, .. })) => *effect == Effect::Once,
+        // Money is no consent: where the step asks for that, it has it already.
+        (Ask::Raise(_), None) => !has_terms,
+        (Ask::Raise(_), Some(Stage::Retrying { at })) => !has_terms && *at <= now,
+        (Ask::Raise(_), Some(Stage::Cleared { digest, .. })) => *digest == intent.digest,
+        // It came back before it was done, for want of it.
+        (Ask::Raise(_), Some(Stage::Running { effect, arguments, .. })) => {
+            *effect != Effect::Once && *arguments == intent.arguments
+        }
+        _ => false,
+    };
+    if may { Ok(()) } else { Err(Refusal::Stale) }
 }
 
 /// A call that is under way came back for what it needs, and goes on once it has that.
@@ -198,8 +214,10 @@ fn refused(state: &RunState, hold: &Hold, code: &str, message: &str) -> Event {
     let skip = |reason| Event::step(&hold.step, hold.attempt, StepSkipped::new(reason));
     match (hold.asked.question, on_denied) {
         (Question::Repeat, _) => skip(SkipReason::TakenAsDone),
-        (Question::Consent | Question::Budget | Question::Input, OnDenied::Skip) => skip(SkipReason::Denied),
-        (question, OnDenied::Fail) => {
+        (Question::Consent | Question::Budget | Question::Input, OnDenied::Skip) if !state.is_drafted() => {
+            skip(SkipReason::Denied)
+        }
+        (question, OnDenied::Fail | OnDenied::Skip) => {
             let error = match question {
                 Question::Budget => {
                     let whose = if hold.asked.day.is_some() { "tenant" } else { "run" };
@@ -207,6 +225,9 @@ fn refused(state: &RunState, hold: &Hold, code: &str, message: &str) -> Event {
                 }
                 Question::Consent | Question::Repeat | Question::Input => Failure::new(code, message),
             };
+            if state.is_drafted() {
+                return Event::run(Failed { error });
+            }
             Event::step(&hold.step, hold.attempt, StepFailed { error, continued: false, taken: None, carried: false })
         }
     }

@@ -77,10 +77,10 @@ impl Spending {
         let step = || event.step.clone().zip(event.attempt);
         // A model that makes the plan has no step: its drafts are the attempts.
         let draft = match &event.body {
-            Body::PlanRefused(_) => state.refused.len(),
-            _ => state.refused.len() + 1,
+            Body::PlanRefused(_) => state.next_draft() - 1,
+            _ => state.next_draft(),
         };
-        let draft = || (planning_key(), u32::try_from(draft).unwrap_or(u32::MAX));
+        let draft = || (planning_key(), draft);
         let attempt = || step().or_else(|| state.planner.is_some().then(draft));
         let spent = |model, cost| Self::Spent { by: step(), model, cost };
         let over = |called| {

@@ -14,6 +14,7 @@ impl RunState {
     pub fn status(&self) -> Status {
         match self.phase {
             Phase::Idle => Status::Idle,
+            Phase::Planning if self.open_holds().next().is_some() => Status::AwaitingApproval,
             Phase::Planning => Status::Planning,
             Phase::Completed => Status::Completed,
             Phase::Failed(_) => Status::Failed,
@@ -79,9 +80,12 @@ impl RunState {
         self.step(key).and_then(|step| step.approval.as_ref())
     }
 
-    /// The attempt a call made now would be.
+    /// The attempt a call made now would be; of a plan that is drawn up, the draft.
     #[must_use]
     pub fn next_attempt(&self, key: &StepKey) -> u32 {
+        if self.is_drafted() {
+            return self.next_draft();
+        }
         self.steps.get(key).map_or(1, |step| match step.stage {
             Stage::Retrying { .. } => step.attempt + 1,
             _ => step.attempt,

@@ -334,11 +334,15 @@ impl RunState {
                 self.phase = Phase::Planning;
                 self.planner = planning.planner.clone();
                 self.refused.clear();
+                self.steps.clear();
+                self.frontier = Frontier::default();
             }
             Body::PlanRefused(refused) => self.refused.push(refused.clone()),
             Body::MessageCompleted(said) => self.hear(event.step.as_ref(), said),
             Body::PlanReady(ready) => {
                 self.plan = Some(Arc::clone(&ready.plan));
+                // What was asked about the drafts is over.
+                self.steps.clear();
                 self.frontier = Frontier::of(&ready.plan);
             }
             Body::PlanExtended(extended) => {

@@ -82,9 +82,13 @@ impl Turn {
             std::mem::take(&mut self.last_words).into_iter().partition(|(step, ..)| *step == ended.step);
         self.last_words = others;
         last.into_iter().for_each(|told| self.note(told));
+        if !matches!(ended.end, End::Failed(_)) {
+            self.short.remove(&ended.step);
+        }
         if self.is_planning(&ended.step) {
             self.in_flight.remove(&ended.step);
-            return self.heard.extend(self.drafted(&ended));
+            let drafted = self.drafted(&ended);
+            return self.heard.extend(drafted);
         }
         let Ended { step, attempt, end } = ended;
         let tool = self.state.step(&step).map(|step| step.uses.clone()).unwrap_or_default();
@@ -92,9 +96,6 @@ impl Turn {
         let tool = if self.shared.tools.server().has(&tool) { tool } else { "tenant".to_owned() };
         metrics::counter!("fermata_steps_total", "tool" => tool, "outcome" => end.word()).increment(1);
         self.in_flight.remove(&step);
-        if !matches!(end, End::Failed(_)) {
-            self.short.remove(&step);
-        }
         let jitter = rand::random();
         let command = match end {
             End::Done { output, cost } => Command::Complete { step, attempt, output, cost },

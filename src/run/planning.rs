@@ -15,9 +15,12 @@ use super::{
     turn::Turn,
 };
 use crate::{
-    agent,
-    journal::{AGENT_TURN, Command, DRAFTS, Draft, Estimate, Failure, Plan, PlanRefused, Refusal, planning_key},
-    kernel::{Error, Result, Timestamp},
+    agent, approval,
+    journal::{
+        AGENT_TURN, Ask, Command, DRAFTS, Draft, Effect, Estimate, Failure, Intent, Plan, PlanRefused, Planner, Raise,
+        Refusal, planning_key,
+    },
+    kernel::{ApprovalId, Error, Result, Timestamp},
     tool::{Handed, TurnOutput},
 };
 
@@ -25,25 +28,22 @@ impl Turn {
     /// Has the model asked for the next draft.
     pub(super) async fn plan(&mut self, now: Timestamp) -> Result<(), Refusal> {
         let Some(planner) = self.state.planner.clone() else { return Err(Refusal::Stale) };
+        let attempt = self.state.next_draft();
         let conversation = agent::question(&planner, &self.head, &self.state.refused, &self.tools);
         let Some(slot) = self.slot.take().or_else(|| self.shared.try_slot(self.state.tenant_id)) else {
             self.starved = true;
             return Ok(());
         };
-        let attempt = u32::try_from(self.state.refused.len()).unwrap_or(u32::MAX).saturating_add(1);
         let asked = conversation.prompt.tokens();
         let call = Estimate::of_question(planner.rate, asked, planner.longest_answer);
         let arguments = match conversation.digest() {
             Ok(arguments) => Arc::new(arguments),
             Err(failure) => return self.decide(Command::Draft(Draft::Failed(failure)), now),
         };
-        let failed = match self.room_for((&planning_key(), attempt), call, now).await {
-            Room::There { .. } => None,
-            Room::Lacks(raise) => Some(Failure::new("budget_exceeded", raise.lack())),
+        match self.room_for((&planning_key(), attempt), call, now).await {
+            Room::There { .. } => {}
+            Room::Lacks(raise) => return self.decide(self.short_of(raise, arguments), now),
             Room::Later => return Ok(()),
-        };
-        if let Some(failure) = failed {
-            return self.decide(Command::Draft(Draft::Failed(failure)), now);
         }
         let timeout = self.tools.tool(AGENT_TURN).map(|tool| tool.timeout()).unwrap_or_default();
         self.prepare(Launch {
@@ -60,11 +60,37 @@ impl Turn {
         Ok(())
     }
 
+    /// The question whether the budget is raised for a draft, that has these arguments.
+    fn short_of(&self, raise: Raise, arguments: Arc<Value>) -> Command {
+        let (key, approval_id) = (planning_key(), ApprovalId::new(self.shared.clock.now()));
+        let tool_version = self.tools.tool(AGENT_TURN).map(|tool| tool.version().to_owned()).unwrap_or_default();
+        let call = (AGENT_TURN, tool_version.as_str());
+        match approval::digest(&self.state, &key, self.state.next_draft(), call, &arguments) {
+            Ok(digest) => {
+                let effect = Effect::Repeatable;
+                let intent = Intent { tool: AGENT_TURN.to_owned(), tool_version, effect, arguments, digest };
+                Command::Hold { step: key, intent, approval_id, ask: Ask::Raise(raise) }
+            }
+            Err(error) => Command::Draft(Draft::Failed(Failure::new("internal", error.detail()))),
+        }
+    }
+
+    /// The same for one that had to stop for want of it.
+    fn drafting_stopped(&mut self) -> Option<Command> {
+        let raise = self.short.remove(&planning_key())?;
+        let planner = self.state.planner.as_ref()?;
+        let question = agent::question(planner, &self.head, &self.state.refused, &self.tools);
+        Some(self.short_of(raise, Arc::new(question.digest().ok()?)))
+    }
+
     /// What came of it, as commands; none where it is to be asked again.
-    pub(super) fn drafted(&self, ended: &Ended) -> Vec<Command> {
+    pub(super) fn drafted(&mut self, ended: &Ended) -> Vec<Command> {
         let said = match &ended.end {
             End::Done { output, .. } => TurnOutput::deserialize(&**output).map_err(|error| error.to_string()),
-            End::Failed(error) => return vec![Command::Draft(Draft::Failed(error.clone()))],
+            End::Failed(error) => {
+                let failed = || Command::Draft(Draft::Failed(error.clone()));
+                return vec![self.drafting_stopped().unwrap_or_else(failed)];
+            }
             End::Wait(_) | End::Ask(_) | End::Unknown => return vec![],
         };
         let drafts = match said {
@@ -89,8 +115,8 @@ impl Turn {
     }
 
     fn judge(&self, mut handed: PlanRefused, attempt: u32) -> Vec<Draft> {
-        if let (Some(drawn), true) = (&handed.plan, handed.mistakes.is_empty()) {
-            match self.check(drawn) {
+        if let (Some(planner), Some(drawn), true) = (&self.state.planner, &handed.plan, handed.mistakes.is_empty()) {
+            match self.check(planner, drawn) {
                 Ok(plan) => {
                     return vec![Draft::Ready { plan: Arc::new(plan), forecast: vec![] }];
                 }
@@ -104,9 +130,12 @@ impl Turn {
     }
 
     /// The plan, checked as any that a person writes, and held where it acts.
-    fn check(&self, drawn: &Value) -> Result<Plan, Vec<String>> {
+    fn check(&self, planner: &Planner, drawn: &Value) -> Result<Plan, Vec<String>> {
         let plan = definition::check_plan(drawn, &self.tools).map_err(|error| mistakes(&error))?;
-        Ok(agent::guarded(plan, &self.tools))
+        match agent::beyond(planner, &plan) {
+            none if none.is_empty() => Ok(agent::guarded(planner, plan, &self.tools)),
+            beyond => Err(beyond),
+        }
     }
 }
 

@@ -174,7 +174,10 @@ impl PlanBody {
                 }
                 // What is no name is nobody's name.
                 let agent: Reference = agent.parse().map_err(|_| Error::not_found("agent"))?;
-                Source::Plan(state.agents.plan(ctx.tenant_id, &agent, goal, &input).await?)
+                match execute {
+                    true => Source::Plan(state.agents.plan(ctx.tenant_id, &agent, goal, &input).await?),
+                    false => Source::Goal(state.agents.planner_as(ctx.tenant_id, &agent, goal, &input).await?),
+                }
             }
             (None, Some(name), None) => Source::Workflow(name),
             (None, None, Some(plan)) => {
@@ -242,9 +245,10 @@ pub struct RunsQuery {
 
 /// Plan a run
 ///
-/// The run is accepted; with a workflow, a plan or an agent its plan stands, with a goal alone a model makes it, and
-/// `plan.ready` tells it with a forecast. It begins with `execute: true`, or later by `POST /agent/execute`. `Prefer: wait=N`
-/// answers once it has its plan and is to be begun, has ended or needs a decision, or after N seconds.
+/// The run is accepted; with a workflow or a plan its plan stands, with a goal a model makes it (the agent's, where one is
+/// named), and `plan.ready` tells it with a forecast. It begins with `execute: true`, or later by `POST /agent/execute`; an
+/// agent that begins at once plans as it goes. `Prefer: wait=N` answers once the run has its plan and is to be begun, has
+/// ended or needs a decision, or after N seconds.
 #[utoipa::path(post, path = "/agent/plan", operation_id = "planRun", tag = "agent", security(("bearer" = ["runs:write"])),
     request_body(content = PlanBody, example = json!({"workflow": "crm-sync", "input": {"account": "acme"}, "execute": true})),
     params(Once, Prefer),

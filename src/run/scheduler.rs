@@ -40,7 +40,8 @@ pub enum Move {
 #[must_use]
 pub fn moves(state: &RunState, in_flight: impl Fn(&StepKey) -> bool, now: Timestamp) -> Vec<Move> {
     if state.is_drafted() {
-        return if in_flight(&planning_key()) { vec![] } else { vec![Move::Plan] };
+        let waits = in_flight(&planning_key()) || state.open_holds().next().is_some();
+        return if waits { vec![] } else { vec![Move::Plan] };
     }
     if state.phase != Phase::Executing {
         return vec![];

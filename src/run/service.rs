@@ -46,9 +46,9 @@ pub struct Runs {
 pub enum Source {
     /// A definition by name, or `name@version`.
     Workflow(String),
-    /// Steps that were checked, or the beginning of an agent's.
+    /// Steps that were checked, or the beginning of an agent's that plans as it goes.
     Plan(Plan),
-    /// The goal, from which a model makes a plan.
+    /// The goal, from which a model makes a whole plan.
     Goal(Planner),
 }
 
@@ -124,7 +124,8 @@ impl Runs {
         };
         let on_denied = request.on_denied.or(usual).unwrap_or_default();
         let named = workflow.as_ref().map(|(name, version)| format!("{name}@{version}"));
-        let agent = plan.as_ref().and_then(|plan| plan.agent.as_ref());
+        let planning = planner.as_ref().and_then(|planner| planner.agent.as_ref());
+        let agent = plan.as_ref().and_then(|plan| plan.agent.as_ref()).or(planning);
         let budget = request.budget.unwrap_or_default().within(agent.map(|agent| agent.budget).unwrap_or_default());
         let (goal, parent) = (request.goal.clone(), opening.parent.clone());
         let mut commands = vec![Command::Open { goal, workflow: named.clone(), parent, planner, budget }];

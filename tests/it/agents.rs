@@ -112,6 +112,12 @@ async fn what_acts_is_held_call_by_call_and_a_denial_is_told_with_its_reason() {
     assert_eq!(run.step("call-1-2").await["status"], "skipped");
 }
 
+/// What the gate said of the calls that the run's first answer wanted.
+async fn gates(run: &Run) -> Vec<Value> {
+    let grown = run.wait_for("plan.extended").await.data["payload"]["steps"].clone();
+    grown.as_array().unwrap().iter().filter_map(|step| step.get("gate").cloned()).collect()
+}
+
 #[tokio::test]
 async fn rules_say_what_is_held_and_what_is_not() {
     let (provider, upstream) = (Provider::start().await, Upstream::start().await);
@@ -119,8 +125,10 @@ async fn rules_say_what_is_held_and_what_is_not() {
     let free = json!([{ "tools": ["http.*"], "hold": false }]);
     agent(&world, "free", "fake-openai", json!({ "tools": ["http.request"], "approval": free })).await;
     provider.script([Turn::Call(vec![post(&upstream, "/note")])]);
-    begin(&world, "free", "Note it").await.completes().await;
+    let run = begin(&world, "free", "Note it").await;
+    run.completes().await;
     assert_eq!(upstream.requests_to("/note").len(), 1);
+    assert_eq!(gates(&run).await, [json!({ "verdict": "allow", "by": "agent" })]);
     let strict =
         json!([{ "tools": ["data.*"], "terms": { "reason": "Look at it", "expires": "1h", "selfApproval": true } }]);
     agent(&world, "strict", "fake-openai", json!({ "tools": ["data.*"], "approval": strict })).await;
@@ -130,6 +138,7 @@ async fn rules_say_what_is_held_and_what_is_not() {
     assert_eq!(held["payload"]["reason"], "Look at it");
     world.owner().approve(held["payload"]["approvalId"].as_str().unwrap()).await;
     run.completes().await;
+    assert_eq!(gates(&run).await, [json!({ "verdict": "hold", "by": "agent" })]);
     // Nobody decides in time: the model hears that.
     provider.script([Turn::call("data_transform", json!({ "value": 2 }))]);
     let run = begin(&world, "strict", "Compute").await;
@@ -161,6 +170,10 @@ async fn a_tool_that_was_not_given_is_forbidden_and_errors_go_back_to_the_model(
         codes.push(run.step(&format!("call-1-{call}")).await["error"]["code"].clone());
     }
     assert_eq!(codes, ["forbidden", "unknown_tool", "forbidden", "debug"]);
+    let forbid = json!({ "verdict": "forbid", "by": "agent" });
+    let gates = gates(&run).await;
+    assert_eq!(gates[..3], [forbid.clone(), forbid.clone(), forbid]);
+    assert_eq!(gates[3]["by"], "effect");
     assert!(upstream.requests().is_empty());
     let heard = provider.asked()[1].body.to_string();
     assert!(heard.contains("was not given the tool") && heard.contains("attempt 1 of 1"), "{heard}");

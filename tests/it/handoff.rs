@@ -134,7 +134,7 @@ async fn hand_offs_lead_to_agents_that_are_there_and_not_to_too_many() {
     for wrong in [json!(["a"]), json!(["b", "b@1"]), json!(["No Name"]), json!(vec!["b"; 17])] {
         assert_eq!(put("a", wrong).await.problem(422, "invalid-input")["field"], "handoffs");
     }
-    let begin = async || world.operator().post("/agent/plan", &json!({ "agent": "a", "goal": "Help" })).await;
+    let begin = async || world.operator().post("/agent/execute", &json!({ "agent": "a", "goal": "Help" })).await;
     put("a", json!(["chain-1"])).await.expect(201);
     let problem = begin().await.problem(422, "invalid-input");
     assert!(problem["detail"].as_str().unwrap().contains("chain-1"), "{problem}");

@@ -5,7 +5,7 @@ use fermata::{app::Role, kernel::Span};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::world::{APIS, Provider, Run, Turn, Upstream, World};
+use crate::world::{APIS, Follow, Provider, Run, Turn, Upstream, World};
 
 async fn world_with(provider: &Provider) -> World {
     World::with(|settings| {
@@ -43,6 +43,11 @@ async fn edit(world: &World, run: &Run, plan: &Value) -> crate::world::Answer {
 /// The plan as it was told.
 async fn ready(run: &Run) -> Value {
     run.wait_for("plan.ready").await.data["payload"].clone()
+}
+
+/// The next question that is asked.
+async fn held(follow: &mut Follow) -> String {
+    follow.until("awaiting_approval").await.data["payload"]["approvalId"].as_str().unwrap().to_owned()
 }
 
 async fn execute(world: &World, run: &Run) {
@@ -96,6 +101,57 @@ async fn a_goal_comes_to_a_plan_with_a_forecast_which_is_edited_and_then_carried
         assert_eq!(upstream.requests().last().unwrap().json(), json!({ "order": 1043 }));
         assert_eq!(provider.asked().len(), before.0 + 1);
     }
+}
+
+#[tokio::test]
+async fn an_agent_draws_the_plan_up_with_its_own_words_tools_rules_and_budget() {
+    let (provider, upstream) = (Provider::start().await, Upstream::start().await);
+    let world = world_with(&provider).await;
+    let put = async |path: &str, body: Value| world.admin().request(Method::PUT, path).json(&body).send().await;
+    for (name, _) in APIS {
+        put("/llm/configs/clerk", json!({ "provider": name, "model": "m", "maxTokens": 500 })).await;
+        let body = json!({
+            "instructions": "You are the clerk of {{ input.shop }}.", "config": "clerk", "tools": ["data.*", "http.request"],
+            "approval": [{ "tools": ["http.*"], "approvers": ["finance"], "terms": { "reason": "It reaches the shop" } }],
+            "output": { "type": "object" }, "budget": { "toolCalls": 5 },
+        });
+        put("/agents/clerk", body).await;
+        let before = provider.asked().len();
+        let get = json!({ "url": upstream.url("/order") });
+        provider.script([
+            draft(json!({ "steps": [
+                { "id": "wait", "uses": "time.wait", "with": { "for": "1s" } },
+                { "id": "look", "uses": "http.request", "with": get },
+            ] })),
+            draft(one("look", "http.request", get)),
+        ]);
+        let body = json!({ "agent": "clerk", "goal": "Look the order up", "input": { "shop": "Acme" } });
+        let taken = world.operator().post("/agent/plan", &body).await.expect(202);
+        let run = world.operator().run(taken["runId"].as_str().unwrap());
+        assert_eq!(run.wait_for("idle").await.data["payload"]["budget"], json!({ "toolCalls": 5 }));
+        let told = ready(&run).await;
+        assert_eq!(told["forecast"][0]["verdict"], "hold", "{name}");
+        assert_eq!(told["forecast"][0]["reason"], "It reaches the shop");
+        let refused = run.wait_for("plan.refused").await.data["payload"]["mistakes"].clone();
+        assert_eq!(refused, json!(["step `wait` uses `time.wait`, which the agent was not given"]));
+        let asked = provider.asked().split_off(before);
+        let question = asked[0].body.to_string();
+        assert!(question.contains("You are the clerk of Acme.") && question.contains("http.request"), "{question}");
+        assert!(question.contains("fits this JSON Schema"), "{question}");
+        assert!(!question.contains("time.wait") && !question.contains("run.start"), "{question}");
+        assert!(question.contains("500"), "it is its own model that is asked: {question}");
+        // It is a plan like any: a person may change it, and the gate holds it where it says so.
+        edit(&world, &run, &told["plan"]).await.expect(200);
+        execute(&world, &run).await;
+        let held = run.wait_for("awaiting_approval").await.data["payload"].clone();
+        assert_eq!((&held["action"], &held["approvers"]), (&json!("http.request"), &json!(["finance"])));
+    }
+    // Whoever begins at once plans as it goes.
+    provider.script([Turn::say(r#"{"done": true}"#)]);
+    let body = json!({ "agent": "clerk", "goal": "Look", "input": { "shop": "Acme" } });
+    let run = world.operator().execute(body).await;
+    assert_eq!(run.completes().await["output"], json!({ "done": true }));
+    assert_eq!(run.steps().await[0]["stepId"], "turn-1");
 }
 
 #[tokio::test]
@@ -254,10 +310,45 @@ async fn whoever_waits_for_a_plan_has_it() {
     provider.asked_times(2).await;
     run.cancel().await.expect(202);
     assert_eq!(run.wait_end().await["status"], "cancelled");
-    // What planning alone would cost is not spent past the budget.
+}
+
+#[tokio::test]
+async fn a_plan_that_would_cost_more_than_there_is_waits_until_somebody_raises_the_budget() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
     planner(&world, "fake-openai").await;
-    let body = json!({ "goal": "Compute", "budget": 0.0001 });
-    let failed = world.operator().execute(body).await.wait_end().await;
+    let poor = async || world.operator().execute(json!({ "goal": "Compute", "budget": 0.0001 })).await;
+    let run = poor().await;
+    let mut follow = run.follow().await;
+    let first = held(&mut follow).await;
+    let stands = run.get().await;
+    assert_eq!((&stands["status"], &stands["plan"]), (&json!("awaiting_approval"), &Value::Null));
+    let asked = run.wait_for("awaiting_approval").await.data["payload"].clone();
+    assert_eq!((&asked["question"], &asked["action"]), (&json!("budget"), &json!("agent.turn")));
+    assert!(asked["raise"].as_f64().unwrap() > 0.0, "{asked}");
+    assert!(provider.asked().is_empty(), "nothing is spent past the budget");
+    world.operator().decide(&first, &json!({ "status": "approved" })).await.problem(403, "forbidden");
+    // An answer that will not do has to be asked for again, and of that nobody has heard.
+    provider.script([Turn::say(" "), draft(one("a", "data.transform", json!({ "value": 7 })))]);
+    world.approver().approve(&first).await;
+    provider.asked_times(1).await;
+    let second = held(&mut follow).await;
+    assert_eq!(provider.asked().len(), 1);
+    world.approver().approve(&second).await;
+    run.completes().await;
+    assert_eq!(run.step("a").await["output"], 7);
+    assert_eq!(provider.asked().len(), 2);
+    // Nobody raises it: the run fails, and may be retried; or it is cancelled, and with it the question.
+    let run = poor().await;
+    let mut follow = run.follow().await;
+    world.approver().deny(&held(&mut follow).await, "No").await;
+    let failed = run.wait_end().await;
     assert_eq!(failed["error"]["code"], "budget_exceeded");
+    run.retry().await.expect(202);
+    let mut follow = run.follow_after(failed["lastEventId"].as_str().unwrap()).await;
+    let again = held(&mut follow).await;
+    run.cancel().await.expect(202);
+    assert_eq!(run.wait_end().await["status"], "cancelled");
+    assert_eq!(world.approver().get(&format!("/approvals/{again}")).await.expect(200)["status"], "cancelled");
     assert_eq!(provider.asked().len(), 2);
 }

@@ -24,6 +24,9 @@ pub struct Plan {
     /// What is wanted, in words
     #[arg(value_name = "GOAL")]
     goal: String,
+    /// The agent that plans it, with its own instructions, tools and rules, NAME or NAME@VERSION
+    #[arg(long, value_name = "NAME")]
+    agent: Option<String>,
     /// A value of the input, JSON where it parses as JSON; may be repeated
     #[arg(long, short, value_name = "KEY=VALUE", value_parser = input::pair)]
     input: Vec<(String, Value)>,
@@ -55,7 +58,8 @@ impl Plan {
     pub(super) async fn run(self) -> Result<()> {
         let input = input::merged(self.input_file.as_deref(), &self.input)?;
         let api = Api::new(self.connection.target(Role::Operator)?)?;
-        let reply = api.post(&["agent", "plan"], &json!({ "goal": self.goal, "input": input }), None).await?;
+        let body = json!({ "goal": self.goal, "agent": self.agent, "input": input });
+        let reply = api.post(&["agent", "plan"], &body, None).await?;
         let run = runs::id_of(&reply)?;
         let ready = ready(api, run).await?;
         if self.json {
@@ -66,7 +70,8 @@ impl Plan {
         let steps = ready.plan.steps.iter().map(|step| {
             let one = ready.forecast.iter().find(|one| one.step_id == step.id);
             let name = step.name.as_deref().unwrap_or_default();
-            vec![text::safe(&step.id), text::safe(&step.uses), outlook(one), text::cut(&text::safe(name), 60)]
+            let reach = vec![outlook(one), cost(one), touches(one), text::cut(&text::safe(name), 60)];
+            [vec![text::safe(&step.id), text::safe(&step.uses)], reach].concat()
         });
         output::lines(text::table(&steps.collect::<Vec<_>>()).iter().map(|row| format!("  {row}")))?;
         output::hint(&format!("let it begin with `fermata run execute {run} --watch`"));
@@ -101,6 +106,17 @@ fn outlook(forecast: Option<&Forecast>) -> String {
         Outlook::Hold => style(format!("is held{why}")).yellow().to_string(),
         Outlook::Forbid => style(format!("is forbidden{why}")).red().to_string(),
     }
+}
+
+/// What it is expected to cost.
+fn cost(forecast: Option<&Forecast>) -> String {
+    forecast.and_then(|one| one.cost).map(|cost| format!("costs {cost:.4}")).unwrap_or_default()
+}
+
+/// Whom it would reach.
+fn touches(forecast: Option<&Forecast>) -> String {
+    let touches = forecast.and_then(|one| one.touches.as_deref());
+    touches.map(|touches| text::cut(&text::safe(touches), 60)).unwrap_or_default()
 }
 
 impl Execute {
