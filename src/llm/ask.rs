@@ -41,6 +41,8 @@ pub struct Models {
     pub(super) providers: Providers,
     pub(super) breakers: Breakers,
     pub(super) quotas: Quotas,
+    /// Where images are fetched.
+    pub(super) outbound: Arc<Outbound>,
 }
 
 /// Why no model answered.
@@ -162,14 +164,15 @@ impl Models {
     ) -> Self {
         let (breakers, quotas) = (Breakers::new(*breaker), Quotas::new(settings));
         let settings = Arc::new(settings.clone());
-        let providers = Providers::new(db.clone(), Arc::clone(&settings), keys, outbound);
-        Self { db, clock, settings, providers, breakers, quotas }
+        let providers = Providers::new(db.clone(), Arc::clone(&settings), keys, Arc::clone(&outbound));
+        Self { db, clock, settings, providers, breakers, quotas, outbound }
     }
 
-    /// Asks the models of the choice, one after another, until one answers.
+    /// Asks the models of the choice, one after another, until one answers. Images that the question names by address are
+    /// fetched first.
     ///
     /// # Errors
-    /// Why none did: of the last that was asked.
+    /// Why none did: of the last that was asked. Why an image is not to be had, and then nobody is asked.
     pub async fn ask(
         &self,
         tenant: TenantId,
@@ -178,6 +181,7 @@ impl Models {
         teller: &Teller,
     ) -> Result<Answer, AskError> {
         let mut asking = self.asking(tenant, choice, teller).await?;
+        let prompt = self.see(tenant, prompt.clone()).await?;
         loop {
             let target = self.next(&mut asking).await?;
             match self.ask_one(&mut asking, &target, prompt.clone(), teller).await {

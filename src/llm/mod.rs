@@ -10,6 +10,7 @@ mod document;
 mod embed;
 mod examine;
 mod fault;
+mod image;
 mod key;
 mod prompt;
 mod provider;

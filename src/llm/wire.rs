@@ -195,11 +195,9 @@ fn request(prompt: &Prompt) -> ChatRequest {
 fn message(message: &Message) -> ChatMessage {
     match message {
         Message::User { text, images } => {
-            let shown = images.iter().map(|image| match (&image.data, &image.url) {
-                (Some(data), _) => ContentPart::from_binary_base64(image.media_type.as_str(), data.clone(), None),
-                (None, url) => {
-                    ContentPart::from_binary_url(image.media_type.as_str(), url.clone().unwrap_or_default(), None)
-                }
+            // Never by address: some adapters leave such an image out without a word. By now it was fetched.
+            let shown = images.iter().map(|image| {
+                ContentPart::from_binary_base64(image.media_type.as_str(), image.data.clone().unwrap_or_default(), None)
             });
             let parts: Vec<_> = [ContentPart::from(text.as_str())].into_iter().chain(shown).collect();
             ChatMessage::user(MessageContent::from_parts(parts))

@@ -19,6 +19,7 @@ mod fire;
 mod fork;
 mod handoff;
 mod house;
+mod images;
 mod imports;
 mod input;
 mod jobs;

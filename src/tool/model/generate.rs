@@ -81,7 +81,7 @@ impl Tool for Generate {
                         "properties": {
                             "mediaType": { "type": "string", "pattern": "^image/[a-z0-9.+-]+$" },
                             "data": { "type": "string", "contentEncoding": "base64", "minLength": 4 },
-                            "url": { "type": "string", "pattern": "^https?://" }
+                            "url": { "type": "string", "pattern": "^https?://", "description": "It is fetched when the model is asked." }
                         }
                     }
                 },
@@ -111,6 +111,12 @@ impl Tool for Generate {
 
     fn timeout(&self) -> Duration {
         PATIENCE
+    }
+
+    fn touches(&self, arguments: &Value) -> Option<String> {
+        let images = arguments["images"].as_array()?;
+        let fetched: Vec<_> = images.iter().filter_map(|image| Some(format!("GET {}", image["url"].as_str()?))).collect();
+        (!fetched.is_empty()).then(|| fetched.join(", "))
     }
 
     async fn expects(&self, tenant: TenantId, arguments: &Value, models: Option<&ModelPins>) -> Estimate {

@@ -236,6 +236,28 @@ pub fn outputs(part: &Value) -> Vec<Value> {
     }
 }
 
+/// The images in a question of any protocol: their media types and base64, or whatever else is shown in their place.
+pub(super) fn images(part: &Value) -> Vec<(String, String)> {
+    let split = |url: &str| match url.strip_prefix("data:").and_then(|url| url.split_once(";base64,")) {
+        Some((media_type, data)) => (media_type.to_owned(), data.to_owned()),
+        None => (String::new(), url.to_owned()),
+    };
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    match part {
+        Value::Array(all) => all.iter().flat_map(images).collect(),
+        Value::Object(fields) => match part["type"].as_str() {
+            Some("image_url") => vec![split(&text(&part["image_url"]["url"]))],
+            Some("input_image") => vec![split(&text(&part["image_url"]))],
+            Some("image") => vec![(text(&part["source"]["media_type"]), text(&part["source"]["data"]))],
+            _ => match part.get("inline_data").or(part.get("file_data")) {
+                Some(inline) => vec![(text(&inline["mime_type"]), text(&inline["data"]))],
+                None => fields.values().flat_map(images).collect(),
+            },
+        },
+        _ => vec![],
+    }
+}
+
 pub(super) fn error_of(api: Api) -> String {
     let error = json!({ "message": "overloaded", "type": "overloaded_error", "code": 529 });
     match api {

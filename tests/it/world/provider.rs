@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::watch};
 
 use super::{
-    frames::{Midway, calling, calling_half, end_of, error_of, garbled, is_paired, outputs, words_of},
+    frames::{Midway, calling, calling_half, end_of, error_of, garbled, images, is_paired, outputs, words_of},
     plain::Plain,
     within,
 };
@@ -118,6 +118,11 @@ impl Asked {
     /// What it has of the outputs of calls, as the protocol shows them.
     pub fn outputs(&self) -> Vec<Value> {
         outputs(&self.body)
+    }
+
+    /// The images that it shows, as media types and base64.
+    pub fn images(&self) -> Vec<(String, String)> {
+        images(&self.body)
     }
 }
 
