@@ -71,7 +71,7 @@ pub enum News {
         /// What.
         text: String,
     },
-    /// It thinks something.
+    /// It thinks something, where that is wanted.
     Thoughts {
         /// As with words.
         reply: u32,
@@ -185,7 +185,10 @@ impl Models {
         loop {
             let target = self.next(&mut asking).await?;
             match self.ask_one(&mut asking, &target, prompt.clone(), teller).await {
-                Ok(answer) => return Ok(answer),
+                Ok(answer) => {
+                    let reasoning = answer.reasoning.filter(|_| prompt.reasoning);
+                    return Ok(Answer { reasoning, ..answer });
+                }
                 Err(failure) => asking.fail(&target, failure).await,
             }
         }
@@ -272,10 +275,15 @@ impl Question for Chat<'_> {
         let hear = |heard: Heard| {
             self.heard.fetch_add(heard.len(), Ordering::Relaxed);
             let news = match heard {
-                Heard::Words(text) => News::Words { reply, text },
-                Heard::Thoughts(text) => News::Thoughts { reply, text },
+                Heard::Words(text) => Some(News::Words { reply, text }),
+                // Some providers tell them though nobody asked.
+                Heard::Thoughts(text) => self.prompt.reasoning.then_some(News::Thoughts { reply, text }),
             };
-            async move { drop(self.teller.send(news).await) }
+            async move {
+                if let Some(news) = news {
+                    drop(self.teller.send(news).await);
+                }
+            }
         };
         let said = wire::call(target, self.prompt, now, hear).await?;
         let usage = said.usage;

@@ -29,7 +29,7 @@ pub use answer::{Answer, Given, Stop, ToolCall, Usage};
 pub use ask::{AskError, BUDGET_EXCEEDED, Models, News, Teller};
 pub use breaker::Turned;
 pub use chain::{Choice, UNKNOWN_TEMPLATE};
-pub use config::{Expected, ModelConfig, Price};
+pub use config::{Expected, ModelConfig, Price, Reasoning};
 pub use document::{Author, Document, DocumentKind};
 pub use embed::Texts;
 pub use key::{KeySummary, Keys};

@@ -21,6 +21,8 @@ pub struct Prompt {
     /// Whether the answer has to keep to the usual length where nobody says how long it may be: what is reserved for it
     /// goes by that.
     pub bounded: bool,
+    /// Whether what it thinks is wanted as well.
+    pub reasoning: bool,
 }
 
 /// One thing that was said.

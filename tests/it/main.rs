@@ -44,6 +44,7 @@ mod smoke;
 mod speech;
 mod streams;
 mod telemetry;
+mod thoughts;
 mod tokens;
 mod tools;
 mod vitals;

@@ -114,7 +114,7 @@ impl Embed {
         let choice = choice(call.models.as_deref(), config);
         let (models, choice, texts) = (&self.models, &choice, &texts);
         let asking = |teller: Teller| async move { models.embed(call.tenant_id, choice, texts, &teller).await };
-        let vectors = telling(call, false, asking).await?;
+        let vectors = telling(call, asking).await?;
         let fields = json!({ "embeddings": vectors.it.iter().map(|vector| numbers(vector)).collect::<Value>() });
         let outcome = given(call, vectors, None, fields).await;
         match &outcome {

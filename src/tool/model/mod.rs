@@ -33,18 +33,12 @@ const NEWS: usize = 64;
 /// The longest text that its event carries.
 const INLINE: usize = 128 * 1024;
 
-/// Asks for a call of a tool; with `reasoning`, what the model thinks is told as well.
-async fn ask(
-    models: &Models,
-    call: &Call,
-    choice: &Choice,
-    prompt: &Prompt,
-    reasoning: bool,
-) -> Result<Answer, ToolError> {
+/// Asks for a call of a tool.
+async fn ask(models: &Models, call: &Call, choice: &Choice, prompt: &Prompt) -> Result<Answer, ToolError> {
     let bounded = call.bounded.then(|| Prompt { bounded: true, ..prompt.clone() });
     let prompt = bounded.as_ref().unwrap_or(prompt);
     let asking = |teller: Teller| async move { models.ask(call.tenant_id, choice, prompt, &teller).await };
-    let answer = telling(call, reasoning, asking).await?;
+    let answer = telling(call, asking).await?;
     call.progress.report(completed(&answer.given(), Some(&answer.text))).await;
     Ok(answer)
 }
@@ -53,13 +47,12 @@ async fn ask(
 /// when it was the last.
 async fn telling<T, A: Future<Output = Result<T, AskError>>>(
     call: &Call,
-    reasoning: bool,
     asking: impl FnOnce(Teller) -> A,
 ) -> Result<T, ToolError> {
     let (teller, news) = mpsc::channel(NEWS);
     // On the heap: it is made of too much to lie within the tool's own.
     let asking = Box::pin(asking(teller));
-    let (answered, ()) = tokio::join!(asking, tell::tell(news, &call.progress, reasoning));
+    let (answered, ()) = tokio::join!(asking, tell::tell(news, &call.progress));
     answered.map_err(failure)
 }
 
