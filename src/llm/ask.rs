@@ -102,7 +102,7 @@ pub enum News {
         /// How it stands now.
         turned: Turned,
     },
-    /// The configuration gave nothing of use, and this is what it took all the same.
+    /// The configuration gave nothing of use, or was called off, and this is what it took all the same.
     Wasted(Given<()>),
     /// A reply was paid for and is of no use; the answer says whether there is room for another.
     WantsMore {
@@ -186,10 +186,11 @@ impl Models {
             let target = self.next(&mut asking).await?;
             match self.ask_one(&mut asking, &target, prompt.clone(), teller).await {
                 Ok(answer) => {
+                    asking.settle();
                     let reasoning = answer.reasoning.filter(|_| prompt.reasoning);
                     return Ok(Answer { reasoning, ..answer });
                 }
-                Err(failure) => asking.fail(&target, failure).await,
+                Err(failure) => asking.fail(failure).await,
             }
         }
     }
@@ -209,7 +210,7 @@ impl Models {
         loop {
             let said =
                 self.insist(asking, target, &Chat { prompt: &prompt, teller, heard: AtomicUsize::new(0) }).await?;
-            let mut answer = answer(asking, target, said);
+            let mut answer = answer(asking, said);
             let Err(objection) = examiner.examine(&mut answer) else { return Ok(answer) };
             if objections == self.settings.max_retries {
                 let message = format!("{} gave no answer that will do: {}", fault::place(target), objection.0);
@@ -291,21 +292,9 @@ impl Question for Chat<'_> {
     }
 }
 
-fn answer(asking: &Asking<'_>, target: &Target, said: Said) -> Answer {
+fn answer(asking: &Asking<'_>, said: Said) -> Answer {
     let Said { text, reasoning, calls, stop, .. } = said;
-    let config = &target.config.body;
-    Answer {
-        text,
-        json: None,
-        reasoning,
-        calls,
-        stop,
-        usage: asking.usage,
-        cost: asking.cost,
-        spent: asking.spent(),
-        config: target.config.reference(),
-        provider: config.provider.clone(),
-        model: config.model.clone(),
-        reply: asking.reply,
-    }
+    let Given { usage, cost, config, provider, model, reply, .. } = asking.present.clone();
+    let spent = asking.spent();
+    Answer { text, json: None, reasoning, calls, stop, usage, cost, spent, config, provider, model, reply }
 }

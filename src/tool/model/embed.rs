@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use serde::Deserialize;
 use serde_json::{Number, Value, json};
 
-use super::{PATIENCE, answered, choice, given, reference, telling, unless_cancelled};
+use super::{PATIENCE, answered, choice, given, reference, telling};
 use crate::{
     journal::{Effect, Estimate, ModelPins},
     kernel::{Reference, TenantId},
@@ -104,7 +104,7 @@ impl Tool for Embed {
     }
 
     async fn call(&self, call: Call) -> Result<Outcome, ToolError> {
-        unless_cancelled(&call, self.embed(&call)).await
+        self.embed(&call).await
     }
 }
 

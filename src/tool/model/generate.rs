@@ -129,7 +129,7 @@ impl Tool for Generate {
     }
 
     async fn call(&self, call: Call) -> Result<Outcome, ToolError> {
-        unless_cancelled(&call, self.generate(&call)).await
+        self.generate(&call).await
     }
 }
 
@@ -137,7 +137,8 @@ impl Generate {
     async fn generate(&self, call: &Call) -> Result<Outcome, ToolError> {
         let arguments: Arguments = call.read()?;
         let choice = choice(call.models.as_deref(), arguments.config.clone());
-        let (prompt, template) = self.prompt(call.tenant_id, call.models.as_deref(), arguments).await?;
+        let prompting = self.prompt(call.tenant_id, call.models.as_deref(), arguments);
+        let (prompt, template) = unless_cancelled(call, prompting).await?;
         let answer = ask(&self.models, call, &choice, &prompt).await?;
         Ok(Outcome::Done { cost: Some(answer.spent), output: output(answer, template) })
     }

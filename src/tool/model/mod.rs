@@ -52,19 +52,18 @@ async fn telling<T, A: Future<Output = Result<T, AskError>>>(
     let (teller, news) = mpsc::channel(NEWS);
     // On the heap: it is made of too much to lie within the tool's own.
     let asking = Box::pin(asking(teller));
+    // Where it is called off it is dropped, which tells what it took; that is heard before this is over.
+    let asking = unless_cancelled(call, async { asking.await.map_err(failure) });
     let (answered, ()) = tokio::join!(asking, tell::tell(news, &call.progress));
-    answered.map_err(failure)
+    answered
 }
 
-/// What comes of a call, unless that is cancelled before.
-async fn unless_cancelled(
-    call: &Call,
-    answering: impl Future<Output = Result<Outcome, ToolError>>,
-) -> Result<Outcome, ToolError> {
+/// What comes of some work for a call, unless that is cancelled before.
+async fn unless_cancelled<T>(call: &Call, work: impl Future<Output = Result<T, ToolError>>) -> Result<T, ToolError> {
     tokio::select! {
         biased;
         () = call.cancel.cancelled() => Err(ToolError::cancelled()),
-        answered = answering => answered,
+        done = work => done,
     }
 }
 

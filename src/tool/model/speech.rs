@@ -5,7 +5,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{PATIENCE, answered, choice, given, reference, telling, unless_cancelled};
+use super::{PATIENCE, answered, choice, given, reference, telling};
 use crate::{
     journal::{Effect, Estimate, ModelPins},
     kernel::{Reference, TenantId},
@@ -114,7 +114,7 @@ impl Tool for Synthesize {
     }
 
     async fn call(&self, call: Call) -> Result<Outcome, ToolError> {
-        unless_cancelled(&call, self.synthesize(&call)).await
+        self.synthesize(&call).await
     }
 }
 
@@ -196,7 +196,7 @@ impl Tool for Transcribe {
     }
 
     async fn call(&self, call: Call) -> Result<Outcome, ToolError> {
-        unless_cancelled(&call, self.transcribe(&call)).await
+        self.transcribe(&call).await
     }
 }
 

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{PATIENCE, ask, unless_cancelled};
+use super::{PATIENCE, ask};
 use crate::{
     journal::{AGENT_TURN, Effect, Failure},
     kernel::{Error, Pinned},
@@ -160,11 +160,8 @@ impl Tool for AgentTurn {
         };
         let chain = [&conversation.config].into_iter().chain(&conversation.fallback);
         let choice = Choice::Pinned(chain.cloned().collect());
-        let answering = async {
-            let answer = ask(&self.models, &call, &choice, &conversation.prompt).await?;
-            Ok(Outcome::Done { cost: Some(answer.spent), output: output(answer, &conversation)? })
-        };
-        unless_cancelled(&call, answering).await
+        let answer = ask(&self.models, &call, &choice, &conversation.prompt).await?;
+        Ok(Outcome::Done { cost: Some(answer.spent), output: output(answer, &conversation)? })
     }
 }
 
