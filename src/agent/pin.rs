@@ -15,9 +15,6 @@ use crate::{
     tool::{OUTPUT_READ, Toolbox},
 };
 
-/// What an event says besides the plan, in bytes.
-const ENVELOPE: usize = 1024;
-
 /// The agents of this installation.
 #[derive(Clone)]
 pub struct Agents {
@@ -58,7 +55,7 @@ impl Agents {
         let first = pins.first().ok_or_else(|| Error::not_found("agent"))?;
         let steps = vec![Arc::new(turn(1, first, vec![]))];
         let plan = Plan { steps, agent: Some(pins.remove(0)), agents: pins, ..Plan::default() };
-        let most = tools.limits().event.saturating_sub(ENVELOPE);
+        let most = tools.limits().payload();
         if serde_json::to_vec(&plan).map_err(Error::internal)?.len() > most {
             let detail = format!("the agent and those it leads to take more than {most} bytes of JSON together");
             return Err(Error::invalid("agent", detail));

@@ -24,6 +24,7 @@ mod imports;
 mod input;
 mod jobs;
 mod killed;
+mod long_words;
 mod mcp;
 mod mcp_gate;
 mod mcp_pins;

@@ -77,7 +77,7 @@ pub(super) async fn tell(mut news: mpsc::Receiver<News>, progress: &Progress) {
                 spoken.flush(progress).await;
                 due = None;
                 match other {
-                    Some(News::Wasted(given)) => progress.report(completed(&given, None)).await,
+                    Some(News::Wasted(given)) => progress.report(completed(&given, None, usize::MAX)).await,
                     Some(News::WantsMore { total, granted }) => {
                         // Whoever asked may have been called off.
                         let _ = granted.send(progress.more(total).await);
