@@ -67,3 +67,52 @@ async fn a_message_has_the_whole_text_whenever_its_event_can_carry_it() {
         assert!(!told(letter.repeat(most + 2)).await.1, "{letter:?}");
     }
 }
+
+#[tokio::test]
+async fn a_draft_that_is_too_long_to_be_told_is_cut_and_planning_goes_on() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
+    let padded = |uses: &str, bytes: usize| json!({ "steps": [{ "id": "a", "uses": uses, "with": { "value": "x".repeat(bytes) } }] });
+    provider.script([
+        // Words alone, then a plan that has room where the words are cut, and one that has none.
+        Turn::Say(vec!["\"".repeat(EVENT)]),
+        Turn::call("plan", padded("crm.sync", PAYLOAD / 2)),
+        Turn::call("plan", padded("crm.sync", 2 * EVENT)),
+        Turn::call("plan", padded("data.transform", 7)),
+    ]);
+    let run = world.operator().execute(json!({ "goal": "Plan" })).await;
+    run.completes().await;
+    let refused = payloads(&run, "plan.refused").await;
+    let [words, small, large] = &refused[..] else { panic!("three drafts: {refused:#?}") };
+    let text = words["text"].as_str().unwrap();
+    assert!(text.len() < PAYLOAD / 8 && text.ends_with(&format!("(cut: it has {EVENT} bytes)")), "{text}");
+    assert_eq!((small["plan"].is_object(), large["plan"].is_object()), (true, false));
+    let told = large["mistakes"].as_array().unwrap();
+    assert!(told.iter().any(|told| told.as_str().unwrap().contains("too large to be shown again")), "{told:?}");
+    assert!(told[0].as_str().unwrap().contains("crm.sync"), "what was wrong is told all the same: {told:?}");
+    // The model hears why, of each.
+    let last = provider.asked().last().unwrap().body.to_string();
+    assert!(last.contains("it hands no plan in") && last.contains("too large to be shown again"), "{last}");
+}
+
+#[tokio::test]
+async fn a_plan_without_room_for_its_forecast_has_it_for_the_asking() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
+    let url = format!("https://a.example/{}", "p".repeat(3650));
+    let step = |id: &str| json!({ "id": id, "uses": "http.request", "with": { "url": url } });
+    let steps = json!([step("a"), step("b"), step("c"), step("d")]);
+    provider.script([Turn::call("plan", json!({ "steps": steps }))]);
+    let forecast = async |body: Value| {
+        let run = world.operator().post("/agent/plan", &body).await.expect(202);
+        let run = world.operator().run(run["runId"].as_str().unwrap());
+        run.wait_for("plan.ready").await;
+        let [ready] = &payloads(&run, "plan.ready").await[..] else { panic!("one plan") };
+        assert_eq!(ready["plan"]["steps"].as_array().unwrap().len(), 4);
+        let asked = world.viewer().get(&run.path("/forecast")).await.expect(200);
+        assert_eq!(asked["items"][3]["touches"], format!("GET {url}"));
+        ready["forecast"].clone()
+    };
+    assert_eq!(forecast(json!({ "plan": { "steps": steps } })).await, Value::Null);
+    assert_eq!(forecast(json!({ "goal": "Plan" })).await, Value::Null);
+}
