@@ -4,8 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::{AgentDefinition, definition::MOST_HANDOFFS, grow::turn, tool, usual};
 use crate::{
-    db::Database,
-    http::{Ctx, Permit},
+    db::{Database, TenantTx},
     journal::{AgentPin, Budget, Plan, Planner, TurnRate, fits},
     kernel::{
         Error, Problem, Reference, Result, TenantId,
@@ -154,16 +153,24 @@ impl Agents {
         })
     }
 
-    /// The same agent, told of another goal or input.
+    /// Tells agents of another goal or input; all else in them stays.
     ///
     /// # Errors
     /// Not found (404) for an agent that is gone; invalid (422) when its instructions fail over the goal and input.
-    pub async fn retell<P: Permit>(&self, ctx: &Ctx<P>, pin: &AgentPin, goal: &str, input: &Value) -> Result<AgentPin> {
-        let reference: Reference = pin.agent.parse().map_err(|e: &str| Error::internal(e))?;
-        let document =
-            shelf::get::<AgentDefinition, P>(ctx, usual::agents(), reference.name, reference.version).await?;
-        let instructions = instructions(&document.body.instructions, goal, input)?;
-        Ok(AgentPin { instructions, ..pin.clone() })
+    pub async fn retell(
+        &self,
+        tx: &mut TenantTx,
+        pins: Vec<&mut Arc<AgentPin>>,
+        goal: &str,
+        input: &Value,
+    ) -> Result<()> {
+        let wanted = references(&pins.iter().map(|pin| pin.agent.clone()).collect::<Vec<_>>())?;
+        let found = shelf::find::<AgentDefinition>(tx, &usual::agents(), &wanted).await?;
+        for (pin, document) in pins.into_iter().zip(found) {
+            let document = document.ok_or_else(|| Error::not_found("agent"))?;
+            Arc::make_mut(pin).instructions = instructions(&document.body.instructions, goal, input)?;
+        }
+        Ok(())
     }
 }
 
