@@ -59,6 +59,7 @@ pub fn conversation(state: &RunState, head: &RunHead, agent: &AgentPin, n: u32, 
         schema: agent.output.clone().map(Arc::new),
         max_tokens: None,
         bounded: false,
+        reasoning: agent.reasoning,
     };
     let (past, compacted) = compact(past, prompt.bytes(), agent.window, reader.as_deref());
     prompt.messages.extend(if prompt.tools.is_empty() { told(past) } else { past });

@@ -198,6 +198,7 @@ mod tests {
                 max_parallel,
                 budget: Budget::default(),
                 output: None,
+                reasoning: false,
                 longest_answer: 100,
                 window: 100_000,
                 rate: None,

@@ -1,6 +1,7 @@
 //! Agents: what they are told to be and may use, and how the plan of a run grows by what a model answers. Everything
 //! here is pure but for the store behind the definitions; the engine above carries it out.
 
+mod brief;
 mod compact;
 mod conversation;
 mod definition;
@@ -14,6 +15,7 @@ mod tool;
 mod tools;
 mod usual;
 
+pub use brief::brief;
 pub use conversation::conversation;
 pub use definition::{AgentDefinition, AgentKind};
 pub use grow::{grow, grows, outcome};

@@ -5,8 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::{AgentDefinition, definition::MOST_HANDOFFS, grow::turn, tool, usual};
 use crate::{
-    db::Database,
-    http::{Ctx, Permit},
+    db::{Database, TenantTx},
     journal::{AgentPin, Budget, Plan, Planner, TurnRate, fits},
     kernel::{
         Error, Problem, Reference, Result, TenantId,
@@ -15,9 +14,6 @@ use crate::{
     llm::{Choice, Document, ModelConfig, Models, shelf},
     tool::{OUTPUT_READ, Toolbox},
 };
-
-/// What an event says besides the plan, in bytes.
-const ENVELOPE: usize = 1024;
 
 /// The agents of this installation.
 #[derive(Clone)]
@@ -84,7 +80,7 @@ impl Agents {
 
     /// Refuses what an event cannot carry.
     fn check_size(&self, pinned: &impl Serialize) -> Result<()> {
-        let most = self.tools.server().limits().event.saturating_sub(ENVELOPE);
+        let most = self.tools.server().limits().payload();
         if serde_json::to_vec(pinned).map_err(Error::internal)?.len() > most {
             let detail = format!("the agent and those it leads to take more than {most} bytes of JSON together");
             return Err(Error::invalid("agent", detail));
@@ -150,6 +146,7 @@ impl Agents {
             max_parallel: body.max_parallel.unwrap_or(8),
             budget: body.budget.map(Budget::from).unwrap_or_default(),
             output: body.output.clone(),
+            reasoning: body.reasoning,
             rate: rate(&chain),
             longest_answer: longest_answer(&chain),
             window: narrowest(&chain),
@@ -183,16 +180,24 @@ impl Agents {
         })
     }
 
-    /// The same agent, told of another goal or input.
+    /// Tells agents of another goal or input; all else in them stays.
     ///
     /// # Errors
     /// Not found (404) for an agent that is gone; invalid (422) when its instructions fail over the goal and input.
-    pub async fn retell<P: Permit>(&self, ctx: &Ctx<P>, pin: &AgentPin, goal: &str, input: &Value) -> Result<AgentPin> {
-        let reference: Reference = pin.agent.parse().map_err(|e: &str| Error::internal(e))?;
-        let document =
-            shelf::get::<AgentDefinition, P>(ctx, usual::agents(), reference.name, reference.version).await?;
-        let instructions = instructions(&document.body.instructions, goal, input)?;
-        Ok(AgentPin { instructions, ..pin.clone() })
+    pub async fn retell(
+        &self,
+        tx: &mut TenantTx,
+        pins: Vec<&mut Arc<AgentPin>>,
+        goal: &str,
+        input: &Value,
+    ) -> Result<()> {
+        let wanted = references(&pins.iter().map(|pin| pin.agent.clone()).collect::<Vec<_>>())?;
+        let found = shelf::find::<AgentDefinition>(tx, &usual::agents(), &wanted).await?;
+        for (pin, document) in pins.into_iter().zip(found) {
+            let document = document.ok_or_else(|| Error::not_found("agent"))?;
+            Arc::make_mut(pin).instructions = instructions(&document.body.instructions, goal, input)?;
+        }
+        Ok(())
     }
 }
 

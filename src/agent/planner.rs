@@ -56,7 +56,7 @@ pub fn question(planner: &Planner, head: &RunHead, refused: &[PlanRefused], tool
     };
     let system = Some(format!("{RULES}{}\n\nThe tools:\n{}", role(planner), told(planner, tools)));
     let names = BTreeMap::from([(HAND_IN.to_owned(), HAND_IN.to_owned())]);
-    let prompt = Prompt { system, messages, tools: vec![hand_in], schema: None, max_tokens: None, bounded: false };
+    let prompt = Prompt { system, messages, tools: vec![hand_in], ..Prompt::default() };
     let (config, fallback) = (planner.config.clone(), planner.fallback.clone());
     let (window, compacted) = (planner.window, Compacted::default());
     Conversation { agent: PLANNING.to_owned(), config, fallback, prompt, names, window, compacted }

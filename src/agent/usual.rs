@@ -96,6 +96,7 @@ fn agent(
         max_parallel: None,
         budget: None,
         output,
+        reasoning: false,
     };
     Document::brought(name, body)
 }

@@ -57,6 +57,8 @@ pub struct LlmSettings {
     pub concurrency: usize,
     /// Tokens a minute with one key, on this process, prompts and answers counted; 0 sets no limit. Default 0.
     pub tokens_per_minute: u32,
+    /// All images together that one question names by address and that are fetched for it. Default 10 MiB.
+    pub image_bytes: usize,
 }
 
 /// `[llm.providers.<name>]`: a place that serves models.
@@ -140,6 +142,7 @@ impl Default for LlmSettings {
             retry_max_delay: 60.0,
             concurrency: 32,
             tokens_per_minute: 0,
+            image_bytes: 10 * 1024 * 1024,
         }
     }
 }

@@ -354,6 +354,17 @@ impl Default for WorkerSettings {
     }
 }
 
+impl LimitSettings {
+    /// What an event says besides its payload takes less, in bytes.
+    const ENVELOPE: usize = 1024;
+
+    /// The most bytes of JSON that an event's payload may have.
+    #[must_use]
+    pub const fn payload(&self) -> usize {
+        self.event.saturating_sub(Self::ENVELOPE)
+    }
+}
+
 impl Default for LimitSettings {
     fn default() -> Self {
         Self {

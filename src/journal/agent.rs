@@ -93,6 +93,9 @@ pub struct AgentPin {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub output: Option<Value>,
+    /// Whether what its model thinks is told and kept.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reasoning: bool,
     /// Tokens of an answer at the longest.
     #[serde(default = "longest_answer")]
     pub longest_answer: u32,

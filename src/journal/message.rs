@@ -28,7 +28,7 @@ pub struct MessageCompleted {
     /// Which reply of the attempt it is.
     pub reply: u32,
     /// All of it; absent when it is too large for an event, or no text but vectors or speech: then the step's output has
-    /// it.
+    /// it. None either where what was said is of no use: then it only says what that took.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
     /// Its size in bytes.

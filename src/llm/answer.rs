@@ -46,7 +46,7 @@ impl Answer {
 }
 
 /// What a model gave that is no conversation, and what it took.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Given<T> {
     /// It.
     pub it: T,

@@ -41,6 +41,8 @@ pub struct Models {
     pub(super) providers: Providers,
     pub(super) breakers: Breakers,
     pub(super) quotas: Quotas,
+    /// Where images are fetched.
+    pub(super) outbound: Arc<Outbound>,
 }
 
 /// Why no model answered.
@@ -69,7 +71,7 @@ pub enum News {
         /// What.
         text: String,
     },
-    /// It thinks something.
+    /// It thinks something, where that is wanted.
     Thoughts {
         /// As with words.
         reply: u32,
@@ -100,7 +102,7 @@ pub enum News {
         /// How it stands now.
         turned: Turned,
     },
-    /// The configuration gave nothing of use, and this is what it took all the same.
+    /// The configuration gave nothing of use, or was called off, and this is what it took all the same.
     Wasted(Given<()>),
     /// A reply was paid for and is of no use; the answer says whether there is room for another.
     WantsMore {
@@ -162,14 +164,15 @@ impl Models {
     ) -> Self {
         let (breakers, quotas) = (Breakers::new(*breaker), Quotas::new(settings));
         let settings = Arc::new(settings.clone());
-        let providers = Providers::new(db.clone(), Arc::clone(&settings), keys, outbound);
-        Self { db, clock, settings, providers, breakers, quotas }
+        let providers = Providers::new(db.clone(), Arc::clone(&settings), keys, Arc::clone(&outbound));
+        Self { db, clock, settings, providers, breakers, quotas, outbound }
     }
 
-    /// Asks the models of the choice, one after another, until one answers.
+    /// Asks the models of the choice, one after another, until one answers. Images that the question names by address are
+    /// fetched first.
     ///
     /// # Errors
-    /// Why none did: of the last that was asked.
+    /// Why none did: of the last that was asked. Why an image is not to be had, and then nobody is asked.
     pub async fn ask(
         &self,
         tenant: TenantId,
@@ -178,11 +181,16 @@ impl Models {
         teller: &Teller,
     ) -> Result<Answer, AskError> {
         let mut asking = self.asking(tenant, choice, teller).await?;
+        let prompt = self.see(tenant, prompt.clone()).await?;
         loop {
             let target = self.next(&mut asking).await?;
             match self.ask_one(&mut asking, &target, prompt.clone(), teller).await {
-                Ok(answer) => return Ok(answer),
-                Err(failure) => asking.fail(&target, failure).await,
+                Ok(answer) => {
+                    asking.settle();
+                    let reasoning = answer.reasoning.filter(|_| prompt.reasoning);
+                    return Ok(Answer { reasoning, ..answer });
+                }
+                Err(failure) => asking.fail(failure).await,
             }
         }
     }
@@ -202,7 +210,7 @@ impl Models {
         loop {
             let said =
                 self.insist(asking, target, &Chat { prompt: &prompt, teller, heard: AtomicUsize::new(0) }).await?;
-            let mut answer = answer(asking, target, said);
+            let mut answer = answer(asking, said);
             let Err(objection) = examiner.examine(&mut answer) else { return Ok(answer) };
             if objections == self.settings.max_retries {
                 let message = format!("{} gave no answer that will do: {}", fault::place(target), objection.0);
@@ -268,10 +276,15 @@ impl Question for Chat<'_> {
         let hear = |heard: Heard| {
             self.heard.fetch_add(heard.len(), Ordering::Relaxed);
             let news = match heard {
-                Heard::Words(text) => News::Words { reply, text },
-                Heard::Thoughts(text) => News::Thoughts { reply, text },
+                Heard::Words(text) => Some(News::Words { reply, text }),
+                // Some providers tell them though nobody asked.
+                Heard::Thoughts(text) => self.prompt.reasoning.then_some(News::Thoughts { reply, text }),
             };
-            async move { drop(self.teller.send(news).await) }
+            async move {
+                if let Some(news) = news {
+                    drop(self.teller.send(news).await);
+                }
+            }
         };
         let said = wire::call(target, self.prompt, now, hear).await?;
         let usage = said.usage;
@@ -279,21 +292,9 @@ impl Question for Chat<'_> {
     }
 }
 
-fn answer(asking: &Asking<'_>, target: &Target, said: Said) -> Answer {
+fn answer(asking: &Asking<'_>, said: Said) -> Answer {
     let Said { text, reasoning, calls, stop, .. } = said;
-    let config = &target.config.body;
-    Answer {
-        text,
-        json: None,
-        reasoning,
-        calls,
-        stop,
-        usage: asking.usage,
-        cost: asking.cost,
-        spent: asking.spent(),
-        config: target.config.reference(),
-        provider: config.provider.clone(),
-        model: config.model.clone(),
-        reply: asking.reply,
-    }
+    let Given { usage, cost, config, provider, model, reply, .. } = asking.present.clone();
+    let spent = asking.spent();
+    Answer { text, json: None, reasoning, calls, stop, usage, cost, spent, config, provider, model, reply }
 }

@@ -29,7 +29,10 @@ pub struct ModelConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 0.0, maximum = 2.0)]
     pub temperature: Option<f64>,
-    /// The most tokens of an answer.
+    /// How much it thinks before it answers; as the provider has it when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reasoning: Option<Reasoning>,
+    /// The most tokens of an answer, its thoughts counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 1_000_000)]
     pub max_tokens: Option<u32>,
@@ -65,6 +68,7 @@ impl ModelConfig {
             endpoint: None,
             key: None,
             temperature: None,
+            reasoning: None,
             max_tokens: None,
             window: None,
             timeout: None,
@@ -78,7 +82,7 @@ impl ModelConfig {
     /// Tokens of an answer at the longest.
     #[must_use]
     pub fn longest_answer(&self) -> u32 {
-        self.max_tokens.unwrap_or(LONGEST_ANSWER)
+        self.max_tokens.unwrap_or_else(|| LONGEST_ANSWER + self.reasoning.map_or(0, Reasoning::tokens))
     }
 
     /// The most tokens of a question: what the longest answer leaves of the window, half of it at least.
@@ -106,6 +110,29 @@ impl ModelConfig {
     #[must_use]
     pub fn is_active(&self) -> bool {
         self.active.unwrap_or(true)
+    }
+}
+
+/// How much a model thinks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Reasoning {
+    /// Little.
+    Low,
+    /// More.
+    Medium,
+    /// As much as it can.
+    High,
+}
+
+impl Reasoning {
+    /// About the most tokens of thoughts.
+    const fn tokens(self) -> u32 {
+        match self {
+            Self::Low => 1024,
+            Self::Medium => 8000,
+            Self::High => 24_000,
+        }
     }
 }
 
@@ -215,6 +242,19 @@ mod tests {
         body.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
         let config: ModelConfig = serde_json::from_value(body).unwrap();
         config.check("mine").err().map(|error| error.members()["field"].as_str().unwrap().to_owned())
+    }
+
+    #[test]
+    fn what_thinks_says_more_unless_that_is_bounded() {
+        let longest = |more: Value| {
+            let mut body = json!({ "provider": "openai", "model": "m" });
+            body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            serde_json::from_value::<ModelConfig>(body).map(|config| config.longest_answer()).ok()
+        };
+        assert_eq!(longest(json!({})), Some(LONGEST_ANSWER));
+        assert_eq!(longest(json!({ "reasoning": "medium" })), Some(LONGEST_ANSWER + 8000));
+        assert_eq!(longest(json!({ "reasoning": "high", "maxTokens": 100 })), Some(100));
+        assert_eq!(longest(json!({ "reasoning": "much" })), None);
     }
 
     #[test]

@@ -58,8 +58,8 @@ impl Models {
         loop {
             let target = self.next(&mut asking).await?;
             match self.embed_with(&mut asking, &target, texts).await {
-                Ok(vectors) => return Ok(asking.given(&target, vectors)),
-                Err(failure) => asking.fail(&target, failure).await,
+                Ok(vectors) => return Ok(asking.given(vectors)),
+                Err(failure) => asking.fail(failure).await,
             }
         }
     }

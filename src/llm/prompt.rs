@@ -21,6 +21,8 @@ pub struct Prompt {
     /// Whether the answer has to keep to the usual length where nobody says how long it may be: what is reserved for it
     /// goes by that.
     pub bounded: bool,
+    /// Whether what it thinks is wanted as well.
+    pub reasoning: bool,
 }
 
 /// One thing that was said.
@@ -60,10 +62,10 @@ pub enum Message {
 pub struct Image {
     /// `image/png`, `image/jpeg` …
     pub media_type: String,
-    /// Its bytes in base64.
+    /// Its bytes in base64; of one with an address, once they were fetched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<Arc<str>>,
-    /// Or where the provider finds it.
+    /// Or where it is to be fetched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use futures_util::FutureExt;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc::OwnedPermit, oneshot};
 
 use super::{
     AskError, BUDGET_EXCEEDED, Choice, Document, Given, ModelConfig, Models, News, Turned, Usage,
@@ -63,13 +63,12 @@ pub(super) struct Asking<'a> {
     failed: Option<AskError>,
     /// Calls that the present model failed at.
     failures: u32,
-    /// All calls so far.
-    pub(super) reply: u32,
-    /// What the present model took, and what that cost.
-    pub(super) usage: Usage,
-    pub(super) cost: f64,
+    /// The present model, what it took so far, and how many calls all have had.
+    pub(super) present: Given<()>,
     /// What those before it took, as what a call is expected to take.
     before: Estimate,
+    /// A place among the news for what was taken, should the asking be called off.
+    last_word: Option<OwnedPermit<News>>,
 }
 
 impl Asking<'_> {
@@ -78,15 +77,15 @@ impl Asking<'_> {
     }
 
     /// The present model gives nothing, whatever it took.
-    pub(super) async fn fail(&mut self, target: &Target, failure: AskError) {
-        self.leave(target).await;
+    pub(super) async fn fail(&mut self, failure: AskError) {
+        self.leave().await;
         self.failed = Some(failure);
     }
 
     /// What all that were asked have taken so far.
     fn taken(&self) -> Estimate {
-        let tokens = self.usage.input_tokens + self.usage.output_tokens;
-        self.before + Estimate { cost: self.cost, tokens, tool_calls: 0 }
+        let Given { usage, cost, .. } = &self.present;
+        self.before + Estimate { cost: *cost, tokens: usage.input_tokens + usage.output_tokens, tool_calls: 0 }
     }
 
     /// What all that were asked cost.
@@ -95,30 +94,25 @@ impl Asking<'_> {
     }
 
     fn take(&mut self, target: &Target, usage: Usage) {
-        self.usage += usage;
-        self.cost += usage.cost(&target.config.body.price.unwrap_or_default());
+        self.present.usage += usage;
+        self.present.cost += usage.cost(&target.config.body.price.unwrap_or_default());
+    }
+
+    /// What the present model took, for whoever tells it.
+    pub(super) fn settle(&mut self) -> Option<Given<()>> {
+        let taken = Given { spent: self.present.cost, ..self.present.clone() };
+        self.before = self.taken();
+        (self.present.usage, self.present.cost) = (Usage::default(), 0.0);
+        (taken.usage != Usage::default()).then_some(taken)
     }
 
     /// The present model is done with. What it took for nothing is told, so that it gets into the books.
-    async fn leave(&mut self, target: &Target) {
-        let before = self.taken();
-        let (usage, cost) = (std::mem::take(&mut self.usage), std::mem::take(&mut self.cost));
-        if usage != Usage::default() {
-            let config = &target.config;
-            let (provider, model) = (config.body.provider.clone(), config.body.model.clone());
-            let taken = Given {
-                it: (),
-                usage,
-                cost,
-                spent: cost,
-                config: config.reference(),
-                provider,
-                model,
-                reply: self.reply,
-            };
-            self.tell(News::Wasted(taken)).await;
+    async fn leave(&mut self) {
+        // A place first: what is settled is told, also by whoever is called off while news wait.
+        let place = self.teller.reserve().await;
+        if let (Some(taken), Ok(place)) = (self.settle(), place) {
+            place.send(News::Wasted(taken));
         }
-        self.before = before;
     }
 
     /// Whether there is room in the budget for another call, after those that took something already.
@@ -134,17 +128,19 @@ impl Asking<'_> {
     }
 
     /// What was asked for, with who gave it and what it took.
-    pub(super) fn given<T>(&self, target: &Target, it: T) -> Given<T> {
-        let config = &target.config;
-        Given {
-            it,
-            usage: self.usage,
-            cost: self.cost,
-            spent: self.spent(),
-            config: config.reference(),
-            provider: config.body.provider.clone(),
-            model: config.body.model.clone(),
-            reply: self.reply,
+    pub(super) fn given<T>(&mut self, it: T) -> Given<T> {
+        let spent = self.spent();
+        let Given { usage, cost, config, provider, model, reply, .. } = self.present.clone();
+        self.settle();
+        Given { it, usage, cost, spent, config, provider, model, reply }
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        // It was called off: what it took so far is in vain.
+        if let (Some(taken), Some(place)) = (self.settle(), self.last_word.take()) {
+            drop(place.send(News::Wasted(taken)));
         }
     }
 }
@@ -158,8 +154,9 @@ impl Models {
         teller: &'a Teller,
     ) -> Result<Asking<'a>, AskError> {
         let left = self.chain(tenant, choice).await?.into_iter();
-        let (usage, before) = (Usage::default(), Estimate::default());
-        Ok(Asking { tenant, teller, left, failed: None, failures: 0, reply: 0, usage, cost: 0.0, before })
+        let last_word = teller.clone().reserve_owned().await.ok();
+        let (present, before) = (Given::default(), Estimate::default());
+        Ok(Asking { tenant, teller, left, failed: None, failures: 0, present, before, last_word })
     }
 
     /// The next model to ask.
@@ -173,6 +170,9 @@ impl Models {
                 asking.tell(News::FellBack { because: failure.message, to: config.reference() }).await;
             }
             asking.failures = 0;
+            let (provider, model) = (config.body.provider.clone(), config.body.model.clone());
+            asking.present =
+                Given { config: config.reference(), provider, model, ..std::mem::take(&mut asking.present) };
             match self.providers.target(asking.tenant, config).await {
                 Ok(target) => return Ok(target),
                 Err(failure) => asking.failed = Some(failure),
@@ -195,10 +195,7 @@ impl Models {
                 return Err(AskError::new(BUDGET_EXCEEDED, message));
             }
             match self.call(asking, target, question).await {
-                Ok((given, usage)) => {
-                    asking.take(target, usage);
-                    return Ok(given);
-                }
+                Ok(given) => return Ok(given),
                 Err(fault) if fault.kind.passes() && asking.failures < self.settings.max_retries => {
                     asking.failures += 1;
                     self.wait(asking, fault).await;
@@ -226,7 +223,7 @@ impl Models {
         asking: &mut Asking<'_>,
         target: &Target,
         question: &Q,
-    ) -> Result<(Q::Given, Usage), Fault> {
+    ) -> Result<Q::Given, Fault> {
         let share = self.share(asking, target, question.tokens()).await;
         let begun = self.clock.now();
         let passage = match self.breakers.admit(&line(target), begun) {
@@ -240,37 +237,33 @@ impl Models {
         if passage.probes() {
             asking.tell(News::Circuit { of: place(target), turned: Turned::HalfOpen }).await;
         }
-        asking.reply += 1;
+        asking.present.reply += 1;
+        let reply = asking.present.reply;
         let span = question.span(target);
+        let flight = Flight { models: self, asking, target, question, share: Some(share), begun };
         let deadline = begun + TimeDelta::from_std(target.timeout.0).unwrap_or_default();
         let result = tokio::select! {
-            given = question.call(target, asking.reply, begun) => given,
+            given = question.call(target, reply, begun) => given,
             () = self.clock.sleep_until(deadline) => {
                 let message = format!("{} gave no answer within {}", place(target), target.timeout);
                 Err(Fault::plain(FaultKind::TimedOut, message))
             }
         };
-        let now = self.clock.now();
-        if let Some(turned) = passage.settle(self.trust(target, &result), now) {
-            asking.tell(News::Circuit { of: place(target), turned }).await;
-        }
-        let taken = match &result {
+        match &result {
             Ok((given, usage)) => {
                 span::took(&span, *usage);
                 question.note(&span, given);
-                *usage
+                flight.land("answered", *usage);
             }
             Err(fault) => {
                 span.fail(fault.kind.code());
-                let usage = question.broke_off();
-                asking.take(target, usage);
-                usage
+                flight.land(fault.kind.code(), question.broke_off());
             }
-        };
-        share.took(taken.input_tokens + taken.output_tokens);
-        count(target, result.as_ref().map_or_else(|fault| fault.kind.code(), |_| "answered"));
-        measure(target, taken, now - begun);
-        result
+        }
+        if let Some(turned) = passage.settle(self.trust(target, &result), self.clock.now()) {
+            asking.tell(News::Circuit { of: place(target), turned }).await;
+        }
+        result.map(|(given, _)| given)
     }
 
     /// Waits for the key's share of calls and tokens, and says so where that takes time.
@@ -298,6 +291,38 @@ impl Models {
             Err(fault) if fault.kind.passes() => Some(false),
             Err(_) => None,
         }
+    }
+}
+
+/// A call under way. What it took is counted however it ends, also where it is called off in the middle.
+struct Flight<'c, 'a, Q: Question> {
+    models: &'c Models,
+    asking: &'c mut Asking<'a>,
+    target: &'c Target,
+    question: &'c Q,
+    /// None once it is counted.
+    share: Option<Place>,
+    begun: Timestamp,
+}
+
+impl<Q: Question> Flight<'_, '_, Q> {
+    /// It ended so, and took so much.
+    fn land(mut self, outcome: &'static str, taken: Usage) {
+        self.count(outcome, taken);
+    }
+
+    fn count(&mut self, outcome: &'static str, taken: Usage) {
+        let Some(share) = self.share.take() else { return };
+        share.took(taken.input_tokens + taken.output_tokens);
+        self.asking.take(self.target, taken);
+        count(self.target, outcome);
+        measure(self.target, taken, self.models.clock.now() - self.begun);
+    }
+}
+
+impl<Q: Question> Drop for Flight<'_, '_, Q> {
+    fn drop(&mut self) {
+        self.count("called_off", self.question.broke_off());
     }
 }
 

@@ -15,7 +15,7 @@ use genai::{
     adapter::AdapterKind,
     chat::{
         ChatMessage, ChatOptions, ChatRequest, ChatResponseFormat, ChatStreamEvent, ContentPart, JsonSpec,
-        MessageContent, StopReason, StreamEnd, Tool, ToolResponse,
+        MessageContent, ReasoningEffort, StopReason, StreamEnd, Tool, ToolResponse,
     },
     resolver::{AuthData, Endpoint},
 };
@@ -24,7 +24,7 @@ use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use super::{
-    Message, Prompt, Stop, ToolCall, Usage,
+    Message, Prompt, Reasoning, Stop, ToolCall, Usage,
     fault::{Fault, FaultKind},
     provider::Target,
 };
@@ -167,9 +167,17 @@ fn options(target: &Target, prompt: &Prompt) -> ChatOptions {
         },
         capture_usage: Some(true),
         capture_content: Some(true),
-        capture_reasoning_content: Some(true),
+        // Not every model takes the question. One that thinks and answers in `responses` is asked all the same: what it
+        // thinks comes sealed as well, and goes on from there in its next turn.
+        capture_reasoning_content: Some(
+            prompt.reasoning || config.reasoning.is_some() && target.api == Api::OpenaiResponses,
+        ),
         capture_tool_calls: Some(true),
-        normalize_reasoning_content: Some(true),
+        reasoning_effort: config.reasoning.map(|effort| match effort {
+            Reasoning::Low => ReasoningEffort::Low,
+            Reasoning::Medium => ReasoningEffort::Medium,
+            Reasoning::High => ReasoningEffort::High,
+        }),
         response_format: schema.map(ChatResponseFormat::JsonSpec),
         ..ChatOptions::default()
     }
@@ -195,11 +203,9 @@ fn request(prompt: &Prompt) -> ChatRequest {
 fn message(message: &Message) -> ChatMessage {
     match message {
         Message::User { text, images } => {
-            let shown = images.iter().map(|image| match (&image.data, &image.url) {
-                (Some(data), _) => ContentPart::from_binary_base64(image.media_type.as_str(), data.clone(), None),
-                (None, url) => {
-                    ContentPart::from_binary_url(image.media_type.as_str(), url.clone().unwrap_or_default(), None)
-                }
+            // Never by address: some adapters leave such an image out without a word. By now it was fetched.
+            let shown = images.iter().map(|image| {
+                ContentPart::from_binary_base64(image.media_type.as_str(), image.data.clone().unwrap_or_default(), None)
             });
             let parts: Vec<_> = [ContentPart::from(text.as_str())].into_iter().chain(shown).collect();
             ChatMessage::user(MessageContent::from_parts(parts))

@@ -8,8 +8,11 @@ use crate::{
     journal::{ApprovalTerms, Budget, Estimate, Forecast, Outlook, Plan, Step, turn_of},
     kernel::{TenantId, template},
     llm::Prompt,
-    tool::Registry,
+    tool::{Registry, fits},
 };
+
+/// Bytes that are said of whom a call would reach, where there is little room.
+const TOUCHES: usize = 100;
 
 /// What is known beforehand of the steps of a plan.
 #[derive(Clone, Debug)]
@@ -29,6 +32,20 @@ impl Foresight {
             calls.insert(step.id.clone(), expected(step, plan, tools, tenant).await);
         }
         Self { tools: tools.clone(), calls, day }
+    }
+
+    /// The forecast as it goes into an event beside its plan. What that has no room for is there for the asking.
+    #[must_use]
+    pub fn announce(&self, plan: &Plan, left: Budget) -> Vec<Forecast> {
+        let mut all = self.forecast(&plan.steps, left);
+        let has_room = |all: &Vec<Forecast>| fits(&(plan, all), self.tools.limits().payload());
+        if !has_room(&all) {
+            all.iter_mut().filter_map(|one| one.touches.as_mut()).for_each(shorten);
+        }
+        if !has_room(&all) {
+            all.clear();
+        }
+        all
     }
 
     /// What the gate would say of each step, and what it would touch and cost, where so much of the run's budget is left.
@@ -66,6 +83,14 @@ async fn expected(step: &Step, plan: &Plan, tools: &Registry, tenant: TenantId) 
         Err(_) => Estimate::default(),
     };
     Estimate { tool_calls: 1, ..told }
+}
+
+/// Whom a call would reach, in few words: an address can be long.
+fn shorten(touches: &mut String) {
+    if touches.len() > TOUCHES {
+        touches.truncate(touches.floor_char_boundary(TOUCHES));
+        touches.push('…');
+    }
 }
 
 /// Whether a call would take what is left of something past its end.
@@ -124,7 +149,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{config::ToolSettings, journal::Plan, tool};
+    use crate::{
+        config::{LimitSettings, ToolSettings},
+        tool,
+    };
 
     fn forecast_of(steps: Value, cost: Option<f64>) -> Vec<Value> {
         foresee(steps, Budget { cost: cost.map(|cost| cost - 0.5), ..Budget::default() }, Budget::default())
@@ -169,6 +197,25 @@ mod tests {
         assert_eq!(verdicts(forecast_of(steps.clone(), Some(1.0))), ["hold", "hold"]);
         steps[0].as_object_mut().unwrap().remove("approval");
         assert_eq!(verdicts(forecast_of(steps, Some(1.0))), ["allow", "hold"]);
+    }
+
+    #[test]
+    fn an_event_has_as_much_of_it_as_it_has_room_for() {
+        let limits = LimitSettings { event: 8 * 1024, ..LimitSettings::default() };
+        let settings = ToolSettings::default();
+        let tools = Registry::builtin(&settings, &limits, tool::fixture::ports(&settings)).unwrap();
+        let foresight = Foresight { tools, calls: HashMap::new(), day: Budget::default() };
+        let announced = |steps: usize, path: usize| {
+            let url = format!("https://a.example/{}", "p".repeat(path));
+            let step = |n| json!({ "id": format!("s{n}"), "uses": "http.request", "with": { "url": url } });
+            let plan = serde_json::from_value(json!({ "steps": (0..steps).map(step).collect::<Vec<_>>() })).unwrap();
+            let all = foresight.announce(&plan, Budget::default());
+            assert!(all.is_empty() || fits(&(&plan, &all), limits.payload()));
+            all.iter().map(|one| one.touches.as_ref().unwrap().len()).collect::<Vec<_>>()
+        };
+        assert_eq!(announced(2, 1000), [1022; 2]);
+        assert_eq!(announced(2, 2000), [TOUCHES + 3; 2]);
+        assert_eq!(announced(2, 3400), [0; 0]);
     }
 
     #[test]

@@ -228,11 +228,13 @@ async fn replan(state: &RunRoutes, ctx: &Ctx<RunsWrite>, past: &mut Past, plan: 
 
 /// Instructions of agents name the goal and input: they are told of others.
 async fn retell(state: &RunRoutes, ctx: &Ctx<RunsWrite>, past: &mut Past, head: &RunHead) -> Result<()> {
+    if past.plan().agent.is_none() {
+        return Ok(());
+    }
     let mut plan = Plan::clone(past.plan());
     let goal = head.goal.as_deref().unwrap_or_default();
-    for pin in plan.agent.iter_mut().chain(&mut plan.agents) {
-        *pin = Arc::new(state.agents.retell(ctx, pin, goal, &head.input).await?);
-    }
+    let pins = plan.agent.iter_mut().chain(&mut plan.agents).collect();
+    state.agents.retell(&mut ctx.begin_reading().await?, pins, goal, &head.input).await?;
     past.replan(plan).map_err(|step| Error::internal(format!("the step {step} changed by itself")))
 }
 

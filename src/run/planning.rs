@@ -108,7 +108,7 @@ impl Turn {
                 let tenant = self.state.tenant_id;
                 let day = self.shared.days.left(tenant, now).await?;
                 let left = self.state.left(Estimate::default(), Estimate::default(), now);
-                *forecast = Foresight::of(&self.tools, tenant, plan, day).await.forecast(&plan.steps, left);
+                *forecast = Foresight::of(&self.tools, tenant, plan, day).await.announce(plan, left);
             }
         }
         Ok(())
@@ -123,6 +123,7 @@ impl Turn {
                 Err(mistakes) => handed.mistakes = mistakes,
             }
         }
+        let handed = agent::brief(handed, self.tools.limits().payload());
         let drafts = usize::try_from(attempt).unwrap_or(usize::MAX);
         let message = format!("no plan in {DRAFTS} drafts: {}", handed.mistakes.join("; "));
         let failed = (drafts >= DRAFTS).then(|| Draft::Failed(Failure::new("plan_invalid", message)));

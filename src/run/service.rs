@@ -132,7 +132,7 @@ impl Runs {
         let has_plan = plan.is_some();
         commands.extend(plan.map(|plan| {
             let foresight = request.foresight.as_ref();
-            let forecast = foresight.map(|it| it.forecast(&plan.steps, budget)).unwrap_or_default();
+            let forecast = foresight.map(|it| it.announce(&plan, budget)).unwrap_or_default();
             Command::Draft(Draft::Ready { plan, forecast })
         }));
         // One that a model plans begins once it has its plan.
@@ -279,7 +279,7 @@ impl Runs {
         let plan = self.pin(tx, plan).await?;
         let state = self.state(tx, ctx.tenant_id, run_id).await?;
         let left = state.left(Estimate::default(), Estimate::default(), ctx.now());
-        let forecast = foresight.forecast(&plan.steps, left);
+        let forecast = foresight.announce(&plan, left);
         let detail = json!({ "steps": plan.steps.len() });
         let edited = Draft::Edited { plan: Arc::new(plan), forecast, by: ctx.actor() };
         self.command(tx, ctx, run_id, "run.edit", detail, Command::Draft(edited)).await

@@ -409,6 +409,7 @@ impl Turn {
             models: self.models(),
             budget: launch.budget,
             bounded: self.estimates.contains_key(&launch.step),
+            room: self.tools.limits().payload(),
             idempotency_key: format!("{}/{}", self.state.run_id, launch.step),
             now,
             progress: crate::tool::Progress::new(self.reports.0.clone(), launch.step, launch.attempt),

@@ -175,6 +175,8 @@ pub struct Call {
     pub budget: Option<Budget>,
     /// Whether a budget bounds what it takes.
     pub bounded: bool,
+    /// The most bytes of JSON that what it reports may have: an event has no more room.
+    pub room: usize,
     /// When the call was decided.
     pub now: Timestamp,
     /// Reports how far it is.
@@ -318,6 +320,7 @@ mod tests {
             models: None,
             budget: None,
             bounded: false,
+            room: 1000,
             now: DateTime::UNIX_EPOCH,
             progress: Progress::new(sender, step, 1),
             cancel: CancellationToken::new(),

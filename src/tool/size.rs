@@ -1,5 +1,6 @@
 use std::io::{self, Write};
 
+use serde::Serialize;
 use serde_json::Value;
 
 use super::ToolError;
@@ -24,7 +25,7 @@ pub(super) fn check(what: &str, value: &Value, limit: usize) -> Result<(), ToolE
 }
 
 /// Whether `value` takes at most `limit` bytes of JSON.
-pub fn fits(value: &Value, limit: usize) -> bool {
+pub fn fits(value: &impl Serialize, limit: usize) -> bool {
     serde_json::to_writer(Budget(limit), value).is_ok()
 }
 

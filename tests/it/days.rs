@@ -221,3 +221,65 @@ async fn what_was_reserved_before_a_death_is_used_by_the_same_call_or_given_up_w
     run.completes().await;
     assert_eq!(day(&world).await["reserved"]["cost"], 0.0);
 }
+
+/// What models told that they took, of the run.
+async fn messages(run: &Run) -> Vec<Value> {
+    let events = run.events().await.into_iter().filter(|event| event["step"] == "message.completed");
+    events.map(|event| event["payload"].clone()).collect()
+}
+
+#[tokio::test]
+async fn what_a_call_took_before_it_was_called_off_is_in_the_books() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
+    talker(&world).await;
+    cap_day(&world, &json!({ "cost": 100.0 })).await;
+    // In the middle of a sentence the run is cancelled.
+    provider.script([Turn::SayHeld(twenty(), 10)]);
+    let run = talk(&world, Value::Null).await;
+    hears(&run, &twenty()[..10].concat()).await;
+    run.cancel().await.expect(202);
+    let ended = run.wait_end().await;
+    assert_eq!(ended["status"], "cancelled");
+    let [told] = &messages(&run).await[..] else { panic!("what was taken is told once") };
+    // Thirty bytes of words.
+    assert_eq!(
+        (&told["outputTokens"], &told["text"], &told["provider"]),
+        (&json!(8), &Value::Null, &json!("fake-openai"))
+    );
+    assert!(told["inputTokens"].as_u64().unwrap() > 0, "{told}");
+    is_near(&ended["cost"], 0.8);
+    let of_run = world.viewer().get(&format!("/usage?groupBy=step&runId={}", run.id)).await.expect(200);
+    assert_eq!((&of_run["items"][0]["stepId"], &of_run["items"][0]["outputTokens"]), (&json!("turn-1"), &json!(8)));
+    let standing = day(&world).await;
+    is_near(&standing["spent"]["cost"], 0.8);
+    assert_eq!(standing["reserved"]["cost"], 0.0);
+
+    // The time of a step is up.
+    provider.script([Turn::SayHeld(twenty(), 10)]);
+    let with = json!({ "config": "talker", "prompt": "Talk" });
+    let run =
+        world.operator().start(json!([{ "id": "ask", "uses": "llm.generate", "with": with, "timeout": "5s" }])).await;
+    hears(&run, &twenty()[..10].concat()).await;
+    world.advance(Duration::from_secs(6));
+    assert_eq!(run.wait_end().await["error"]["code"], "timeout");
+    assert_eq!(messages(&run).await[0]["outputTokens"], 8);
+
+    // An answer broke off, and nobody waits for another.
+    provider.script([Turn::Cut(twenty()), Turn::Status(429, vec![("retry-after", "3600")])]);
+    let run = talk(&world, Value::Null).await;
+    let mut follow = run.follow().await;
+    while !follow.until("tool.progress").await.data.to_string().contains("429") {}
+    run.cancel().await.expect(202);
+    let ended = run.wait_end().await;
+    assert_eq!((&ended["status"], messages(&run).await.len()), (&json!("cancelled"), 1));
+    assert!(ended["cost"].as_f64().unwrap() > 0.0, "{ended}");
+}
+
+/// Waits until so much was said.
+async fn hears(run: &Run, words: &str) {
+    let (mut follow, mut said) = (run.follow().await, String::new());
+    while said != words {
+        said += follow.until("message.delta").await.data["payload"]["text"].as_str().unwrap();
+    }
+}

@@ -246,3 +246,23 @@ async fn a_parent_takes_its_agents_along_when_it_is_cancelled() {
     assert_eq!(slow.wait_end().await["status"], "cancelled");
     assert_eq!(run.wait_end().await["status"], "cancelled");
 }
+
+#[tokio::test]
+async fn all_agents_of_a_fork_are_told_of_another_goal() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
+    agent(&world, "billing", "fake-openai", json!({ "instructions": "Bill {{ goal }}." })).await;
+    agent(&world, "shipping", "fake-openai", json!({ "instructions": "Ship {{ goal }}." })).await;
+    let support = json!({ "instructions": "Help with {{ goal }}.", "handoffs": ["shipping", "billing"] });
+    agent(&world, "support", "fake-openai", support).await;
+    let source = begin(&world, "support", "order 1042").await;
+    source.completes().await;
+    let edit = json!({ "stepId": "turn-1", "edit": { "goal": "order 7" } });
+    let forked = world.operator().post(&source.path("/fork"), &edit).await.expect(202);
+    let plan = world.operator().run(forked["runId"].as_str().unwrap()).completes().await["plan"].clone();
+    let told: Vec<_> = plan["agents"].as_array().unwrap().iter().chain([&plan["agent"]]).collect();
+    let told: Vec<_> = told.iter().map(|agent| (agent["agent"].clone(), agent["instructions"].clone())).collect();
+    let wanted = [("shipping@1", "Ship order 7."), ("billing@1", "Bill order 7."), ("support@1", "Help with order 7.")];
+    assert_eq!(told, wanted.map(|(agent, told)| (json!(agent), json!(told))));
+    assert!(provider.asked()[1].body.to_string().contains("Help with order 7."));
+}

@@ -183,12 +183,12 @@ impl Models {
         loop {
             let target = self.next(&mut asking).await?;
             let Some(voice) = voice(target.api) else {
-                asking.fail(&target, mute(&target)).await;
+                asking.fail(mute(&target)).await;
                 continue;
             };
             match self.insist(&mut asking, &target, &Reading(voice, wanted)).await {
-                Ok(audio) => return Ok(asking.given(&target, audio)),
-                Err(failure) => asking.fail(&target, failure).await,
+                Ok(audio) => return Ok(asking.given(audio)),
+                Err(failure) => asking.fail(failure).await,
             }
         }
     }
@@ -208,12 +208,12 @@ impl Models {
         loop {
             let target = self.next(&mut asking).await?;
             let Some(ear) = ear(target.api) else {
-                asking.fail(&target, mute(&target)).await;
+                asking.fail(mute(&target)).await;
                 continue;
             };
             match self.insist(&mut asking, &target, &Dictation(ear, heard)).await {
-                Ok(text) => return Ok(asking.given(&target, text)),
-                Err(failure) => asking.fail(&target, failure).await,
+                Ok(text) => return Ok(asking.given(text)),
+                Err(failure) => asking.fail(failure).await,
             }
         }
     }

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use serde::Deserialize;
 use serde_json::{Number, Value, json};
 
-use super::{PATIENCE, answered, choice, given, reference, telling, unless_cancelled};
+use super::{PATIENCE, answered, choice, given, reference, telling};
 use crate::{
     journal::{Effect, Estimate, ModelPins},
     kernel::{Reference, TenantId},
@@ -104,7 +104,7 @@ impl Tool for Embed {
     }
 
     async fn call(&self, call: Call) -> Result<Outcome, ToolError> {
-        unless_cancelled(&call, self.embed(&call)).await
+        self.embed(&call).await
     }
 }
 
@@ -114,7 +114,7 @@ impl Embed {
         let choice = choice(call.models.as_deref(), config);
         let (models, choice, texts) = (&self.models, &choice, &texts);
         let asking = |teller: Teller| async move { models.embed(call.tenant_id, choice, texts, &teller).await };
-        let vectors = telling(call, false, asking).await?;
+        let vectors = telling(call, asking).await?;
         let fields = json!({ "embeddings": vectors.it.iter().map(|vector| numbers(vector)).collect::<Value>() });
         let outcome = given(call, vectors, None, fields).await;
         match &outcome {

@@ -81,7 +81,7 @@ impl Tool for Generate {
                         "properties": {
                             "mediaType": { "type": "string", "pattern": "^image/[a-z0-9.+-]+$" },
                             "data": { "type": "string", "contentEncoding": "base64", "minLength": 4 },
-                            "url": { "type": "string", "pattern": "^https?://" }
+                            "url": { "type": "string", "pattern": "^https?://", "description": "It is fetched when the model is asked." }
                         }
                     }
                 },
@@ -113,6 +113,13 @@ impl Tool for Generate {
         PATIENCE
     }
 
+    fn touches(&self, arguments: &Value) -> Option<String> {
+        let images = arguments["images"].as_array()?;
+        let fetched: Vec<_> =
+            images.iter().filter_map(|image| Some(format!("GET {}", image["url"].as_str()?))).collect();
+        (!fetched.is_empty()).then(|| fetched.join(", "))
+    }
+
     async fn expects(&self, tenant: TenantId, arguments: &Value, models: Option<&ModelPins>) -> Estimate {
         // What cannot be asked takes nothing: the call itself says what is wrong.
         let Ok(arguments) = serde_json::from_value::<Arguments>(arguments.clone()) else { return Estimate::default() };
@@ -122,17 +129,18 @@ impl Tool for Generate {
     }
 
     async fn call(&self, call: Call) -> Result<Outcome, ToolError> {
-        unless_cancelled(&call, self.generate(&call)).await
+        self.generate(&call).await
     }
 }
 
 impl Generate {
     async fn generate(&self, call: &Call) -> Result<Outcome, ToolError> {
         let arguments: Arguments = call.read()?;
-        let (choice, reasoning) = (choice(call.models.as_deref(), arguments.config.clone()), arguments.reasoning);
-        let (prompt, template) = self.prompt(call.tenant_id, call.models.as_deref(), arguments).await?;
-        let answer = ask(&self.models, call, &choice, &prompt, reasoning).await?;
-        Ok(Outcome::Done { cost: Some(answer.spent), output: output(answer, template, reasoning) })
+        let choice = choice(call.models.as_deref(), arguments.config.clone());
+        let prompting = self.prompt(call.tenant_id, call.models.as_deref(), arguments);
+        let (prompt, template) = unless_cancelled(call, prompting).await?;
+        let answer = ask(&self.models, call, &choice, &prompt).await?;
+        Ok(Outcome::Done { cost: Some(answer.spent), output: output(answer, template) })
     }
 
     async fn prompt(
@@ -141,7 +149,8 @@ impl Generate {
         pins: Option<&ModelPins>,
         arguments: Arguments,
     ) -> Result<(Prompt, Option<String>), ToolError> {
-        let Arguments { template, mut variables, system, prompt, images, schema, max_tokens, .. } = arguments;
+        let Arguments { template, mut variables, system, prompt, images, schema, max_tokens, reasoning, .. } =
+            arguments;
         let (text, template) = match template {
             Some(template) => {
                 variables.extend(prompt.map(|prompt| ("prompt".to_owned(), Value::String(prompt))));
@@ -154,20 +163,16 @@ impl Generate {
             None => (prompt.unwrap_or_default(), None),
         };
         let messages = vec![Message::User { text, images }];
-        Ok((Prompt { system, messages, tools: vec![], schema, max_tokens, bounded: false }, template))
+        Ok((Prompt { system, messages, schema, max_tokens, reasoning, ..Prompt::default() }, template))
     }
 }
 
-fn output(answer: Answer, template: Option<String>, reasoning: bool) -> Value {
-    let Answer { text, json, reasoning: thoughts, stop, usage, config, provider, model, .. } = answer;
+fn output(answer: Answer, template: Option<String>) -> Value {
+    let Answer { text, json, reasoning, stop, usage, config, provider, model, .. } = answer;
     let mut output = json!({
         "text": text, "config": config, "provider": provider, "model": model, "stop": stop, "usage": usage,
     });
-    let more = [
-        ("json", json),
-        ("template", template.map(Value::String)),
-        ("reasoning", thoughts.filter(|_| reasoning).map(Value::String)),
-    ];
+    let more = [("json", json), ("template", template.map(Value::String)), ("reasoning", reasoning.map(Value::String))];
     if let Some(output) = output.as_object_mut() {
         output.extend(more.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
     }

@@ -12,7 +12,7 @@ use std::{num::NonZeroU32, time::Duration};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::{Call, Outcome, ToolError};
+use super::{Call, Outcome, ToolError, fits};
 use crate::{
     journal::{Failure, MessageCompleted, ModelPins},
     kernel::Reference,
@@ -30,22 +30,14 @@ pub use turn::{Compacted, Conversation, TurnCall, TurnOutput};
 const PATIENCE: Duration = Duration::from_secs(1800);
 /// News that may wait to be told; then the model is read more slowly.
 const NEWS: usize = 64;
-/// The longest text that its event carries.
-const INLINE: usize = 128 * 1024;
 
-/// Asks for a call of a tool; with `reasoning`, what the model thinks is told as well.
-async fn ask(
-    models: &Models,
-    call: &Call,
-    choice: &Choice,
-    prompt: &Prompt,
-    reasoning: bool,
-) -> Result<Answer, ToolError> {
+/// Asks for a call of a tool.
+async fn ask(models: &Models, call: &Call, choice: &Choice, prompt: &Prompt) -> Result<Answer, ToolError> {
     let bounded = call.bounded.then(|| Prompt { bounded: true, ..prompt.clone() });
     let prompt = bounded.as_ref().unwrap_or(prompt);
     let asking = |teller: Teller| async move { models.ask(call.tenant_id, choice, prompt, &teller).await };
-    let answer = telling(call, reasoning, asking).await?;
-    call.progress.report(completed(&answer.given(), Some(&answer.text))).await;
+    let answer = telling(call, asking).await?;
+    call.progress.report(completed(&answer.given(), Some(&answer.text), call.room)).await;
     Ok(answer)
 }
 
@@ -53,25 +45,23 @@ async fn ask(
 /// when it was the last.
 async fn telling<T, A: Future<Output = Result<T, AskError>>>(
     call: &Call,
-    reasoning: bool,
     asking: impl FnOnce(Teller) -> A,
 ) -> Result<T, ToolError> {
     let (teller, news) = mpsc::channel(NEWS);
     // On the heap: it is made of too much to lie within the tool's own.
     let asking = Box::pin(asking(teller));
-    let (answered, ()) = tokio::join!(asking, tell::tell(news, &call.progress, reasoning));
-    answered.map_err(failure)
+    // Where it is called off it is dropped, which tells what it took; that is heard before this is over.
+    let asking = unless_cancelled(call, async { asking.await.map_err(failure) });
+    let (answered, ()) = tokio::join!(asking, tell::tell(news, &call.progress));
+    answered
 }
 
-/// What comes of a call, unless that is cancelled before.
-async fn unless_cancelled(
-    call: &Call,
-    answering: impl Future<Output = Result<Outcome, ToolError>>,
-) -> Result<Outcome, ToolError> {
+/// What comes of some work for a call, unless that is cancelled before.
+async fn unless_cancelled<T>(call: &Call, work: impl Future<Output = Result<T, ToolError>>) -> Result<T, ToolError> {
     tokio::select! {
         biased;
         () = call.cancel.cancelled() => Err(ToolError::cancelled()),
-        answered = answering => answered,
+        done = work => done,
     }
 }
 
@@ -110,7 +100,7 @@ fn answered(always: &[&str], fields: Value) -> Value {
 
 /// The output of a tool that gives this. What it took is told as it is of words, which goes into the books.
 async fn given<T>(call: &Call, given: Given<T>, text: Option<&str>, fields: Value) -> Outcome {
-    let told = completed(&given, text);
+    let told = completed(&given, text, call.room);
     let Given { usage, spent, config, provider, model, .. } = given;
     let mut output = json!({ "config": config, "provider": provider, "model": model, "usage": usage });
     if let (Value::Object(output), Value::Object(fields)) = (&mut output, fields) {
@@ -120,11 +110,11 @@ async fn given<T>(call: &Call, given: Given<T>, text: Option<&str>, fields: Valu
     Outcome::Done { output, cost: Some(spent) }
 }
 
-/// What a model gave as it is told and gets into the books, with its words where it gave any.
-fn completed<T>(given: &Given<T>, text: Option<&str>) -> MessageCompleted {
-    MessageCompleted {
+/// What a model gave as it is told and gets into the books, with its words where it gave any and they have room.
+fn completed<T>(given: &Given<T>, text: Option<&str>, room: usize) -> MessageCompleted {
+    let mut told = MessageCompleted {
         reply: given.reply,
-        text: text.filter(|text| text.len() <= INLINE).map(str::to_owned),
+        text: text.map(str::to_owned),
         text_bytes: text.map_or(0, str::len) as u64,
         config: given.config.clone(),
         provider: given.provider.clone(),
@@ -133,7 +123,11 @@ fn completed<T>(given: &Given<T>, text: Option<&str>) -> MessageCompleted {
         cached_tokens: given.usage.cached_tokens,
         output_tokens: given.usage.output_tokens,
         cost: given.cost,
+    };
+    if !fits(&told, room) {
+        told.text = None;
     }
+    told
 }
 
 fn failure(error: AskError) -> ToolError {
@@ -141,4 +135,21 @@ fn failure(error: AskError) -> ToolError {
     let retry_after_seconds = retry_after
         .and_then(|after| NonZeroU32::new(u32::try_from(after.as_millis().div_ceil(1000)).unwrap_or(u32::MAX)));
     ToolError::Failed(Failure { retryable, retry_after_seconds, ..Failure::new(&code, message) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_has_its_text_where_there_is_room_for_its_json() {
+        let given = Given { config: "c@1".to_owned(), ..Given::<()>::default() };
+        let most = |text: &str| serde_json::to_vec(&completed(&given, Some(text), usize::MAX)).unwrap().len();
+        for text in ["plain words", "\"\n\u{1}", "\u{e9}", ""] {
+            let whole = most(text);
+            assert_eq!(completed(&given, Some(text), whole).text.as_deref(), Some(text));
+            let without = completed(&given, Some(text), whole - 1);
+            assert_eq!((without.text, without.text_bytes), (None, text.len() as u64), "{text:?}");
+        }
+    }
 }

@@ -5,7 +5,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{PATIENCE, answered, choice, given, reference, telling, unless_cancelled};
+use super::{PATIENCE, answered, choice, given, reference, telling};
 use crate::{
     journal::{Effect, Estimate, ModelPins},
     kernel::{Reference, TenantId},
@@ -114,7 +114,7 @@ impl Tool for Synthesize {
     }
 
     async fn call(&self, call: Call) -> Result<Outcome, ToolError> {
-        unless_cancelled(&call, self.synthesize(&call)).await
+        self.synthesize(&call).await
     }
 }
 
@@ -124,7 +124,7 @@ impl Synthesize {
         let choice = choice(call.models.as_deref(), config);
         let (models, choice, wanted) = (&self.models, &choice, &wanted);
         let asking = |teller: Teller| async move { models.synthesize(call.tenant_id, choice, wanted, &teller).await };
-        let speech = telling(call, false, asking).await?;
+        let speech = telling(call, asking).await?;
         let Audio { bytes, media_type } = &speech.it;
         let fields = json!({ "audio": BASE64_STANDARD.encode(bytes), "mediaType": media_type });
         Ok(given(call, speech, None, fields).await)
@@ -196,7 +196,7 @@ impl Tool for Transcribe {
     }
 
     async fn call(&self, call: Call) -> Result<Outcome, ToolError> {
-        unless_cancelled(&call, self.transcribe(&call)).await
+        self.transcribe(&call).await
     }
 }
 
@@ -210,7 +210,7 @@ impl Transcribe {
         let choice = choice(call.models.as_deref(), config);
         let (models, choice, heard) = (&self.models, &choice, &heard);
         let asking = |teller: Teller| async move { models.transcribe(call.tenant_id, choice, heard, &teller).await };
-        let written = telling(call, false, asking).await?;
+        let written = telling(call, asking).await?;
         let text = written.it.clone();
         Ok(given(call, written, Some(&text), json!({ "text": text })).await)
     }

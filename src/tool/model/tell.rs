@@ -55,7 +55,7 @@ impl Spoken {
 }
 
 /// Tells what happens while a model is asked: words in company, everything else at once.
-pub(super) async fn tell(mut news: mpsc::Receiver<News>, progress: &Progress, reasoning: bool) {
+pub(super) async fn tell(mut news: mpsc::Receiver<News>, progress: &Progress) {
     let mut spoken = Spoken::default();
     let mut due = None;
     loop {
@@ -72,13 +72,12 @@ pub(super) async fn tell(mut news: mpsc::Receiver<News>, progress: &Progress, re
         };
         let (reply, thought, text) = match next {
             Some(News::Words { reply, text }) => (reply, false, text),
-            Some(News::Thoughts { reply, text }) if reasoning => (reply, true, text),
-            Some(News::Thoughts { .. }) => continue,
+            Some(News::Thoughts { reply, text }) => (reply, true, text),
             other => {
                 spoken.flush(progress).await;
                 due = None;
                 match other {
-                    Some(News::Wasted(given)) => progress.report(completed(&given, None)).await,
+                    Some(News::Wasted(given)) => progress.report(completed(&given, None, usize::MAX)).await,
                     Some(News::WantsMore { total, granted }) => {
                         // Whoever asked may have been called off.
                         let _ = granted.send(progress.more(total).await);
@@ -151,7 +150,7 @@ mod tests {
             teller.send(News::Words { reply, text }).await.unwrap();
         }
         drop(teller);
-        tell(news, &Progress::new(sender, StepKey::whole("s"), 1), false).await;
+        tell(news, &Progress::new(sender, StepKey::whole("s"), 1)).await;
         let mut told = vec![];
         while let Some((_, _, said)) = heard.recv().await {
             let Said::Report(Report::Delta(delta)) = said else { panic!("{said:?}") };
@@ -181,7 +180,7 @@ mod tests {
         let (sender, mut heard) = mpsc::channel(64);
         let (teller, news) = mpsc::channel(64);
         let progress = Progress::new(sender, StepKey::whole("s"), 1);
-        let telling = tokio::spawn(async move { tell(news, &progress, false).await });
+        let telling = tokio::spawn(async move { tell(news, &progress).await });
         let begun = tokio::time::Instant::now();
         teller.send(News::Words { reply: 1, text: "one".into() }).await.unwrap();
         assert!(heard.recv().await.is_some());

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{PATIENCE, ask, unless_cancelled};
+use super::{PATIENCE, ask};
 use crate::{
     journal::{AGENT_TURN, Effect, Failure},
     kernel::{Error, Pinned},
@@ -82,6 +82,9 @@ pub struct TurnOutput {
     /// The same as JSON, where the agent's output is that and this is it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub json: Option<Value>,
+    /// What the model thought meanwhile, where its agent wants that kept; it is never asked with it again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reasoning: Option<String>,
     /// What it wants called; nothing when it is done.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub calls: Vec<TurnCall>,
@@ -157,22 +160,19 @@ impl Tool for AgentTurn {
         };
         let chain = [&conversation.config].into_iter().chain(&conversation.fallback);
         let choice = Choice::Pinned(chain.cloned().collect());
-        let answering = async {
-            let answer = ask(&self.models, &call, &choice, &conversation.prompt, false).await?;
-            Ok(Outcome::Done { cost: Some(answer.spent), output: output(answer, &conversation)? })
-        };
-        unless_cancelled(&call, answering).await
+        let answer = ask(&self.models, &call, &choice, &conversation.prompt).await?;
+        Ok(Outcome::Done { cost: Some(answer.spent), output: output(answer, &conversation)? })
     }
 }
 
 fn output(answer: Answer, conversation: &Arc<Conversation>) -> Result<Value, ToolError> {
-    let Answer { text, json, calls, stop, usage, config, provider, model, .. } = answer;
+    let Answer { text, json, reasoning, calls, stop, usage, config, provider, model, .. } = answer;
     let calls = calls.into_iter().map(|call| TurnCall {
         // A name that is none of ours is passed on, and the gate forbids it.
         tool: conversation.names.get(&call.name).cloned().unwrap_or(call.name),
         arguments: call.arguments,
         signatures: call.signatures,
     });
-    let output = TurnOutput { text, json, calls: calls.collect(), stop, usage, config, provider, model };
+    let output = TurnOutput { text, json, reasoning, calls: calls.collect(), stop, usage, config, provider, model };
     serde_json::to_value(output).map_err(|error| ToolError::failed("internal", Error::internal(error).detail()))
 }

@@ -76,6 +76,72 @@ pub(super) fn end_of(api: Api, words: &[String], stop: bool) -> String {
     }
 }
 
+/// The frames of an answer that was thought about first.
+pub(super) fn thoughtful(api: Api, thoughts: &[String], mut frames: Vec<String>) -> Vec<String> {
+    let begin = std::mem::take(&mut frames[0]);
+    let thought: String = thoughts.iter().map(|thought| thinking(api, thought)).collect();
+    frames[0] = match api {
+        Api::Openai | Api::Gemini => begin + &thought,
+        Api::OpenaiResponses => {
+            let item = |more: Value| {
+                let mut item = json!({ "type": "reasoning", "id": "rs_1", "summary": [] });
+                item.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+                item
+            };
+            let summary = json!([{ "type": "summary_text", "text": thoughts.concat() }]);
+            let done = item(json!({ "summary": summary, "encrypted_content": SEALED }));
+            begin
+                + &event(&json!({ "type": "response.output_item.added", "output_index": 0, "item": item(json!({})) }))
+                + &thought
+                + &event(&json!({ "type": "response.output_item.done", "output_index": 0, "item": done }))
+        }
+        Api::Anthropic => {
+            let (started, text) = begin.split_at(begin.find("event: content_block_start").unwrap());
+            let block = json!({ "type": "thinking", "thinking": "", "signature": "" });
+            let signed = json!({ "type": "signature_delta", "signature": SEALED });
+            started.to_owned()
+                + &event(&json!({ "type": "content_block_start", "index": 0, "content_block": block }))
+                + &thought
+                + &event(&json!({ "type": "content_block_delta", "index": 0, "delta": signed }))
+                + &event(&json!({ "type": "content_block_stop", "index": 0 }))
+                + &one_later(text)
+        }
+    };
+    if api == Api::Anthropic {
+        frames[1..].iter_mut().for_each(|frame| *frame = one_later(frame));
+    }
+    frames
+}
+
+/// What a provider wants to see again with what came of a thought.
+const SEALED: &str = "c2VhbGVk";
+
+/// A piece of a thought.
+fn thinking(api: Api, thought: &str) -> String {
+    match api {
+        Api::Openai => data(&json!({ "choices": [{ "index": 0, "delta": { "reasoning_content": thought } }] })),
+        Api::OpenaiResponses => event(&json!({ "type": "response.reasoning_summary_text.delta", "item_id": "rs_1",
+            "output_index": 0, "summary_index": 0, "delta": thought })),
+        Api::Anthropic => event(&json!({ "type": "content_block_delta", "index": 0,
+            "delta": { "type": "thinking_delta", "thinking": thought } })),
+        Api::Gemini => data(&json!({ "candidates": [{ "content": { "role": "model",
+            "parts": [{ "text": thought, "thought": true }] } }] })),
+    }
+}
+
+/// The same events of blocks that come one place later.
+fn one_later(frame: &str) -> String {
+    let moved = |line: &str| {
+        let Some(text) = line.strip_prefix("data: ") else { return line.to_owned() };
+        let mut value: Value = serde_json::from_str(text).unwrap();
+        if let Some(index) = value["index"].as_u64() {
+            value["index"] = json!(index + 1);
+        }
+        format!("data: {value}")
+    };
+    frame.split('\n').map(moved).collect::<Vec<_>>().join("\n")
+}
+
 /// Where an answer that calls a tool goes wrong, in the middle of the call's arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Midway {
@@ -232,6 +298,28 @@ pub fn outputs(part: &Value) -> Vec<Value> {
                 || part["functionResponse"].is_object();
             if is_one { vec![part.clone()] } else { fields.values().flat_map(outputs).collect() }
         }
+        _ => vec![],
+    }
+}
+
+/// The images in a question of any protocol: their media types and base64, or whatever else is shown in their place.
+pub(super) fn images(part: &Value) -> Vec<(String, String)> {
+    let split = |url: &str| match url.strip_prefix("data:").and_then(|url| url.split_once(";base64,")) {
+        Some((media_type, data)) => (media_type.to_owned(), data.to_owned()),
+        None => (String::new(), url.to_owned()),
+    };
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    match part {
+        Value::Array(all) => all.iter().flat_map(images).collect(),
+        Value::Object(fields) => match part["type"].as_str() {
+            Some("image_url") => vec![split(&text(&part["image_url"]["url"]))],
+            Some("input_image") => vec![split(&text(&part["image_url"]))],
+            Some("image") => vec![(text(&part["source"]["media_type"]), text(&part["source"]["data"]))],
+            _ => match part.get("inline_data").or(part.get("file_data")) {
+                Some(inline) => vec![(text(&inline["mime_type"]), text(&inline["data"]))],
+                None => fields.values().flat_map(images).collect(),
+            },
+        },
         _ => vec![],
     }
 }

@@ -23,7 +23,9 @@ use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::watch};
 
 use super::{
-    frames::{Midway, calling, calling_half, end_of, error_of, garbled, is_paired, outputs, words_of},
+    frames::{
+        Midway, calling, calling_half, end_of, error_of, garbled, images, is_paired, outputs, thoughtful, words_of,
+    },
     plain::Plain,
     within,
 };
@@ -48,6 +50,8 @@ pub enum Turn {
     SayUntilFull(Vec<String>),
     /// Calls of tools, by the names that the model was told, after a word.
     Call(Vec<(String, Value)>),
+    /// These thoughts, and then what is said or called.
+    Think(Vec<String>, Box<Self>),
     /// The words, held after so many of them until the test lets go.
     SayHeld(Vec<String>, usize),
     /// The words, with so long between them.
@@ -118,6 +122,11 @@ impl Asked {
     /// What it has of the outputs of calls, as the protocol shows them.
     pub fn outputs(&self) -> Vec<Value> {
         outputs(&self.body)
+    }
+
+    /// The images that it shows, as media types and base64.
+    pub fn images(&self) -> Vec<(String, String)> {
+        images(&self.body)
     }
 }
 
@@ -262,6 +271,11 @@ async fn answer(State(shared): State<Arc<Shared>>, uri: Uri, headers: HeaderMap,
     let turn = shared.next(Asked { path, headers, body }, is_paired);
     let whole = |words: &[String], stop| [words_of(api, words), vec![end_of(api, words, stop)]].concat();
     match turn {
+        Turn::Think(thoughts, then) => frames(match *then {
+            Turn::Say(words) => thoughtful(api, &thoughts, whole(&words, true)),
+            Turn::Call(calls) => thoughtful(api, &thoughts, calling(api, &calls)),
+            other => panic!("nothing is thought before {other:?}"),
+        }),
         Turn::Say(words) => frames(whole(&words, true)),
         Turn::SayUntilFull(words) => frames(whole(&words, false)),
         Turn::Call(calls) => frames(calling(api, &calls)),
