@@ -118,8 +118,9 @@ impl Runs {
         self.check(&request)?;
         let Resolved { plan, planner, workflow, usual } =
             self.resolve(tx, opening.tenant_id, request.source, &request.input).await?;
+        let input = Arc::new(request.input);
         let plan = match plan {
-            Some(plan) => Some(Arc::new(self.pin(tx, plan).await?)),
+            Some(plan) => Some(Arc::new(self.pin(tx, plan, &input).await?)),
             None => None,
         };
         let on_denied = request.on_denied.or(usual).unwrap_or_default();
@@ -142,7 +143,7 @@ impl Runs {
         let head = RunHead {
             goal: request.goal,
             workflow,
-            input: Arc::new(request.input),
+            input,
             budget: budget.cost,
             metadata: Arc::new(request.metadata),
             created_by: opening.by.clone(),
@@ -220,12 +221,16 @@ impl Runs {
         }
     }
 
-    /// The plan with the versions of the models that its steps name: later ones do not touch the run. What is not there
-    /// now is left to the step that needs it.
-    pub(super) async fn pin(&self, tx: &mut TenantTx, mut plan: Plan) -> Result<Plan> {
-        let (configs, templates) = tool::named(&plan.steps);
+    /// The plan with the versions of the models that its steps name, in a run with this input: later ones do not touch the
+    /// run. What is not there now is left to the step that needs it; what is pinned already stays.
+    pub(super) async fn pin(&self, tx: &mut TenantTx, mut plan: Plan, input: &Arc<Value>) -> Result<Plan> {
+        let (configs, templates) = tool::named(&plan.steps, input);
         if !configs.is_empty() || !templates.is_empty() {
-            let pins = self.models.pins(tx, &configs, &templates).await?;
+            let mut pins = self.models.pins(tx, &configs, &templates).await?;
+            if let Some(before) = plan.models.as_deref().cloned() {
+                pins.configs.extend(before.configs);
+                pins.templates.extend(before.templates);
+            }
             plan.models = (!pins.is_empty()).then(|| Arc::new(pins));
         }
         Ok(plan)
@@ -275,9 +280,9 @@ impl Runs {
         run_id: RunId,
         (plan, foresight): (Plan, Foresight),
     ) -> Result<Run> {
-        let plan = self.pin(tx, plan).await?;
-        let state = self.state(tx, ctx.tenant_id, run_id).await?;
-        let left = state.left(Estimate::default(), Estimate::default(), ctx.now());
+        let run = self.loaded(tx, ctx.tenant_id, run_id).await?;
+        let plan = self.pin(tx, plan, &run.head.input).await?;
+        let left = run.state.left(Estimate::default(), Estimate::default(), ctx.now());
         let forecast = foresight.forecast(&plan.steps, left);
         let detail = json!({ "steps": plan.steps.len() });
         let edited = Draft::Edited { plan: Arc::new(plan), forecast, by: ctx.actor() };
@@ -295,7 +300,7 @@ impl Runs {
         run_id: RunId,
         now: Timestamp,
     ) -> Result<(Plan, Budget, Budget)> {
-        let state = self.state(tx, tenant_id, run_id).await?;
+        let state = self.loaded(tx, tenant_id, run_id).await?.state;
         let mut plan = state.plan.as_deref().cloned().unwrap_or_default();
         let has_ended = |step: &Step| state.stage(&StepKey::whole(&step.id)).is_some_and(Stage::is_ended);
         // What those that have ended took is in what is spent.
@@ -320,9 +325,9 @@ impl Runs {
         })
     }
 
-    async fn state(&self, tx: &mut TenantTx, tenant_id: TenantId, run_id: RunId) -> Result<RunState> {
+    async fn loaded(&self, tx: &mut TenantTx, tenant_id: TenantId, run_id: RunId) -> Result<Loaded> {
         let loaded = journal::load(tx, &[(tenant_id, run_id)], Lock::Free).await?.pop();
-        loaded.map(|run| run.state).ok_or_else(|| Error::not_found("run"))
+        loaded.ok_or_else(|| Error::not_found("run"))
     }
 
     /// Cancels a live run; one that is cancelled already stays so.

@@ -182,6 +182,13 @@ fn named(code: &str) -> String {
 }
 
 impl Names {
+    /// Whether what it gives is known with the run's input: it uses nothing else.
+    #[must_use]
+    pub fn are_of_input(&self) -> bool {
+        let of_input = |root: &String| matches!(root.as_str(), "input" | "omit");
+        self.steps.is_empty() && !self.any_step && self.roots.iter().all(of_input)
+    }
+
     /// Takes in the dotted names of the engine's analysis.
     fn read(&mut self, dotted: &HashSet<String>) {
         for name in dotted {

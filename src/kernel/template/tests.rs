@@ -126,6 +126,16 @@ fn names_are_found_in_every_spelling() -> Result<(), TemplateError> {
     assert!(check("{{ steps[input.which].output }}")?.any_step);
     assert!(check("{{ range(3) | list }} {{ inputs.x }}")?.roots.contains("inputs"));
     assert!(check_condition("steps.z.status == 'failed'")?.steps.contains("z"));
+    for (text, is_known) in [
+        ("name", true),
+        ("{{ 'name' }}", true),
+        ("{{ input.name | default(omit) }}-{{ range(3) | last }}", true),
+        ("{{ input.name }}{{ item }}", false),
+        ("{{ steps.a.output | default(input.name) }}", false),
+        ("{{ steps[input.which].output }}", false),
+    ] {
+        assert_eq!(check(text)?.are_of_input(), is_known, "{text}");
+    }
     Ok(())
 }
 
