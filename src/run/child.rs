@@ -113,6 +113,7 @@ impl Children {
             input: child.input,
             budget: child.budget,
             on_denied: None,
+            retry: None,
             metadata: json!({}),
             foresight: None,
             execute: true,

@@ -20,7 +20,7 @@ use crate::{
     http::{Ctx, Permit, RequestId},
     journal::{
         self, Append, Budget, Claim, Command, Draft, Estimate, Event, Journal, Loaded, Lock, OnDenied, Parent, Phase,
-        Plan, Planner, Refusal, RunHead, RunState, Stage, Step, StepKey,
+        Plan, Planner, Refusal, Retry, RunHead, RunState, Stage, Step, StepKey,
     },
     kernel::{Actor, Error, Problem, Reference, Result, RunId, TenantId, Timestamp},
     llm::Models,
@@ -65,6 +65,9 @@ pub struct Request {
     pub budget: Option<Budget>,
     /// What a denial means where the step does not say; the definition's word when absent.
     pub on_denied: Option<OnDenied>,
+    /// How steps are tried again that do not say it themselves; not at all when absent. Of a plan that is still to be made,
+    /// it says nothing.
+    pub retry: Option<Retry>,
     /// The caller's own notes.
     pub metadata: Value,
     /// What its plan is forecast with, where somebody looks at it before it begins.
@@ -118,9 +121,9 @@ impl Runs {
         self.check(&request)?;
         let Resolved { plan, planner, workflow, usual } =
             self.resolve(tx, opening.tenant_id, request.source, &request.input).await?;
-        let input = Arc::new(request.input);
+        let (input, retry) = (Arc::new(request.input), request.retry.as_ref());
         let plan = match plan {
-            Some(plan) => Some(Arc::new(self.pin(tx, plan, &input).await?)),
+            Some(plan) => Some(Arc::new(self.pin(tx, plan.retried(retry), &input).await?)),
             None => None,
         };
         let on_denied = request.on_denied.or(usual).unwrap_or_default();

@@ -76,6 +76,7 @@ impl Task {
             input: json!({}),
             budget: None,
             on_denied: None,
+            retry: None,
             metadata: Value::Object(Map::from_iter([(TASK.to_owned(), Value::from(kind))])),
             foresight: None,
             execute: true,
