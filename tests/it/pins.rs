@@ -199,14 +199,17 @@ async fn a_job_that_is_tried_again_asks_what_it_was_submitted_with() {
     let world = world_with(&provider).await;
     config(&world, "mine", "one", &[]).await;
     provider.script([Turn::Status(503, vec![("retry-after", "60")])]);
-    let body = json!({ "prompt": "Hello", "config_name": "mine" });
+    template(&world, "Say").await;
+    let body = json!({ "prompt": "Hello", "config_name": "mine", "template_name": "say" });
     let taken = world.operator().post("/jobs", &body).await.expect(202);
     let run = world.operator().run(taken["job_id"].as_str().unwrap());
     run.wait_for("step.retrying").await;
     config(&world, "mine", "two", &[]).await;
+    template(&world, "Sing").await;
     world.advance(std::time::Duration::from_secs(61));
     run.completes().await;
     assert_eq!(models(&provider.asked()), ["one", "one"]);
+    assert!(provider.asked()[1].body.to_string().contains("Say Hello"));
 }
 
 #[tokio::test]

@@ -8,7 +8,14 @@ use crate::{
     kernel::{Actor, Error, Reference, Result, Timestamp, WorkflowId},
 };
 
-const ALL: [(&str, &str); 1] = [("conversation", include_str!("conversation.yaml"))];
+const ALL: [(&str, &str); 6] = [
+    ("conversation", include_str!("conversation.yaml")),
+    ("job", include_str!("job.yaml")),
+    ("generate_text", include_str!("generate_text.yaml")),
+    ("describe_image", include_str!("describe_image.yaml")),
+    ("synthesize_speech", include_str!("synthesize_speech.yaml")),
+    ("transcribe_speech", include_str!("transcribe_speech.yaml")),
+];
 
 /// One version, or the newest, of the tenant's own or of what the server brings along.
 pub(super) async fn get(tx: &mut TenantTx, name: &str, version: Option<i32>) -> Result<Option<StoredDefinition>> {
