@@ -41,6 +41,14 @@ impl Plan {
         self.steps.iter().find(|step| step.id == id)
     }
 
+    /// The same, where steps that do not say how they are tried again are tried again like this.
+    #[must_use]
+    pub fn retried(mut self, retry: Option<&Retry>) -> Self {
+        let silent = self.steps.iter_mut().filter(|step| retry.is_some() && step.retry.is_none());
+        silent.for_each(|step| Arc::make_mut(step).retry = retry.cloned());
+        self
+    }
+
     /// The agent that is pinned as `name@version`.
     #[must_use]
     pub fn pin(&self, agent: &str) -> Option<&Arc<AgentPin>> {

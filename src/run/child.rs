@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
     service::{Opening, Request, Runs, Source},
@@ -12,7 +12,7 @@ use super::{
 use crate::{
     db::{Database, TenantTx},
     journal::{self, Command, Failure, Lock, Parent, Plan, RunState, Stage, Status, Taken, Wait},
-    kernel::{Actor, Clock, Error, Problem, Result, RunId},
+    kernel::{Actor, Clock, Error, Problem, Result, RunId, TenantId},
     tool::{self, Call, ChildRequest, ChildRuns, ChildSource, ToolError},
 };
 
@@ -74,9 +74,9 @@ impl Children {
     }
 
     /// The plan that a model made of a run, with the versions of the models that its steps name.
-    pub(super) async fn pin(&self, run: &RunState, plan: &Plan) -> Result<Plan> {
-        let mut tx = self.db.tenant(run.tenant_id).await?;
-        self.runs.pin(&mut tx, plan.clone()).await
+    pub(super) async fn pin(&self, tenant_id: TenantId, plan: &Plan, input: &Arc<Value>) -> Result<Plan> {
+        let mut tx = self.db.tenant(tenant_id).await?;
+        self.runs.pin(&mut tx, plan.clone(), input).await
     }
 
     /// Cancels a child in the name of its parent; one that has ended stays as it is.
@@ -113,6 +113,7 @@ impl Children {
             input: child.input,
             budget: child.budget,
             on_denied: None,
+            retry: None,
             metadata: json!({}),
             foresight: None,
             execute: true,

@@ -109,9 +109,6 @@ impl ForkBody {
             let step = cut.step().ok_or_else(|| Error::invalid("edit.output", "an `output` is that of a `stepId`"))?;
             give(state, &mut past, step, output)?;
         }
-        if let Some(plan) = &edit.plan {
-            replan(state, ctx, &mut past, plan).await?;
-        }
         if let Some(goal) = edit.goal {
             check_goal("edit.goal", &goal)?;
             head.goal = Some(goal);
@@ -119,6 +116,9 @@ impl ForkBody {
         if let Some(input) = edit.input {
             check_size("edit.input", &input, state.runs.limits().input)?;
             head.input = Arc::new(input);
+        }
+        if let Some(plan) = &edit.plan {
+            replan(state, ctx, &mut past, (plan, &head.input)).await?;
         }
         if edited.iter().any(|part| matches!(part, Edited::Goal | Edited::Input)) {
             retell(state, ctx, &mut past, &head).await?;
@@ -215,26 +215,33 @@ fn give(state: &RunRoutes, past: &mut Past, step: &str, output: Value) -> Result
     Ok(())
 }
 
-async fn replan(state: &RunRoutes, ctx: &Ctx<RunsWrite>, past: &mut Past, plan: &Value) -> Result<()> {
+async fn replan(
+    state: &RunRoutes,
+    ctx: &Ctx<RunsWrite>,
+    past: &mut Past,
+    (plan, input): (&Value, &Arc<Value>),
+) -> Result<()> {
     if past.plan().agent.is_some() {
         return Err(Error::invalid("edit.plan", "an agent's plan grows by what its model answers"));
     }
     let tools = state.tools.with(ctx.tenant_id, definition::uses(plan)).await?;
     let changed = |step| Error::invalid("edit.plan", format!("the step `{step}` has ended and has to stay as it is"));
     let plan = definition::check_plan(plan, &tools)?;
-    let plan = state.runs.pin(&mut ctx.begin_reading().await?, plan).await?;
+    let plan = state.runs.pin(&mut ctx.begin_reading().await?, plan, input).await?;
     past.replan(plan).map_err(changed)
 }
 
-/// Instructions of agents name the goal and input: they are told of others.
+/// Instructions of agents name the goal and input, and names of models may be the input's: they are others now.
 async fn retell(state: &RunRoutes, ctx: &Ctx<RunsWrite>, past: &mut Past, head: &RunHead) -> Result<()> {
-    if past.plan().agent.is_none() {
-        return Ok(());
-    }
     let mut plan = Plan::clone(past.plan());
-    let goal = head.goal.as_deref().unwrap_or_default();
-    let pins = plan.agent.iter_mut().chain(&mut plan.agents).collect();
-    state.agents.retell(&mut ctx.begin_reading().await?, pins, goal, &head.input).await?;
+    let mut tx = ctx.begin_reading().await?;
+    if plan.agent.is_none() {
+        plan = state.runs.pin(&mut tx, plan, &head.input).await?;
+    } else {
+        let goal = head.goal.as_deref().unwrap_or_default();
+        let pins = plan.agent.iter_mut().chain(&mut plan.agents).collect();
+        state.agents.retell(&mut tx, pins, goal, &head.input).await?;
+    }
     past.replan(plan).map_err(|step| Error::internal(format!("the step {step} changed by itself")))
 }
 

@@ -104,8 +104,8 @@ impl Turn {
     pub(super) async fn pin_drafts(&mut self, now: Timestamp) -> Result<()> {
         for command in &mut self.heard {
             if let Command::Draft(Draft::Ready { plan, forecast }) = command {
-                *plan = Arc::new(self.shared.children.pin(&self.state, plan).await?);
                 let tenant = self.state.tenant_id;
+                *plan = Arc::new(self.shared.children.pin(tenant, plan, &self.head.input).await?);
                 let day = self.shared.days.left(tenant, now).await?;
                 let left = self.state.left(Estimate::default(), Estimate::default(), now);
                 *forecast = Foresight::of(&self.tools, tenant, plan, day).await.announce(plan, left);

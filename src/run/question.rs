@@ -37,6 +37,7 @@ impl Questions for Runs {
             budget: None,
             // That nobody wants it is an answer too.
             on_denied: Some(OnDenied::Skip),
+            retry: None,
             metadata: json!({ job::TASK: KIND }),
             foresight: None,
             execute: true,

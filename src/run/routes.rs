@@ -201,6 +201,7 @@ impl PlanBody {
             input,
             budget: self.budget.map(Budget::from),
             on_denied: self.on_denied,
+            retry: None,
             metadata,
             foresight,
             execute,

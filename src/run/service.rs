@@ -20,7 +20,7 @@ use crate::{
     http::{Ctx, Permit, RequestId},
     journal::{
         self, Append, Budget, Claim, Command, Draft, Estimate, Event, Journal, Loaded, Lock, OnDenied, Parent, Phase,
-        Plan, Planner, Refusal, RunHead, RunState, Stage, Step, StepKey,
+        Plan, Planner, Refusal, Retry, RunHead, RunState, Stage, Step, StepKey,
     },
     kernel::{Actor, Error, Problem, Reference, Result, RunId, TenantId, Timestamp},
     llm::Models,
@@ -65,6 +65,9 @@ pub struct Request {
     pub budget: Option<Budget>,
     /// What a denial means where the step does not say; the definition's word when absent.
     pub on_denied: Option<OnDenied>,
+    /// How steps are tried again that do not say it themselves; not at all when absent. Of a plan that is still to be made,
+    /// it says nothing.
+    pub retry: Option<Retry>,
     /// The caller's own notes.
     pub metadata: Value,
     /// What its plan is forecast with, where somebody looks at it before it begins.
@@ -118,8 +121,9 @@ impl Runs {
         self.check(&request)?;
         let Resolved { plan, planner, workflow, usual } =
             self.resolve(tx, opening.tenant_id, request.source, &request.input).await?;
+        let (input, retry) = (Arc::new(request.input), request.retry.as_ref());
         let plan = match plan {
-            Some(plan) => Some(Arc::new(self.pin(tx, plan).await?)),
+            Some(plan) => Some(Arc::new(self.pin(tx, plan.retried(retry), &input).await?)),
             None => None,
         };
         let on_denied = request.on_denied.or(usual).unwrap_or_default();
@@ -143,7 +147,7 @@ impl Runs {
         let head = RunHead {
             goal: request.goal,
             workflow,
-            input: Arc::new(request.input),
+            input,
             budget: budget.cost,
             metadata: Arc::new(request.metadata),
             created_by: opening.by.clone(),
@@ -221,12 +225,16 @@ impl Runs {
         }
     }
 
-    /// The plan with the versions of the models that its steps name: later ones do not touch the run. What is not there
-    /// now is left to the step that needs it.
-    pub(super) async fn pin(&self, tx: &mut TenantTx, mut plan: Plan) -> Result<Plan> {
-        let (configs, templates) = tool::named(&plan.steps);
+    /// The plan with the versions of the models that its steps name, in a run with this input: later ones do not touch the
+    /// run. What is not there now is left to the step that needs it; what is pinned already stays.
+    pub(super) async fn pin(&self, tx: &mut TenantTx, mut plan: Plan, input: &Arc<Value>) -> Result<Plan> {
+        let (configs, templates) = tool::named(&plan.steps, input);
         if !configs.is_empty() || !templates.is_empty() {
-            let pins = self.models.pins(tx, &configs, &templates).await?;
+            let mut pins = self.models.pins(tx, &configs, &templates).await?;
+            if let Some(before) = plan.models.as_deref().cloned() {
+                pins.configs.extend(before.configs);
+                pins.templates.extend(before.templates);
+            }
             plan.models = (!pins.is_empty()).then(|| Arc::new(pins));
         }
         Ok(plan)
@@ -276,9 +284,9 @@ impl Runs {
         run_id: RunId,
         (plan, foresight): (Plan, Foresight),
     ) -> Result<Run> {
-        let plan = self.pin(tx, plan).await?;
-        let state = self.state(tx, ctx.tenant_id, run_id).await?;
-        let left = state.left(Estimate::default(), Estimate::default(), ctx.now());
+        let run = self.loaded(tx, ctx.tenant_id, run_id).await?;
+        let plan = self.pin(tx, plan, &run.head.input).await?;
+        let left = run.state.left(Estimate::default(), Estimate::default(), ctx.now());
         let forecast = foresight.announce(&plan, left);
         let detail = json!({ "steps": plan.steps.len() });
         let edited = Draft::Edited { plan: Arc::new(plan), forecast, by: ctx.actor() };
@@ -296,7 +304,7 @@ impl Runs {
         run_id: RunId,
         now: Timestamp,
     ) -> Result<(Plan, Budget, Budget)> {
-        let state = self.state(tx, tenant_id, run_id).await?;
+        let state = self.loaded(tx, tenant_id, run_id).await?.state;
         let mut plan = state.plan.as_deref().cloned().unwrap_or_default();
         let has_ended = |step: &Step| state.stage(&StepKey::whole(&step.id)).is_some_and(Stage::is_ended);
         // What those that have ended took is in what is spent.
@@ -321,9 +329,9 @@ impl Runs {
         })
     }
 
-    async fn state(&self, tx: &mut TenantTx, tenant_id: TenantId, run_id: RunId) -> Result<RunState> {
+    async fn loaded(&self, tx: &mut TenantTx, tenant_id: TenantId, run_id: RunId) -> Result<Loaded> {
         let loaded = journal::load(tx, &[(tenant_id, run_id)], Lock::Free).await?.pop();
-        loaded.map(|run| run.state).ok_or_else(|| Error::not_found("run"))
+        loaded.ok_or_else(|| Error::not_found("run"))
     }
 
     /// Cancels a live run; one that is cancelled already stays so.

@@ -76,6 +76,7 @@ fn request(tools: &Registry, name: &str, arguments: Map<String, Value>) -> Resul
         input: json!({}),
         budget: None,
         on_denied: None,
+        retry: None,
         metadata: json!({ job::TASK: KIND }),
         foresight: None,
         execute: true,

@@ -39,8 +39,7 @@ async fn a_job_is_queued_processed_and_completed_and_streams_like_any_run() {
     let world = world_with(&provider).await;
     let client = world.operator();
     provider.script([Turn::SayHeld(vec!["Code flows ".to_owned(), "like water".to_owned()], 1)]);
-    let body = json!({ "prompt": "Write a haiku about {{ braces }}", "config_name": "default-smart",
-        "template_name": "default-assistant" });
+    let body = json!({ "prompt": "Write a haiku about {{ braces }}", "template_name": "default-assistant" });
     let id = submit(&client, body).await;
     client.run(&id).wait_for("message.delta").await;
     let processing = job(&client, &id).await;
@@ -50,6 +49,118 @@ async fn a_job_is_queued_processed_and_completed_and_streams_like_any_run() {
     assert_eq!((&done["status"], &done["result"]), (&json!("COMPLETED"), &json!("Code flows like water")));
     let asked = provider.asked()[0].body.to_string();
     assert!(asked.contains("Write a haiku about {{ braces }}") && asked.contains("helpful assistant"), "{asked}");
+    let run = client.run(&id).get().await;
+    let input = json!({ "prompt": "Write a haiku about {{ braces }}", "template_name": "default-assistant",
+        "config_name": "default-smart" });
+    assert_eq!((&run["workflow"], &run["input"]), (&json!("job@0"), &input));
+}
+
+#[tokio::test]
+async fn what_a_caller_writes_is_no_template() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
+    let template = json!({ "content": "{{ prompt }} | {{ facts }}", "variables": { "prompt": {}, "facts": {} } });
+    world.admin().request(Method::PUT, "/llm/templates/facts").json(&template).send().await.expect(201);
+    let words = "{{ 7*7 }} {% for x in input %}{{ run.id";
+    let body = json!({ "prompt": words, "template_name": "facts", "variables": { "facts": words } });
+    for body in [body, json!({ "prompt": words })] {
+        let id = submit(&world.operator(), body).await;
+        assert_eq!(ended(&world.operator(), &id).await["status"], "COMPLETED");
+    }
+    let asked = provider.asked();
+    assert_eq!(asked.len(), 2);
+    for (asked, said) in asked.iter().zip([format!("{words} | {words}"), words.to_owned()]) {
+        assert!(asked.body.to_string().contains(&format!("\"{said}\"")), "{}", asked.body);
+    }
+}
+
+#[tokio::test]
+async fn what_jobs_are_runs_of_can_be_read_and_put_as_any_definition() {
+    let world = World::new().await;
+    let viewer = world.viewer();
+    let listed = async |name: &str| {
+        let page = viewer.get("/workflow/definitions").await.expect(200);
+        let named = page["items"].as_array().unwrap().iter().filter(|it| it["name"] == name);
+        named.map(|it| it["version"].clone()).collect::<Vec<_>>()
+    };
+    for name in ["job", "generate_text", "describe_image", "synthesize_speech", "transcribe_speech"] {
+        assert_eq!(listed(name).await, [0], "{name}");
+        let brought = viewer.get(&format!("/workflow/definitions/{name}")).await.expect(200);
+        assert_eq!((&brought["version"], &brought["definition"]["name"]), (&json!(0), &json!(name)));
+        // It passes the checks that every definition passes.
+        let source = brought["source"].as_str().unwrap();
+        assert_eq!(world.operator().put_yaml(name, source).await.expect(201)["version"], 1);
+        assert_eq!(listed(name).await, [1], "{name}");
+    }
+}
+
+/// Two questions: the first is not asked twice, the second as the request says.
+const TWICE: &str = "\
+name: job
+input: { type: object, required: [prompt, template_name] }
+steps:
+  - id: say
+    uses: llm.generate
+    retry: { attempts: 1 }
+    with: { config: '{{ input.config_name }}', template: '{{ input.template_name }}', prompt: '{{ input.prompt }}' }
+  - { id: judge, needs: [say], uses: llm.generate, with: { prompt: 'Is it good? {{ steps.say.output.text }}' } }
+output: { said: '{{ steps.say.output.text }}', judged: '{{ steps.judge.output.text }}' }
+";
+
+#[tokio::test]
+async fn a_workflow_that_is_put_over_jobs_carries_them_out() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
+    let client = world.operator();
+    client.put_yaml("job", TWICE).await.expect(201);
+    provider.script([Turn::say("A poem."), Turn::Status(503, vec![("retry-after", "60")]), Turn::say("It is.")]);
+    let body = json!({ "prompt": "Write", "template_name": "default-assistant", "max_retries": 2 });
+    let id = submit(&client, body.clone()).await;
+    client.run(&id).wait_for("step.retrying").await;
+    let retrying = job(&client, &id).await;
+    assert_eq!((&retrying["status"], retrying.get("result")), (&json!("RETRYING"), None));
+    assert!(retrying["next_retry_at"].is_string(), "{retrying}");
+    world.advance(Duration::from_secs(61));
+    let done = ended(&client, &id).await;
+    assert_eq!((&done["status"], &done["retry_count"]), (&json!("COMPLETED"), &json!(1)));
+    let result: Value = serde_json::from_str(done["result"].as_str().unwrap()).unwrap();
+    assert_eq!(result, json!({ "said": "A poem.", "judged": "It is." }));
+    let listed = client.get("/jobs").await.expect(200);
+    assert_eq!(listed["items"][0], done);
+    let run = client.run(&id).get().await;
+    let attempts = |step: usize| &run["plan"]["steps"][step]["retry"]["attempts"];
+    assert_eq!(run["input"].get("max_retries"), None);
+    assert_eq!((&run["workflow"], attempts(0), attempts(1)), (&json!("job@1"), &json!(1), &json!(3)));
+    // What says itself how it is tried again is not tried as the request says.
+    provider.script([Turn::Status(503, vec![])]);
+    let id = submit(&client, body).await;
+    assert_eq!(ended(&client, &id).await["status"], "FAILED");
+    // It asks for more than a job has to have.
+    let refused = client.post("/jobs", &json!({ "prompt": "Write" })).await.problem(422, "invalid-input");
+    assert_eq!(refused["field"], "template_name");
+    assert!(refused["detail"].as_str().unwrap().contains("workflow `job` does not take it"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_task_has_the_output_of_its_run_or_else_what_its_step_gave() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
+    let client = world.operator();
+    let ask = "{ id: ask, uses: data.transform, with: { value: { text: '{{ input.prompt }}!' } } }";
+    for (output, result) in [
+        ("", "Hello!"),
+        ("output: '{{ steps.ask.output.text }}?'", "Hello!?"),
+        ("output: { said: '{{ steps.ask.output.text }}' }", r#"{"said":"Hello!"}"#),
+        ("output: false", "false"),
+    ] {
+        client.put_yaml("generate_text", &format!("name: generate_text\nsteps: [{ask}]\n{output}")).await.expect(201);
+        let taken = client.post("/background/generate_text", &json!({ "prompt": "Hello" })).await.expect(202);
+        let id = taken["task_id"].as_str().unwrap();
+        client.run(id).completes().await;
+        let task = client.get(&format!("/background/tasks/{id}")).await.expect(200);
+        assert_eq!(task, json!({ "task_id": id, "status": "SUCCESS", "result": result }), "{output}");
+    }
+    assert!(provider.asked().is_empty());
 }
 
 #[tokio::test]
@@ -133,6 +244,19 @@ async fn what_a_job_cannot_be_is_refused_by_its_field() {
     let large = json!({ "image": "A".repeat(400_000), "media_type": "image/png" });
     let refused = world.operator().post("/background/describe_image", &large).await;
     assert_eq!(refused.problem(422, "invalid-input")["field"], "image");
+    for (body, field) in [
+        (json!({ "media_type": "image/png" }), "image"),
+        (
+            json!({ "media_type": "image/png", "image": "iVBORw0KGgo=", "image_url": "https://a.example/b.png" }),
+            "image_url",
+        ),
+        (json!({ "media_type": "image/png", "image_url": "ftp://a.example/b.png" }), "image_url"),
+        (json!({ "media_type": "image/png", "image_url": "https://" }), "image_url"),
+        (json!({ "media_type": "audio/mpeg", "image_url": "https://a.example/b.png" }), "media_type"),
+    ] {
+        let refused = world.operator().post("/background/describe_image", &body).await.problem(422, "invalid-input");
+        assert_eq!(refused["field"], field, "{body}");
+    }
     let key = |body: Value| world.operator().request(Method::POST, "/jobs").json(&body).key("once");
     let first = key(json!({ "prompt": "x" })).send().await.expect(202);
     assert_eq!(key(json!({ "prompt": "x" })).send().await.expect(202), first);
@@ -180,6 +304,14 @@ async fn background_tasks_are_pending_and_then_a_success_or_a_failure() {
     let id = begin("/background/describe_image", image).await;
     client.run(&id).completes().await;
     assert!(provider.asked()[1].body.to_string().contains("iVBORw0KGgo="), "the model sees it");
+    let seeing = json!({ "provider": "fake-openai", "model": "big" });
+    world.admin().request(Method::PUT, "/llm/configs/seeing").json(&seeing).send().await.expect(201);
+    let image = json!({ "image_url": "https://a.example/b.png", "media_type": "image/png", "prompt": "A parcel?",
+        "config_name": "seeing" });
+    let id = begin("/background/describe_image", image).await;
+    client.run(&id).completes().await;
+    let asked = provider.asked()[2].body.to_string();
+    assert!(asked.contains("https://a.example/b.png") && asked.contains("A parcel?"), "{asked}");
     provider.script([Turn::Status(401, vec![])]);
     let id = begin("/background/generate_text", json!({ "prompt": "A poem" })).await;
     client.run(&id).wait_end().await;

@@ -90,8 +90,10 @@ async fn what_is_not_there_or_not_known_yet_is_left_to_the_step() {
     let (run, approval) = held(&world, step(json!({ "config": "nobody", "prompt": "hello" }))).await;
     world.owner().approve(&approval).await;
     assert_eq!(run.wait_end().await["error"]["code"], "unknown_model_config");
-    // An expression is read when the step begins.
-    let (run, approval) = held(&world, step(json!({ "config": "{{ \"later\" }}", "prompt": "hello" }))).await;
+    // An expression of more than the input is read when the step begins.
+    let with =
+        json!({ "config": "{{ 'later' if steps.first.status == 'completed' else 'nobody' }}", "prompt": "hello" });
+    let (run, approval) = held(&world, step(with)).await;
     assert_eq!(run.get().await["plan"].get("models"), None);
     config(&world, "later", "two", &[]).await;
     world.owner().approve(&approval).await;
@@ -99,6 +101,44 @@ async fn what_is_not_there_or_not_known_yet_is_left_to_the_step() {
     // Who asks nobody has nothing pinned.
     let (run, _) = held(&world, json!({ "uses": "data.transform", "with": { "value": 1 } })).await;
     assert_eq!(run.get().await["plan"].get("models"), None);
+}
+
+#[tokio::test]
+async fn a_name_that_the_input_gives_is_known_when_the_run_is_opened() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
+    config(&world, "mine", "one", &[]).await;
+    config(&world, "other", "two", &[]).await;
+    template(&world, "Say").await;
+    let greet = "name: greet\n\
+                 steps:\n\
+                 - { id: first, uses: debug.echo, approval: { selfApproval: true } }\n\
+                 - id: ask\n  \
+                   needs: [first]\n  \
+                   uses: llm.generate\n  \
+                   with: { config: '{{ input.config }}', template: '{{ input.how | default(\"say\") }}', prompt: hello }\n\
+                 output: '{{ steps.ask.output }}'";
+    world.operator().put_yaml("greet", greet).await.expect(201);
+    let run = world.owner().execute(json!({ "workflow": "greet", "input": { "config": "mine" } })).await;
+    let approval = run.hold().await;
+    let pinned = |configs: Value| json!({ "configs": configs, "templates": { "say": "say@1" } });
+    assert_eq!(run.get().await["plan"]["models"], pinned(json!({ "mine": ["mine@1"] })));
+    config(&world, "mine", "new", &[]).await;
+    template(&world, "Sing").await;
+    world.owner().approve(&approval).await;
+    let output = run.completes().await["output"].clone();
+    assert_eq!((&output["config"], &output["template"]), (&json!("mine@1"), &json!("say@1")));
+    // A fork with another input settles the name that this gives, and keeps what was settled.
+    let edit = json!({ "stepId": "first", "edit": { "input": { "config": "other" } } });
+    let fork = world.owner().post(&run.path("/fork"), &edit).await.expect(202);
+    let fork = world.owner().run(fork["runId"].as_str().unwrap());
+    let approval = fork.hold().await;
+    assert_eq!(fork.get().await["plan"]["models"], pinned(json!({ "mine": ["mine@1"], "other": ["other@1"] })));
+    config(&world, "other", "new", &[]).await;
+    world.owner().approve(&approval).await;
+    let output = fork.completes().await["output"].clone();
+    assert_eq!((&output["config"], &output["template"]), (&json!("other@1"), &json!("say@1")));
+    assert_eq!(models(&provider.asked()), ["one", "two"]);
 }
 
 #[tokio::test]
@@ -159,14 +199,17 @@ async fn a_job_that_is_tried_again_asks_what_it_was_submitted_with() {
     let world = world_with(&provider).await;
     config(&world, "mine", "one", &[]).await;
     provider.script([Turn::Status(503, vec![("retry-after", "60")])]);
-    let body = json!({ "prompt": "Hello", "config_name": "mine" });
+    template(&world, "Say").await;
+    let body = json!({ "prompt": "Hello", "config_name": "mine", "template_name": "say" });
     let taken = world.operator().post("/jobs", &body).await.expect(202);
     let run = world.operator().run(taken["job_id"].as_str().unwrap());
     run.wait_for("step.retrying").await;
     config(&world, "mine", "two", &[]).await;
+    template(&world, "Sing").await;
     world.advance(std::time::Duration::from_secs(61));
     run.completes().await;
     assert_eq!(models(&provider.asked()), ["one", "one"]);
+    assert!(provider.asked()[1].body.to_string().contains("Say Hello"));
 }
 
 #[tokio::test]

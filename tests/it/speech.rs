@@ -256,6 +256,7 @@ async fn sounds_and_vectors_have_to_fit_and_the_error_says_how_much_does() {
         settings.llm.providers = provider.settings().collect();
         settings.limits.output = 4096;
         settings.limits.arguments = 8192;
+        settings.limits.input = 1500;
     })
     .await;
     configure(&world, "fake-openai", json!({})).await;
@@ -289,6 +290,11 @@ async fn sounds_and_vectors_have_to_fit_and_the_error_says_how_much_does() {
     let refused = operator.post("/background/transcribe_speech", &body).await.problem(422, "invalid-input");
     assert_eq!(refused["field"], "audio");
     assert!(refused["detail"].as_str().unwrap().contains("7168"), "{refused}");
+    // What a run's input may have bounds a task too.
+    let body = json!({ "text": "x".repeat(2000) });
+    let refused = operator.post("/background/synthesize_speech", &body).await.problem(422, "invalid-input");
+    assert_eq!(refused["field"], "text");
+    assert!(refused["detail"].as_str().unwrap().contains("1500"), "{refused}");
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use super::{
     Context, TemplateError,
     engine::{ENGINE, FILTERS, FUNCTIONS, TESTS},
     scan::{self, Part},
-    value::{Budget, MAX_RENDERED, lower, write_text},
+    value::{Budget, MAX_RENDERED, Omit, lower, write_text},
 };
 
 /// Compiled templates kept at once, over all definitions.
@@ -182,6 +182,13 @@ fn named(code: &str) -> String {
 }
 
 impl Names {
+    /// Whether what it gives is known with the run's input: it uses nothing else.
+    #[must_use]
+    pub fn are_of_input(&self) -> bool {
+        let of_input = |root: &String| matches!(root.as_str(), "input" | "omit");
+        self.steps.is_empty() && !self.any_step && self.roots.iter().all(of_input)
+    }
+
     /// Takes in the dotted names of the engine's analysis.
     fn read(&mut self, dotted: &HashSet<String>) {
         for name in dotted {
@@ -227,16 +234,20 @@ fn check_vocabulary(code: &str, offset: usize) -> Result<(), TemplateError> {
 }
 
 impl Compiled {
-    /// Runs it.
-    pub(super) fn render(&self, context: &Context, budget: &mut Budget) -> Result<Value, TemplateError> {
-        match &self.body {
+    /// Runs it. There is nothing where it says `omit`.
+    pub(super) fn render(&self, context: &Context, budget: &mut Budget) -> Result<Option<Value>, TemplateError> {
+        let rendered = match &self.body {
             Body::Whole(code) => {
                 let value = code.expression.eval(context.root()).map_err(|e| explain(&e, code.offset))?;
-                lower(&value, budget).map_err(|e| code.explain_result(&e))
+                if Omit::is(&value) {
+                    return Ok(None);
+                }
+                lower(&value, budget).map_err(|e| code.explain_result(&e))?
             }
-            Body::Mixed(pieces) => mixed(pieces, context, budget).map(Value::String),
-            Body::Rich(source) => rich(source, context, budget).map(Value::String),
-        }
+            Body::Mixed(pieces) => Value::String(mixed(pieces, context, budget)?),
+            Body::Rich(source) => Value::String(rich(source, context, budget)?),
+        };
+        Ok(Some(rendered))
     }
 }
 

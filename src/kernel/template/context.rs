@@ -6,7 +6,7 @@ use minijinja::{
 };
 use serde_json::Value;
 
-use super::value::{Names, lift};
+use super::value::{Names, Omit, lift};
 
 /// What the templates of one run can see.
 #[derive(Clone, Debug, Default)]
@@ -73,6 +73,7 @@ impl Object for Root {
             ("input", _) => Some(lift(&scope.input)),
             ("metadata", _) => Some(lift(&scope.metadata)),
             ("run", _) => Some(run(&scope.run)),
+            ("omit", _) => Some(Engine::from_object(Omit)),
             ("steps", _) => Some(Engine::from_object(Steps(Arc::clone(scope)))),
             ("item", Some((item, _))) => Some(lift(item)),
             ("index", Some((_, index))) => Some(Engine::from(*index)),

@@ -9,7 +9,7 @@ mod value;
 
 use std::fmt;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 pub use compile::Names;
 pub use context::{Context, RunFacts, Scope, StepFacts};
@@ -60,12 +60,17 @@ pub fn is_template(value: &Value) -> bool {
     }
 }
 
-/// Renders every text inside `value`; names of fields are left as they are.
+/// Renders every text inside `value`; names of fields are left as they are. A field or item whose template gives `omit` is
+/// left out.
 ///
 /// # Errors
 /// When a template does not parse, names something undefined, fails, or the result grows too large.
 pub fn render(value: &Value, context: &Context) -> Result<Value, TemplateError> {
-    render_within(value, context, &mut Budget::full())
+    render_within(value, context, &mut Budget::full())?.ok_or_else(nothing)
+}
+
+fn nothing() -> TemplateError {
+    TemplateError::new("`omit` leaves out a field of a map or an item of a list, and this is neither", 0)
 }
 
 /// Renders a text to a text: what a whole expression gives otherwise is written as JSON.
@@ -79,19 +84,23 @@ pub fn render_text(text: &str, context: &Context) -> Result<String, TemplateErro
     })
 }
 
-fn render_within(value: &Value, context: &Context, budget: &mut Budget) -> Result<Value, TemplateError> {
-    match value {
-        Value::String(text) if scan::is_template(text) => compile::text(text)?.render(context, budget),
+fn render_within(value: &Value, context: &Context, budget: &mut Budget) -> Result<Option<Value>, TemplateError> {
+    let rendered = match value {
+        Value::String(text) if scan::is_template(text) => return compile::text(text)?.render(context, budget),
         Value::Array(items) => {
-            items.iter().map(|item| render_within(item, context, budget)).collect::<Result<_, _>>().map(Value::Array)
+            let items = items.iter().filter_map(|item| render_within(item, context, budget).transpose());
+            Value::Array(items.collect::<Result<_, _>>()?)
         }
-        Value::Object(fields) => fields
-            .iter()
-            .map(|(name, value)| Ok((name.clone(), render_within(value, context, budget)?)))
-            .collect::<Result<_, _>>()
-            .map(Value::Object),
-        other => Ok(other.clone()),
-    }
+        Value::Object(fields) => {
+            let mut rendered = Map::with_capacity(fields.len());
+            for (name, value) in fields {
+                rendered.extend(render_within(value, context, budget)?.map(|value| (name.clone(), value)));
+            }
+            Value::Object(rendered)
+        }
+        other => other.clone(),
+    };
+    Ok(Some(rendered))
 }
 
 /// Evaluates a condition: one expression, with or without its braces.
@@ -102,7 +111,7 @@ fn render_within(value: &Value, context: &Context, budget: &mut Budget) -> Resul
 /// # Errors
 /// When it does not parse or fails, or when it gives a text: `"false"` would be true.
 pub fn condition(source: &str, context: &Context) -> Result<bool, TemplateError> {
-    match compile::condition(source)?.render(context, &mut Budget::full())? {
+    match compile::condition(source)?.render(context, &mut Budget::full())?.ok_or_else(nothing)? {
         Value::Bool(value) => Ok(value),
         Value::Null => Ok(false),
         Value::Number(number) => Ok(number.as_f64() != Some(0.0)),

@@ -66,6 +66,25 @@ fn lists_and_maps_render_through_and_items_are_seen() -> Result<(), TemplateErro
 }
 
 #[test]
+fn what_is_to_be_omitted_leaves_its_field_or_item_out() -> Result<(), TemplateError> {
+    let value = json!({
+        "there": "{{ input.account | default(omit) }}",
+        "none": "{{ input.none | default(omit) }}",
+        "gone": "{{ input.nope | default(omit) }}",
+        "list": [1, "{{ omit }}", { "gone": "{{ 'x' if input.none else omit }}" }],
+    });
+    assert_eq!(render(&value, &context())?, json!({ "there": "acme", "none": null, "list": [1, {}] }));
+    for alone in
+        ["{{ omit }}", "x{{ omit }}", "{{ [omit] }}", "{{ {'a': omit} }}", "{% if true %}{{ omit }}{% endif %}"]
+    {
+        let error = rendered(alone).map_err(|error| error.message().to_owned());
+        assert!(error.as_ref().is_err_and(|message| message.contains("`omit`")), "{alone}: {error:?}");
+    }
+    assert!(condition("omit", &context()).is_err());
+    Ok(())
+}
+
+#[test]
 fn what_is_not_there_is_an_error_that_names_it() {
     for template in
         ["{{ input.acount }}", "{{ steps.nope.output }}", "x {{ input.acount }}", "{{ item }}", "{{ [input.a] }}"]
@@ -107,6 +126,16 @@ fn names_are_found_in_every_spelling() -> Result<(), TemplateError> {
     assert!(check("{{ steps[input.which].output }}")?.any_step);
     assert!(check("{{ range(3) | list }} {{ inputs.x }}")?.roots.contains("inputs"));
     assert!(check_condition("steps.z.status == 'failed'")?.steps.contains("z"));
+    for (text, is_known) in [
+        ("name", true),
+        ("{{ 'name' }}", true),
+        ("{{ input.name | default(omit) }}-{{ range(3) | last }}", true),
+        ("{{ input.name }}{{ item }}", false),
+        ("{{ steps.a.output | default(input.name) }}", false),
+        ("{{ steps[input.which].output }}", false),
+    ] {
+        assert_eq!(check(text)?.are_of_input(), is_known, "{text}");
+    }
     Ok(())
 }
 

@@ -139,6 +139,18 @@ impl Object for Names {
     }
 }
 
+/// `omit`: what it is the value of is left out.
+#[derive(Debug)]
+pub(super) struct Omit;
+
+impl Object for Omit {}
+
+impl Omit {
+    pub(super) fn is(value: &Engine) -> bool {
+        value.downcast_object_ref::<Self>().is_some()
+    }
+}
+
 /// Back to JSON.
 pub(super) fn lower(value: &Engine, budget: &mut Budget) -> Result<Value, Error> {
     lower_at(value, budget, 0)
@@ -151,6 +163,9 @@ fn lower_at(value: &Engine, budget: &mut Budget, depth: usize) -> Result<Value, 
     if let Some(target) = value.downcast_object_ref::<View>().and_then(View::target) {
         budget.spend_on(target)?;
         return Ok(target.clone());
+    }
+    if Omit::is(value) {
+        return Err(Error::new(ErrorKind::InvalidOperation, "`omit` has to be the whole of a value"));
     }
     budget.spend(8)?;
     match value.kind() {

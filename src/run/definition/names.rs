@@ -92,10 +92,12 @@ impl Of<'_> {
 
 fn judge_root(root: &str, item: bool) -> Option<String> {
     match root {
-        "input" | "metadata" | "run" => None,
+        "input" | "metadata" | "omit" | "run" => None,
         "item" | "index" if item => None,
         "item" | "index" => Some(format!("`{root}` exists only in the `with` of a step with `forEach`")),
-        other => Some(format!("there is no `{other}`: input, steps, run, metadata, and item and index in a `forEach`")),
+        other => {
+            Some(format!("there is no `{other}`: input, steps, run, metadata, omit, and item and index in a `forEach`"))
+        }
     }
 }
 

@@ -124,12 +124,12 @@ async fn list_definitions(
 ) -> Result<Json<Page<DefinitionSummary>>> {
     let (limit, after) = query.resolve()?;
     let mut tx = ctx.begin().await?;
-    let page = Page::cut(store::list(&mut tx, limit, after).await?, limit, |(first, _)| *first);
-    let mut items: Vec<_> = page.items.into_iter().map(|(_, summary)| summary).collect();
-    if page.next_cursor.is_none() {
-        items.extend(usual::besides(&mut tx).await?);
+    let mut rows = store::list(&mut tx, limit, after).await?;
+    if rows.len() <= limit {
+        rows.extend(usual::besides(&mut tx, after).await?);
     }
-    Ok(Json(Page { items, next_cursor: page.next_cursor }))
+    let Page { items, next_cursor } = Page::cut(rows, limit, |(first, _)| *first);
+    Ok(Json(Page { items: items.into_iter().map(|(_, summary)| summary).collect(), next_cursor }))
 }
 
 /// The versions of a definition

@@ -57,6 +57,15 @@ pub(super) async fn get(tx: &mut TenantTx, name: &str, version: Option<i32>) -> 
     row.map(|row| stored(&row)).transpose()
 }
 
+/// Those of the names under which something has been put.
+pub(super) async fn taken(tx: &mut TenantTx, names: &[&str]) -> Result<Vec<String>> {
+    let taken = sqlx::query_scalar("select name from workflow_definitions where name = any ($1) and version = 1")
+        .bind(names)
+        .fetch_all(tx.conn())
+        .await?;
+    Ok(taken)
+}
+
 /// The newest version of every name and the id of its first, by which the list is ordered and goes on: a
 /// put in between moves nothing.
 pub(super) async fn list(

@@ -8,7 +8,14 @@ use crate::{
     kernel::{Actor, Error, Reference, Result, Timestamp, WorkflowId},
 };
 
-const ALL: [(&str, &str); 1] = [("conversation", include_str!("conversation.yaml"))];
+const ALL: [(&str, &str); 6] = [
+    ("conversation", include_str!("conversation.yaml")),
+    ("job", include_str!("job.yaml")),
+    ("generate_text", include_str!("generate_text.yaml")),
+    ("describe_image", include_str!("describe_image.yaml")),
+    ("synthesize_speech", include_str!("synthesize_speech.yaml")),
+    ("transcribe_speech", include_str!("transcribe_speech.yaml")),
+];
 
 /// One version, or the newest, of the tenant's own or of what the server brings along.
 pub(super) async fn get(tx: &mut TenantTx, name: &str, version: Option<i32>) -> Result<Option<StoredDefinition>> {
@@ -18,15 +25,16 @@ pub(super) async fn get(tx: &mut TenantTx, name: &str, version: Option<i32>) -> 
     }
 }
 
-/// What the server brings along and the tenant has put nothing over.
-pub(super) async fn besides(tx: &mut TenantTx) -> Result<Vec<DefinitionSummary>> {
-    let mut besides = vec![];
-    for (name, _) in ALL {
-        if store::get(tx, name, None).await?.is_none() {
-            besides.extend(brought(name, None)?.map(StoredDefinition::summary));
-        }
-    }
-    Ok(besides)
+/// What the server brings along and the tenant has put nothing over, each with its place in the list: after all that is put.
+pub(super) async fn besides(tx: &mut TenantTx, after: Option<Uuid>) -> Result<Vec<(Uuid, DefinitionSummary)>> {
+    let taken = store::taken(tx, &ALL.map(|(name, _)| name)).await?;
+    // The first has the highest place, as what was put last has.
+    let places = (1..=ALL.len() as u128).rev().map(Uuid::from_u128);
+    let left = places.zip(ALL).filter(|(place, (name, _))| {
+        after.is_none_or(|after| *place < after) && !taken.iter().any(|taken| taken == name)
+    });
+    let found = left.filter_map(|(place, (name, _))| Some((place, brought(name, None).transpose()?)));
+    found.map(|(place, found)| Ok((place, found?.summary()))).collect()
 }
 
 /// The definition that is meant, where the server brings it along, and what it is called.

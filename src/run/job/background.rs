@@ -1,42 +1,33 @@
-use axum::{extract::State, http::StatusCode, response::Response};
+use axum::{extract::State, response::Response};
+use reqwest::Url;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes as paths};
 
-use super::{BESIDES, Standing, Task, WaitingFor, words};
+use super::{BESIDES, Kind, Standing, WaitingFor, words};
 use crate::{
     http::{
-        Ctx, Json, Once, Path, Reply,
+        Ctx, Json, Once, Path,
         permit::{RunsRead, RunsWrite},
     },
     journal::Status,
     kernel::{Error, Result, RunId},
     llm::AudioFormat,
-    run::{routes::RunRoutes, service::Opening},
+    run::routes::RunRoutes,
 };
 
 const KINDS: [&str; 4] = [TEXT.name, IMAGE.name, SPEECH.name, TRANSCRIPT.name];
 
-/// A kind of task: what its run is marked with, the tool that asks, the configuration where none is named, and the part
-/// of the step's output that is the run's. A sound stays with its step: twice is too much of it.
-struct Kind {
-    name: &'static str,
-    uses: &'static str,
-    config: &'static str,
-    output: Option<&'static str>,
-}
-
-const TEXT: Kind = Kind { name: "generate_text", uses: "llm.generate", config: "default-smart", output: Some("text") };
-const IMAGE: Kind = Kind { name: "describe_image", ..TEXT };
-const SPEECH: Kind =
-    Kind { name: "synthesize_speech", uses: "speech.synthesize", config: "default-speech", output: None };
-const TRANSCRIPT: Kind = Kind {
-    name: "transcribe_speech",
-    uses: "speech.transcribe",
-    config: "default-transcription",
-    output: Some("text"),
+const TEXT: Kind = Kind { name: "generate_text", usual: &[("config_name", "default-smart")] };
+const IMAGE: Kind = Kind {
+    name: "describe_image",
+    usual: &[("config_name", "default-smart"), ("prompt", "What does this image show?")],
 };
+const SPEECH: Kind = Kind {
+    name: "synthesize_speech",
+    usual: &[("config_name", "default-speech"), ("voice", "alloy"), ("format", "mp3")],
+};
+const TRANSCRIPT: Kind = Kind { name: "transcribe_speech", usual: &[("config_name", "default-transcription")] };
 
 pub(super) fn routes() -> OpenApiRouter<RunRoutes> {
     OpenApiRouter::new()
@@ -48,7 +39,7 @@ pub(super) fn routes() -> OpenApiRouter<RunRoutes> {
 }
 
 /// A text to be generated.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct TextBody {
     /// What is asked.
@@ -59,12 +50,15 @@ struct TextBody {
 }
 
 /// An image to be described.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct ImageBody {
-    /// The image, in base64.
+    /// The image, in base64; or `image_url`.
     #[schema(min_length = 4)]
-    image: String,
+    image: Option<String>,
+    /// Where it is, by `http` or `https`.
+    #[schema(example = "https://shop.example/parcel.png", pattern = "^https?://")]
+    image_url: Option<String>,
     /// What it is.
     #[schema(example = "image/png", pattern = "^image/[a-z0-9.+-]+$")]
     media_type: String,
@@ -76,7 +70,7 @@ struct ImageBody {
 }
 
 /// A text to be read aloud.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct SpeechBody {
     /// The words.
@@ -92,7 +86,7 @@ struct SpeechBody {
 }
 
 /// A recording to be written down.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct RecordingBody {
     /// The recording, in base64.
@@ -113,6 +107,12 @@ struct RecordingBody {
 struct Taken {
     /// Its id, which is that of its run.
     task_id: RunId,
+}
+
+impl Taken {
+    fn of(task_id: RunId) -> Self {
+        Self { task_id }
+    }
 }
 
 /// How a background task stands.
@@ -137,7 +137,7 @@ struct BackgroundTask {
     /// What it cannot go on without: `approval`, where its run is held.
     #[serde(skip_serializing_if = "Option::is_none")]
     waiting_for: Option<WaitingFor>,
-    /// What the model said, or its speech in base64.
+    /// What the model said, or its speech in base64; or what the workflow gives that somebody put in its place.
     #[serde(skip_serializing_if = "Option::is_none")]
     result: Option<String>,
     /// What the speech is.
@@ -160,8 +160,8 @@ async fn generate_text(
     once: Once,
     Json(body): Json<TextBody>,
 ) -> Result<Response> {
-    let with = Map::from_iter([("prompt".to_owned(), Value::String(words("prompt", body.prompt)?))]);
-    begin(&state, &ctx, once, &TEXT, body.config_name, with).await
+    words("prompt", &body.prompt)?;
+    TEXT.take(&state, &ctx, once, (body, None), Taken::of).await
 }
 
 /// Describe an image in the background
@@ -175,12 +175,15 @@ async fn describe_image(
     once: Once,
     Json(body): Json<ImageBody>,
 ) -> Result<Response> {
-    let image = base64(&state, "image", body.image)?;
-    let media_type = media_type(&["image"], "image/png", body.media_type)?;
-    let asked = words("prompt", body.prompt.unwrap_or_else(|| "What does this image show?".to_owned()))?;
-    let images = json!([{ "mediaType": media_type, "data": image }]);
-    let with = Map::from_iter([("prompt".to_owned(), Value::String(asked)), ("images".to_owned(), images)]);
-    begin(&state, &ctx, once, &IMAGE, body.config_name, with).await
+    match (&body.image, &body.image_url) {
+        (Some(image), None) => base64(&state, "image", image)?,
+        (None, Some(url)) => address("image_url", url)?,
+        (None, None) => return Err(Error::invalid("image", "an `image` or an `image_url` is needed")),
+        (Some(_), Some(_)) => return Err(Error::invalid("image_url", "give either `image` or `image_url`")),
+    }
+    media_type(&["image"], "image/png", &body.media_type)?;
+    body.prompt.as_deref().map_or(Ok(()), |prompt| words("prompt", prompt))?;
+    IMAGE.take(&state, &ctx, once, (body, None), Taken::of).await
 }
 
 /// Read a text aloud in the background
@@ -194,11 +197,9 @@ async fn synthesize_speech(
     once: Once,
     Json(body): Json<SpeechBody>,
 ) -> Result<Response> {
-    let text = words("text", body.text)?;
-    let format = body.format.map(|format| json!(format));
-    let voice = body.voice.map(voice).transpose()?.map(Value::String);
-    let with = [("text", Some(Value::String(text))), ("voice", voice), ("format", format)];
-    begin(&state, &ctx, once, &SPEECH, body.config_name, given(with)).await
+    words("text", &body.text)?;
+    body.voice.as_deref().map_or(Ok(()), voice)?;
+    SPEECH.take(&state, &ctx, once, (body, None), Taken::of).await
 }
 
 /// Write down a recording in the background
@@ -212,12 +213,10 @@ async fn transcribe_speech(
     once: Once,
     Json(body): Json<RecordingBody>,
 ) -> Result<Response> {
-    let audio = base64(&state, "audio", body.audio)?;
-    let media_type = media_type(&["audio", "video"], "audio/mpeg", body.media_type)?;
-    let language = body.language.map(language).transpose()?.map(Value::String);
-    let with =
-        [("audio", Some(Value::String(audio))), ("mediaType", Some(Value::String(media_type))), ("language", language)];
-    begin(&state, &ctx, once, &TRANSCRIPT, body.config_name, given(with)).await
+    base64(&state, "audio", &body.audio)?;
+    media_type(&["audio", "video"], "audio/mpeg", &body.media_type)?;
+    body.language.as_deref().map_or(Ok(()), language)?;
+    TRANSCRIPT.take(&state, &ctx, once, (body, None), Taken::of).await
 }
 
 /// One background task
@@ -232,77 +231,55 @@ async fn get(ctx: Ctx<RunsRead>, Path(id): Path<RunId>) -> Result<Json<Backgroun
         Status::Failed | Status::Cancelled => TaskStatus::Failure,
         Status::Idle | Status::Planning | Status::Executing | Status::AwaitingApproval => TaskStatus::Pending,
     };
-    let done = status == TaskStatus::Success;
-    let result = standing.result().filter(|_| done);
-    let media_type = standing.part("mediaType").filter(|_| done);
     Ok(Json(BackgroundTask {
         task_id: id,
         status,
         waiting_for: standing.waiting_for(),
-        result,
-        media_type,
+        result: standing.result(),
+        media_type: standing.part("mediaType"),
         error: standing.error(),
     }))
 }
 
-async fn begin(
-    state: &RunRoutes,
-    ctx: &Ctx<RunsWrite>,
-    once: Once,
-    kind: &Kind,
-    config: Option<String>,
-    with: Map<String, Value>,
-) -> Result<Response> {
-    let Kind { name, uses, config: usual, output } = *kind;
-    let config = ("config_name", config.unwrap_or_else(|| usual.to_owned()));
-    let request = Task { kind: name, uses, config, with, output, retry: None }.request(state, ctx).await?;
-    let (opening, task_id) = Opening::by(ctx);
-    let work = async |tx: &mut _| {
-        state.runs.open(tx, opening, request).await?;
-        Reply::json(StatusCode::ACCEPTED, &Taken { task_id })
-    };
-    once.command(ctx, work).await
-}
-
-/// The arguments that are given.
-fn given<const N: usize>(fields: [(&str, Option<Value>); N]) -> Map<String, Value> {
-    fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
-}
-
 /// What is shown or played to a model. With everything else it is an argument of a call, which is bounded.
-fn base64(state: &RunRoutes, field: &'static str, data: String) -> Result<String> {
+fn base64(state: &RunRoutes, field: &'static str, data: &str) -> Result<()> {
     use base64::{Engine, prelude::BASE64_STANDARD};
-    let most = state.tools.server().limits().arguments.saturating_sub(BESIDES);
+    let most = state.runs.limits().arguments.saturating_sub(BESIDES);
     if data.len() > most {
         let detail = format!("`{field}` has more than {most} bytes of base64, which is what a call takes");
         return Err(Error::invalid(field, detail));
     }
-    match BASE64_STANDARD.decode(&data) {
-        Ok(bytes) if bytes.len() >= 3 => Ok(data),
+    match BASE64_STANDARD.decode(data) {
+        Ok(bytes) if bytes.len() >= 3 => Ok(()),
         _ => Err(Error::invalid(field, format!("`{field}` is base64 of what `media_type` says"))),
     }
 }
 
-fn media_type(of: &[&str], example: &str, text: String) -> Result<String> {
+fn address(field: &'static str, text: &str) -> Result<()> {
+    let is_web = text.starts_with("https://") || text.starts_with("http://");
+    if is_web && Url::parse(text).is_ok() {
+        Ok(())
+    } else {
+        Err(Error::invalid(field, format!("`{field}` is an address, as `https://shop.example/parcel.png`")))
+    }
+}
+
+fn media_type(of: &[&str], example: &str, text: &str) -> Result<()> {
     let is_letter = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'+' | b'-');
     match text.split_once('/') {
-        Some((family, kind)) if of.contains(&family) && !kind.is_empty() && kind.bytes().all(is_letter) => Ok(text),
+        Some((family, kind)) if of.contains(&family) && !kind.is_empty() && kind.bytes().all(is_letter) => Ok(()),
         _ => Err(Error::invalid("media_type", format!("`media_type` is one of {}, as `{example}`", of.join(" or ")))),
     }
 }
 
-fn voice(name: String) -> Result<String> {
+fn voice(name: &str) -> Result<()> {
     let letters = name.chars().count();
-    if (1..=200).contains(&letters) {
-        Ok(name)
-    } else {
-        Err(Error::invalid("voice", "`voice` has 1 to 200 characters"))
-    }
+    if (1..=200).contains(&letters) { Ok(()) } else { Err(Error::invalid("voice", "`voice` has 1 to 200 characters")) }
 }
 
-fn language(code: String) -> Result<String> {
+fn language(code: &str) -> Result<()> {
     if matches!(code.len(), 2 | 3) && code.bytes().all(|b| b.is_ascii_lowercase()) {
-        Ok(code)
+        Ok(())
     } else {
         Err(Error::invalid("language", "`language` is a code of two or three letters, as `en` or `id`"))
     }

@@ -4,25 +4,26 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes as paths};
 
-use super::{STEP, Standing, Task, WaitingFor, words};
+use super::{Kind, Standing, WaitingFor, words};
 use crate::{
+    config::JobSettings,
     http::{
         Ctx, Json, Once, Path, Query, Reply,
         permit::{RunsRead, RunsWrite},
     },
-    journal::{Retry, Stage, Status, StepKey},
+    journal::{Retry, Stage, Status},
     kernel::{Error, Page, PageQuery, Result, RunId, Span, Timestamp, wire_time},
-    run::{routes::RunRoutes, service::Opening, store},
+    run::{routes::RunRoutes, store},
 };
 
-const KIND: &str = "job";
+const JOB: Kind = Kind { name: "job", usual: &[("config_name", "default-smart")] };
 
 pub(super) fn routes() -> OpenApiRouter<RunRoutes> {
     OpenApiRouter::new().routes(paths!(submit, list)).routes(paths!(get)).routes(paths!(cancel))
 }
 
 /// A job to be.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct JobBody {
     /// What is asked.
@@ -64,7 +65,7 @@ struct Cancelling {
 enum JobStatus {
     /// Nobody is at it.
     Queued,
-    /// A model is being asked, or its run waits for somebody's decision.
+    /// Its run is at it, or waits for somebody's decision.
     Processing,
     /// It failed and is tried again.
     Retrying,
@@ -86,13 +87,13 @@ struct Job {
     /// What it cannot go on without: `approval`, where its run is held.
     #[serde(skip_serializing_if = "Option::is_none")]
     waiting_for: Option<WaitingFor>,
-    /// What the model said.
+    /// What came of it: what the model said, or what the workflow gives that somebody put in its place.
     #[serde(skip_serializing_if = "Option::is_none")]
     result: Option<String>,
     /// Why it came to nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
-    /// How often it has been tried again.
+    /// How often any of it has been tried again.
     retry_count: u32,
     /// When it is tried again.
     #[serde(with = "wire_time::option", skip_serializing_if = "Option::is_none")]
@@ -120,20 +121,19 @@ struct Jobs {
 
 impl Job {
     fn of(standing: &Standing) -> Self {
-        let step = standing.run.state.steps.get(&StepKey::whole(STEP));
-        let next_retry_at = match standing.stage() {
-            Some(Stage::Retrying { at }) if !standing.status().is_terminal() => Some(*at),
+        let steps = &standing.state().steps;
+        let retries = steps.values().filter_map(|step| match step.stage {
+            Stage::Retrying { at } if !standing.status().is_terminal() => Some(at),
             _ => None,
-        };
-        let status = match (standing.status(), standing.stage()) {
-            (Status::Completed, _) => JobStatus::Completed,
-            (Status::Failed, _) => JobStatus::Failed,
-            (Status::Cancelled, _) => JobStatus::Cancelled,
-            (_, Some(Stage::Retrying { .. })) => JobStatus::Retrying,
-            (Status::AwaitingApproval, _) | (_, Some(Stage::Running { .. } | Stage::Completed { .. })) => {
-                JobStatus::Processing
-            }
-            _ => JobStatus::Queued,
+        });
+        let next_retry_at = retries.min();
+        let status = match standing.status() {
+            Status::Completed => JobStatus::Completed,
+            Status::Failed => JobStatus::Failed,
+            Status::Cancelled => JobStatus::Cancelled,
+            _ if next_retry_at.is_some() => JobStatus::Retrying,
+            _ if steps.is_empty() => JobStatus::Queued,
+            _ => JobStatus::Processing,
         };
         Self {
             job_id: standing.summary.run_id,
@@ -141,7 +141,7 @@ impl Job {
             waiting_for: standing.waiting_for(),
             result: standing.result(),
             error: standing.error(),
-            retry_count: step.map_or(0, |step| step.attempt.saturating_sub(1)),
+            retry_count: steps.values().map(|step| step.attempt.saturating_sub(1)).sum(),
             next_retry_at,
             created_at: standing.summary.created_at,
             updated_at: standing.summary.updated_at,
@@ -161,39 +161,24 @@ async fn submit(
     State(state): State<RunRoutes>,
     ctx: Ctx<RunsWrite>,
     once: Once,
-    Json(body): Json<JobBody>,
+    Json(mut body): Json<JobBody>,
 ) -> Result<Response> {
-    let request = body.task(&state)?.request(&state, &ctx).await?;
-    let (opening, run_id) = Opening::by(&ctx);
-    let work = async |tx: &mut _| {
-        state.runs.open(tx, opening, request).await?;
-        Reply::json(StatusCode::ACCEPTED, &Submitted { job_id: run_id, status: JobStatus::Queued })
-    };
-    once.command(&ctx, work).await
+    words("prompt", &body.prompt)?;
+    let retry = body.take_retry(&state.jobs)?;
+    let submitted = |job_id| Submitted { job_id, status: JobStatus::Queued };
+    JOB.take(&state, &ctx, once, (body, Some(retry)), submitted).await
 }
 
 impl JobBody {
-    fn task(self, state: &RunRoutes) -> Result<Task> {
-        let retries = self.max_retries.unwrap_or(state.jobs.default_max_retries);
+    /// How its steps are tried again, which is told to the run and is not a part of its input.
+    fn take_retry(&mut self, settings: &JobSettings) -> Result<Retry> {
+        let retries = self.max_retries.take().unwrap_or(settings.default_max_retries);
         if retries > 20 {
             return Err(Error::invalid("max_retries", "`max_retries` is 20 at most"));
         }
-        let mut with = Map::from_iter([("prompt".to_owned(), Value::String(words("prompt", self.prompt)?))]);
-        with.extend(self.template_name.map(|template| ("template".to_owned(), Value::String(template))));
-        with.extend(self.variables.map(|variables| ("variables".to_owned(), Value::Object(variables))));
         let span = |seconds: f64| Some(Span(std::time::Duration::try_from_secs_f64(seconds).unwrap_or_default()));
-        Ok(Task {
-            kind: KIND,
-            uses: "llm.generate",
-            config: ("config_name", self.config_name.unwrap_or_else(|| "default-smart".to_owned())),
-            with,
-            output: Some("text"),
-            retry: Some(Retry {
-                attempts: retries + 1,
-                backoff: span(state.jobs.retry_delay_min),
-                max_backoff: span(state.jobs.retry_delay_max),
-            }),
-        })
+        let (backoff, max_backoff) = (span(settings.retry_delay_min), span(settings.retry_delay_max));
+        Ok(Retry { attempts: retries + 1, backoff, max_backoff })
     }
 }
 
@@ -203,7 +188,7 @@ impl JobBody {
     responses((status = 200, description = "As it stands", body = Job)))]
 async fn get(ctx: Ctx<RunsRead>, Path(id): Path<RunId>) -> Result<Json<Job>> {
     let mut tx = ctx.begin().await?;
-    Ok(Json(Job::of(&Standing::find(&mut tx, ctx.tenant_id, id, &[KIND]).await?)))
+    Ok(Json(Job::of(&Standing::find(&mut tx, ctx.tenant_id, id, &[JOB.name]).await?)))
 }
 
 /// List jobs
@@ -213,7 +198,7 @@ async fn get(ctx: Ctx<RunsRead>, Path(id): Path<RunId>) -> Result<Json<Job>> {
 async fn list(ctx: Ctx<RunsRead>, Query(query): Query<PageQuery>) -> Result<Json<Jobs>> {
     let page = query.resolve()?;
     let mut tx = ctx.begin().await?;
-    let rows = store::tasks(&mut tx, ctx.tenant_id, KIND, page).await?;
+    let rows = store::tasks(&mut tx, ctx.tenant_id, JOB.name, page).await?;
     let page = Page::cut(rows, page.0, |row| row.run_id.uuid());
     let items = Standing::of(&mut tx, ctx.tenant_id, page.items).await?.iter().map(Job::of).collect();
     Ok(Json(Jobs { items, next_cursor: page.next_cursor }))
@@ -230,7 +215,7 @@ async fn cancel(
     Path(id): Path<RunId>,
 ) -> Result<Response> {
     let work = async |tx: &mut _| {
-        Standing::find(tx, ctx.tenant_id, id, &[KIND]).await?;
+        Standing::find(tx, ctx.tenant_id, id, &[JOB.name]).await?;
         state.runs.cancel(tx, &ctx, id, None).await?;
         Reply::json(StatusCode::ACCEPTED, &Cancelling { job_id: id })
     };
