@@ -22,6 +22,7 @@ mod speech;
 mod stack;
 mod store;
 mod template;
+mod thoughts;
 mod usual;
 mod wire;
 
@@ -37,3 +38,4 @@ pub use prompt::{Image, Message, Prompt, ToolSpec};
 pub use routes::{LlmRoutes, routes};
 pub use speech::{Audio, AudioFormat, Recording, Utterance};
 pub use template::PromptTemplate;
+pub use thoughts::Thoughts;
