@@ -41,7 +41,7 @@ pub struct Models {
     pub(super) providers: Providers,
     pub(super) breakers: Breakers,
     pub(super) quotas: Quotas,
-    /// Where images are fetched.
+    /// Where images and recordings are fetched.
     pub(super) outbound: Arc<Outbound>,
 }
 
