@@ -105,12 +105,12 @@ impl Tool for Synthesize {
         PATIENCE
     }
 
-    async fn expects(&self, tenant: TenantId, arguments: &Value, models: Option<&ModelPins>) -> Estimate {
-        // What cannot be asked takes nothing: the call itself says what is wrong.
-        let Ok(arguments) = serde_json::from_value::<Words>(arguments.clone()) else { return Estimate::default() };
-        let (config, wanted) = arguments.split(self.most);
-        let choice = choice(models, config);
-        self.models.expects(tenant, &choice, |config| config.estimate_of(wanted.tokens(), 0)).await
+    async fn expects_each(&self, tenant: TenantId, calls: &[&Value], models: Option<&ModelPins>) -> Vec<Estimate> {
+        let asked = calls.iter().map(|arguments| {
+            let (config, wanted) = Words::deserialize(*arguments).ok()?.split(self.most);
+            Some((choice(models, config), wanted.tokens()))
+        });
+        self.models.expects(tenant, asked.collect(), |tokens, config| config.estimate_of(*tokens, 0)).await
     }
 
     async fn call(&self, call: Call) -> Result<Outcome, ToolError> {
