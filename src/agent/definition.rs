@@ -62,8 +62,8 @@ pub struct AgentDefinition {
     #[schema(value_type = Option<Object>)]
     pub output: Option<Value>,
     /// Whether what its model thinks is told and kept, apart from what it says; it is not when absent.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub reasoning: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reasoning: Option<bool>,
 }
 
 /// The part an agent plays in a conversation.

@@ -146,7 +146,7 @@ impl Agents {
             max_parallel: body.max_parallel.unwrap_or(8),
             budget: body.budget.map(Budget::from).unwrap_or_default(),
             output: body.output.clone(),
-            reasoning: body.reasoning,
+            reasoning: body.reasoning.unwrap_or_default(),
             rate: rate(&chain),
             longest_answer: longest_answer(&chain),
             window: narrowest(&chain),

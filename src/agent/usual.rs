@@ -96,7 +96,7 @@ fn agent(
         max_parallel: None,
         budget: None,
         output,
-        reasoning: false,
+        reasoning: None,
     };
     Document::brought(name, body)
 }

@@ -64,6 +64,9 @@ const TEXT: [&str; 12] = [
 const LEAST_KEPT: Span = Span::seconds(3600);
 const MOST_KEPT: Span = Span::seconds(100 * 366 * 24 * 3600);
 
+/// The least room that an event has, in bytes: outputs and arguments that travel in one are not shortened.
+const LEAST_EVENT: usize = 256 * 1024;
+
 /// Reads the settings: defaults, then `file` (where it exists, or must exist because it was named), then
 /// the environment.
 ///
@@ -143,8 +146,8 @@ fn readable((name, text): (OsString, OsString)) -> Option<(String, String)> {
 
 /// What a type cannot say.
 fn check(settings: &Settings) -> Result<(), SettingError> {
-    let Settings { http, database, auth, worker, streams, retention, llm, circuit_breaker, job, telemetry, .. } =
-        settings;
+    let Settings { http, database, auth, worker, streams, limits, retention, llm, circuit_breaker, job, .. } = settings;
+    let telemetry = &settings.telemetry;
     let is_time = |seconds: f64| (0.0..=86_400.0).contains(&seconds);
     let kept = retention.runs.unwrap_or(MOST_KEPT);
     let is_url = |url: &Option<String>| {
@@ -167,6 +170,12 @@ fn check(settings: &Settings) -> Result<(), SettingError> {
         ("worker.poll", worker.poll > Span::seconds(0), "it is above 0s"),
         ("streams.poll", streams.poll > Span::seconds(0), "it is above 0s"),
         ("streams.keep_alive", streams.keep_alive > Span::seconds(0), "it is above 0s"),
+        ("limits.event", limits.event >= LEAST_EVENT, "it is 262144 at least"),
+        (
+            "limits.arguments",
+            limits.arguments <= limits.event / 4 * 3,
+            "it is three quarters of `limits.event` at most",
+        ),
         ("llm.default_timeout_seconds", (1..=3600).contains(&llm.default_timeout_seconds), "it is from 1 to 3600"),
         ("llm.max_retries", llm.max_retries <= 20, "it is 20 at most"),
         ("llm.retry_initial_delay", is_time(llm.retry_initial_delay), "it is from 0 to 86400"),
@@ -321,7 +330,12 @@ mod tests {
             let error = check(&read(idle).expect(idle)).expect_err(idle).to_string();
             assert!(error.contains(idle.split(' ').next().unwrap_or_default()), "{error}");
         }
-        for wrong in ["telemetry.sample_ratio = 1.1", "telemetry.endpoint = 'collector:4318'"] {
+        for wrong in [
+            "telemetry.sample_ratio = 1.1",
+            "telemetry.endpoint = 'collector:4318'",
+            "limits.event = 200000",
+            "limits.arguments = 250000",
+        ] {
             let error = check(&read(wrong).expect(wrong)).expect_err(wrong).to_string();
             assert!(error.contains(wrong.split(' ').next().unwrap_or_default()), "{error}");
         }

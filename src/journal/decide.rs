@@ -289,8 +289,10 @@ fn cancel(state: &RunState, by: Actor, reason: Option<String>) -> Result<Vec<Eve
     match state.phase {
         Phase::Cancelled => Err(Refusal::AlreadySo),
         Phase::Completed | Phase::Failed(_) => Err(Refusal::Status(state.status())),
-        Phase::Executing if state.cancelling.is_some() => Err(Refusal::AlreadySo),
-        Phase::Executing if state.in_flight() => Ok(vec![Event::run(RunCancelling { by, reason })]),
+        Phase::Idle | Phase::Planning | Phase::Executing if state.cancelling.is_some() => Err(Refusal::AlreadySo),
+        Phase::Planning | Phase::Executing if state.in_flight() || state.is_drafting() => {
+            Ok(vec![Event::run(RunCancelling { by, reason })])
+        }
         Phase::Idle | Phase::Planning | Phase::Executing => Ok(ending(state, Event::run(Cancelled { by, reason }))),
     }
 }
@@ -317,7 +319,7 @@ fn retry(state: &RunState, by: Actor) -> Result<Vec<Event>, Refusal> {
 }
 
 fn finish(state: &RunState, output: Result<Option<Arc<Value>>, Failure>) -> Result<Vec<Event>, Refusal> {
-    if state.phase != Phase::Executing {
+    if state.phase != Phase::Executing && state.cancelling.is_none() {
         return Err(Refusal::Status(state.status()));
     }
     if state.in_flight() {

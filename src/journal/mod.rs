@@ -49,5 +49,6 @@ pub use plan::*;
 pub use planning::{DRAFTS, Draft, PLANNING, PlanReady, PlanRefused, Planner, Planning, planning_key};
 pub use purse::{Purse, Taken};
 pub use spending::{ModelUse, Spending};
-pub use state::{Hold, Intent, Phase, Ruling, RunState, Stage, Status, StepState};
+pub use standing::Status;
+pub use state::{Hold, Intent, Phase, Ruling, RunState, Stage, StepState};
 pub use write::{AppendError, Desk, Journal, Place, Projection};

@@ -138,6 +138,10 @@ pub(super) fn draft(state: &RunState, draft: Draft) -> Result<Vec<Event>, Refusa
         _ => return Err(Refusal::Status(state.status())),
     };
     let by_model = state.planner.is_some() && planned.is_none();
+    // What it took is told all the same.
+    if state.cancelling.is_some() && !matches!(draft, Draft::Told(_)) {
+        return Err(Refusal::Stale);
+    }
     match draft {
         Draft::Ready { plan, forecast } if planned.is_none() => {
             let ready = Event::run(PlanReady { plan, forecast, edited_by: None });
@@ -231,6 +235,12 @@ mod tests {
         Draft::Failed(Failure::new("plan_invalid", "no"))
     }
 
+    fn said(cost: f64) -> Draft {
+        let message = serde_json::from_value(serde_json::json!({ "reply": 1, "textBytes": 1, "config": "c@1",
+            "provider": "p", "model": "m", "inputTokens": 1, "cachedTokens": 0, "outputTokens": 1, "cost": cost }));
+        Draft::Told(Report::Message(message.unwrap()))
+    }
+
     fn edited() -> Draft {
         Draft::Edited { plan: Arc::new(Plan::default()), forecast: vec![], by: Actor::System }
     }
@@ -284,10 +294,28 @@ mod tests {
     #[test]
     fn what_a_model_says_of_the_plan_counts_in_the_cost() {
         let mut life = Life::begin(Some(false));
-        let message = serde_json::from_value(serde_json::json!({ "reply": 1, "textBytes": 1, "config": "c@1",
-            "provider": "p", "model": "m", "inputTokens": 1, "cachedTokens": 0, "outputTokens": 1, "cost": 0.25 }));
-        life.draft(Draft::Told(Report::Message(message.unwrap()))).unwrap();
+        life.draft(said(0.25)).unwrap();
         assert!((life.0.cost - 0.25).abs() < f64::EPSILON);
+    }
+
+    #[test]
+    fn a_run_that_is_cancelled_while_a_model_may_be_at_its_plan_first_hears_what_that_took() {
+        let cancel = || Command::Cancel { by: Actor::System, reason: None };
+        let finish = || Command::Finish { output: Ok(None) };
+        let mut life = Life::begin(Some(true));
+        life.decide(finish()).unwrap_err();
+        life.decide(cancel()).unwrap();
+        assert_eq!(life.0.status(), Status::Planning);
+        assert_eq!(life.decide(cancel()), Err(Refusal::AlreadySo));
+        assert!(life.draft(ready()).is_err() && life.draft(refused()).is_err() && life.draft(failed()).is_err());
+        life.draft(said(0.5)).unwrap();
+        life.decide(finish()).unwrap();
+        assert_eq!((life.0.status(), life.0.cost), (Status::Cancelled, 0.5));
+        // A plan that stands waits for nobody.
+        let mut life = Life::begin(Some(false));
+        life.draft(ready()).unwrap();
+        life.decide(cancel()).unwrap();
+        assert_eq!(life.0.status(), Status::Cancelled);
     }
 
     #[test]

@@ -48,6 +48,9 @@ pub struct Taken {
     /// Money that runs may still take which it started and did not wait for.
     #[serde(skip_serializing_if = "is_nothing")]
     pub given: f64,
+    /// By how much people raised its own budget.
+    #[serde(skip_serializing_if = "Budget::is_empty")]
+    pub raised: Budget,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
@@ -77,21 +80,27 @@ impl Purse {
 
     /// A step has ended: its child run gives back what it did not take, unless that goes on by itself.
     fn complete(&mut self, key: &StepKey, completed: &StepCompleted) {
-        match (self.lent.remove(key), &completed.taken) {
-            (_, Some(taken)) => self.come_back(key, taken),
-            (Some(lent), None) => {
-                let Estimate { cost, tokens, tool_calls } = lent.into();
-                self.given += cost;
-                self.tokens += tokens;
-                self.tool_calls += tool_calls;
-            }
-            (None, None) => {}
+        if let Some(taken) = &completed.taken {
+            return self.come_back(key, taken);
+        }
+        if let Some(lent) = self.lent.remove(key) {
+            let Estimate { cost, tokens, tool_calls } = lent.into();
+            self.given += cost;
+            self.tokens += tokens;
+            self.tool_calls += tool_calls;
         }
     }
 
-    /// What the child run of a step took is taken, and the rest of what it might have is there again.
+    /// What the child run of a step took is taken, and the rest of what it might have is there again. What it took beyond
+    /// that because people raised its budget, they have allowed: nobody is asked for it twice.
     fn come_back(&mut self, key: &StepKey, taken: &Taken) {
-        self.lent.remove(key);
+        let lent = self.lent.remove(key).unwrap_or_default();
+        let all = [taken.cost + taken.given, as_f64(taken.tokens), as_f64(taken.tool_calls)];
+        for ((cap, all), raised) in Cap::ALL.into_iter().zip(all).zip(&mut self.raised) {
+            if let (Some(lent), Some(allowed)) = (lent.most(cap), taken.raised.most(cap)) {
+                *raised += (all - lent).clamp(0.0, allowed);
+            }
+        }
         self.given += taken.given;
         self.tokens += taken.tokens;
         self.tool_calls += taken.tool_calls;
@@ -163,8 +172,14 @@ impl RunState {
     /// What it took, for whoever started it.
     #[must_use]
     pub fn taken(&self) -> Taken {
-        let Purse { tokens, tool_calls, given, .. } = self.purse;
-        Taken { cost: self.cost, tokens, tool_calls, given }
+        let Purse { tokens, tool_calls, given, raised: [cost, more_tokens, more_calls, more_time], .. } = self.purse;
+        let raised = Budget {
+            cost: (cost > 0.0).then_some(cost),
+            tokens: (more_tokens > 0.0).then(|| count(more_tokens)),
+            tool_calls: (more_calls > 0.0).then(|| count(more_calls)),
+            wall_time: (more_time > 0.0).then(|| time(more_time)),
+        };
+        Taken { cost: self.cost, tokens, tool_calls, given, raised }
     }
 
     /// How much of a thing is needed for a call beside those that are out.
@@ -205,20 +220,22 @@ impl RunState {
             let most = self.purse.budget.most(cap)? + raised.unwrap_or_default();
             Some((most - self.needed(cap, call, out, now)).max(0.0))
         };
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "from 0, and counts far below 2^53"
-        )]
-        let count = |cap: Cap| of(cap).map(|left| left as u64);
-        let time = |seconds: f64| Span(std::time::Duration::try_from_secs_f64(seconds).unwrap_or_default());
         Budget {
             cost: of(Cap::Cost),
-            tokens: count(Cap::Tokens),
-            tool_calls: count(Cap::ToolCalls),
+            tokens: of(Cap::Tokens).map(count),
+            tool_calls: of(Cap::ToolCalls).map(count),
             wall_time: of(Cap::WallTime).map(time),
         }
     }
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "from 0, and counts far below 2^53")]
+const fn count(of: f64) -> u64 {
+    of as u64
+}
+
+fn time(seconds: f64) -> Span {
+    Span(std::time::Duration::try_from_secs_f64(seconds).unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -265,6 +282,25 @@ mod tests {
         assert_eq!(lack(&timed, call, 25), Some((Cap::WallTime, 25.0)));
         timed.purse.watch(false, NOW + TimeDelta::seconds(9));
         assert_eq!(lack(&timed, call, 1000), None, "waiting for a person does not count");
+    }
+
+    #[test]
+    fn what_people_allowed_a_child_beyond_what_it_was_lent_they_allowed_its_parent() {
+        let lent = |budget: Value, took: f64, raised: Value| {
+            let mut parent = run(json!(10));
+            let key = StepKey::whole("child");
+            parent.purse.lent.insert(key.clone(), serde_json::from_value(budget).unwrap());
+            let raised = serde_json::from_value(raised).unwrap();
+            parent.purse.come_back(&key, &Taken { cost: took, raised, ..Taken::default() });
+            parent.purse.most_cost()
+        };
+        assert_eq!(lent(json!({ "cost": 4 }), 5.5, json!({ "cost": 2 })), Some(11.5));
+        // Its own cap was the lesser: what it took is within what it was lent.
+        assert_eq!(lent(json!({ "cost": 4 }), 3.5, json!({ "cost": 2 })), Some(10.0));
+        // Nobody allowed more than that.
+        assert_eq!(lent(json!({ "cost": 4 }), 9.0, json!({ "cost": 2 })), Some(12.0));
+        assert_eq!(lent(json!({ "cost": 4 }), 5.5, json!({})), Some(10.0));
+        assert_eq!(lent(json!({}), 5.5, json!({ "cost": 2 })), Some(10.0));
     }
 
     proptest! {

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use chrono::{NaiveDate, NaiveTime};
 use serde_json::Value;
 
 use super::{
-    ApprovalExpired, ApprovalTerms, Approved, Ask, AwaitingApproval, Denied, Effect, Event, Failed, Failure, Form,
-    Hold, Intent, OnDenied, Question, Refusal, Ruling, RunState, SkipReason, Stage, StepFailed, StepKey, StepSkipped,
+    ApprovalCancelled, ApprovalExpired, ApprovalTerms, Approved, Ask, AwaitingApproval, Denied, Effect, Event, Failed,
+    Failure, Form, Hold, Intent, OnDenied, Question, Refusal, Ruling, RunState, SkipReason, Stage, StepFailed, StepKey,
+    StepSkipped,
     command::{advancing, beginnable, kept},
     planning::planning_key,
 };
@@ -52,7 +54,10 @@ pub(super) fn hold(
         // A step that never asked for consent belongs to whoever started the run; but not the money.
         approvers: terms.map(|terms| terms.approvers.clone()).unwrap_or_default(),
         self_approval: raise.is_none() && terms.is_none_or(|terms| terms.self_approval),
-        expires_at: deadline(consent, now),
+        expires_at: match raise {
+            Some(raise) => raise.day.and_then(day_end),
+            None => deadline(consent, now),
+        },
     };
     Ok(vec![Event::step(key, state.next_attempt(key), asked)])
 }
@@ -65,9 +70,7 @@ fn may_ask(state: &RunState, key: &StepKey, intent: &Intent, ask: Ask, now: Time
     }
     let has_terms = state.terms(key).is_some();
     let may = match (ask, state.stage(key)) {
-        (Ask::Raise(_), stage) if state.is_drafted() => {
-            *key == planning_key() && !matches!(stage, Some(Stage::Held { .. }))
-        }
+        (Ask::Raise(_), _) if state.is_drafting() => *key == planning_key() && state.cancelling.is_none(),
         _ if state.is_drafted() => false,
         (Ask::Consent, None) => true,
         (Ask::Consent, Some(Stage::Retrying { at })) => *at <= now,
@@ -131,6 +134,11 @@ pub(super) fn ask(
 fn deadline(terms: Option<&ApprovalTerms>, now: Timestamp) -> Option<Timestamp> {
     let lifetime = chrono::TimeDelta::from_std(terms?.expires?.0).ok()?;
     now.checked_add_signed(lifetime).map(kept)
+}
+
+/// When there is another day's budget to ask.
+fn day_end(day: NaiveDate) -> Option<Timestamp> {
+    Some(day.succ_opt()?.and_time(NaiveTime::MIN).and_utc())
 }
 
 /// The hold, if it still stands; else what it came to.
@@ -203,6 +211,9 @@ pub(super) fn expire(state: &RunState, approval_id: ApprovalId, now: Timestamp) 
     let hold = standing(state, approval_id)?;
     if hold.asked.expires_at.is_none_or(|deadline| deadline > now) {
         return Err(Refusal::TooEarly);
+    }
+    if hold.asked.day.is_some() {
+        return Ok(vec![Event::step(&hold.step, hold.attempt, ApprovalCancelled { approval_id })]);
     }
     let expired = Event::step(&hold.step, hold.attempt, ApprovalExpired { approval_id });
     Ok(vec![expired, refused(state, hold, "expired", "nobody decided in time")])

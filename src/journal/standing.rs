@@ -2,11 +2,73 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
 use super::{
-    AgentPin, ApprovalTerms, Denial, Failure, Hold, Phase, RunState, Stage, Status, Step, StepKey, StepState, Wait,
-    call_of, turn_id, turn_of,
+    AgentPin, ApprovalTerms, Denial, Failure, Hold, Phase, RunState, Stage, Step, StepKey, StepState, Wait, call_of,
+    turn_id, turn_of,
 };
 use crate::kernel::ApprovalId;
+
+/// Where a run stands, as callers see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// Accepted.
+    Idle,
+    /// Its plan is being made, or stands and waits to be carried out.
+    Planning,
+    /// Something can proceed.
+    Executing,
+    /// Nothing can proceed until somebody has decided.
+    AwaitingApproval,
+    /// It has its output.
+    Completed,
+    /// It failed.
+    Failed,
+    /// It was cancelled.
+    Cancelled,
+}
+
+impl Status {
+    /// Every status.
+    pub const ALL: &'static [Self] = &[
+        Self::Idle,
+        Self::Planning,
+        Self::Executing,
+        Self::AwaitingApproval,
+        Self::Completed,
+        Self::Failed,
+        Self::Cancelled,
+    ];
+
+    /// Its name on the wire and in the table.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Planning => "planning",
+            Self::Executing => "executing",
+            Self::AwaitingApproval => "awaiting_approval",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
+    /// The status of that name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|status| status.name() == name)
+    }
+
+    /// Whether the run is over (a failed one may be retried).
+    #[must_use]
+    pub const fn is_terminal(self) -> bool {
+        matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
+    }
+}
 
 impl RunState {
     /// Where it stands.
@@ -28,6 +90,12 @@ impl RunState {
     #[must_use]
     pub fn is_drafted(&self) -> bool {
         self.phase == Phase::Planning && self.planner.is_some() && self.plan.is_none()
+    }
+
+    /// Whether a model may be at its plan this moment: that one is asked is journaled only with what it answers.
+    #[must_use]
+    pub fn is_drafting(&self) -> bool {
+        self.is_drafted() && self.open_holds().next().is_none()
     }
 
     /// Whether its plan stands and it has not begun.

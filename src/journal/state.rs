@@ -3,74 +3,13 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use utoipa::ToSchema;
 
 use super::{
     AwaitingApproval, Body, Denial, Effect, Event, Failure, MessageCompleted, OnDenied, Plan, PlanRefused, Planner,
-    Purse, Question, Raise, RunCancelling, SkipReason, StepKey, Wait, frontier::Frontier,
+    Purse, Question, Raise, RunCancelling, SkipReason, Status, StepKey, Wait, frontier::Frontier,
 };
 use crate::kernel::{Actor, ApprovalId, RunId, TenantId, Timestamp};
-
-/// Where a run stands, as callers see it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Status {
-    /// Accepted.
-    Idle,
-    /// Its plan is being made, or stands and waits to be carried out.
-    Planning,
-    /// Something can proceed.
-    Executing,
-    /// Nothing can proceed until somebody has decided.
-    AwaitingApproval,
-    /// It has its output.
-    Completed,
-    /// It failed.
-    Failed,
-    /// It was cancelled.
-    Cancelled,
-}
-
-impl Status {
-    /// Every status.
-    pub const ALL: &'static [Self] = &[
-        Self::Idle,
-        Self::Planning,
-        Self::Executing,
-        Self::AwaitingApproval,
-        Self::Completed,
-        Self::Failed,
-        Self::Cancelled,
-    ];
-
-    /// Its name on the wire and in the table.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Idle => "idle",
-            Self::Planning => "planning",
-            Self::Executing => "executing",
-            Self::AwaitingApproval => "awaiting_approval",
-            Self::Completed => "completed",
-            Self::Failed => "failed",
-            Self::Cancelled => "cancelled",
-        }
-    }
-
-    /// The status of that name.
-    #[must_use]
-    pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.iter().copied().find(|status| status.name() == name)
-    }
-
-    /// Whether the run is over (a failed one may be retried).
-    #[must_use]
-    pub const fn is_terminal(self) -> bool {
-        matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
-    }
-}
 
 /// The part of the status that events set directly.
 #[derive(Clone, Debug, PartialEq)]
@@ -180,6 +119,10 @@ impl Stage {
     fn unknown(tool_version: &str, arguments: &Arc<Value>, since: Timestamp) -> Self {
         let (tool_version, arguments) = (tool_version.to_owned(), Arc::clone(arguments));
         Self::Running { tool_version, effect: Effect::Once, arguments, since }
+    }
+
+    fn cleared(approval_id: ApprovalId, arguments: &Arc<Value>, digest: &str) -> Self {
+        Self::Cleared { approval_id, arguments: Arc::clone(arguments), digest: digest.to_owned() }
     }
 
     /// Whether nothing more will come of it.
@@ -373,10 +316,9 @@ impl RunState {
                 let (by, digest, input) = (approved.by.clone(), approved.digest.clone(), approved.input.clone());
                 let raise = self.holds.get(&approved.approval_id).and_then(|hold| Raise::asked(&hold.asked));
                 raise.into_iter().for_each(|raise| self.purse.raise(raise));
-                self.rule(approved.approval_id, Ruling::Approved { by, digest, input }, |hold| Stage::Cleared {
-                    approval_id: approved.approval_id,
-                    arguments: approved.arguments.as_ref().unwrap_or(&hold.asked.arguments).clone(),
-                    digest: approved.digest.clone(),
+                self.rule(approved.approval_id, Ruling::Approved { by, digest, input }, |hold| {
+                    let arguments = approved.arguments.as_ref().unwrap_or(&hold.asked.arguments);
+                    Stage::cleared(approved.approval_id, arguments, &approved.digest)
                 });
             }
             Body::Denied(denied) => {
@@ -388,6 +330,10 @@ impl RunState {
             }
             Body::ApprovalCancelled(gone) => {
                 self.rule(gone.approval_id, Ruling::Cancelled, |hold| match hold.asked.question {
+                    // Another day has room of its own, and the call had all else that it needs.
+                    Question::Budget if hold.asked.day.is_some() => {
+                        Stage::cleared(gone.approval_id, &hold.asked.arguments, &hold.asked.digest)
+                    }
                     Question::Consent | Question::Budget | Question::Input => Stage::Retrying { at: ts },
                     // Nobody answered, so it may still have acted.
                     Question::Repeat => Stage::unknown(&hold.asked.tool_version, &hold.asked.arguments, ts),

@@ -20,7 +20,7 @@ use crate::{
 const CANCEL_GRACE: Duration = Duration::from_secs(10);
 
 /// How long a tool whose time is up has for a last word.
-const LAST_WORD: Duration = Duration::from_millis(500);
+pub(super) const LAST_WORD: Duration = Duration::from_millis(500);
 
 /// A call that is over.
 #[derive(Debug)]

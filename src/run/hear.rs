@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use tokio_util::sync::CancellationToken;
+
 use super::{
     budget::Want,
-    call::{End, Ended},
+    call::{End, Ended, LAST_WORD},
     turn::Turn,
 };
 use crate::{
@@ -42,10 +44,27 @@ impl Turn {
         }
     }
 
-    /// The grace is over: drops the calls; the next worker finds their intents in the journal.
+    /// The grace is over: calls the calls off, so that those of models say what they took, and drops them. The next
+    /// worker finds their intents in the journal.
     async fn abandon(&mut self) {
+        self.in_flight.values().for_each(CancellationToken::cancel);
+        let mut over = std::pin::pin!(tokio::time::sleep(LAST_WORD));
+        loop {
+            tokio::select! {
+                ended = self.calls.join_next() => match ended {
+                    // That they were called off is no outcome.
+                    Some(Ok(Ended { end: End::Failed(_), .. }) | Err(_)) => {}
+                    Some(Ok(ended)) => self.hear(ended),
+                    None => break,
+                },
+                Some(report) = self.reports.1.recv() => self.hear_report(report),
+                () = &mut over => break,
+            }
+        }
         self.calls.shutdown().await;
         self.in_flight.clear();
+        self.hear_reports();
+        std::mem::take(&mut self.last_words).into_iter().for_each(|told| self.note(told));
     }
 
     /// Whatever a call reported was sent before it ended, and is heard before its end.

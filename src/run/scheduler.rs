@@ -40,8 +40,7 @@ pub enum Move {
 #[must_use]
 pub fn moves(state: &RunState, in_flight: impl Fn(&StepKey) -> bool, now: Timestamp) -> Vec<Move> {
     if state.is_drafted() {
-        let waits = in_flight(&planning_key()) || state.open_holds().next().is_some();
-        return if waits { vec![] } else { vec![Move::Plan] };
+        return draft(state, in_flight(&planning_key()), now).into_iter().collect();
     }
     if state.phase != Phase::Executing {
         return vec![];
@@ -74,6 +73,16 @@ pub fn moves(state: &RunState, in_flight: impl Fn(&StepKey) -> bool, now: Timest
         moves.push(if advancing && agent::grows(state) { Move::Grow } else { Move::Finish });
     }
     moves
+}
+
+/// What a run wants that a model plans for.
+fn draft(state: &RunState, is_asked: bool, now: Timestamp) -> Option<Move> {
+    match state.open_holds().next() {
+        Some((approval_id, _)) => is_late(state, approval_id, now).then_some(Move::Expire(approval_id)),
+        None if is_asked => None,
+        None if state.cancelling.is_some() => Some(Move::Finish),
+        None => Some(Move::Plan),
+    }
 }
 
 fn is_late(state: &RunState, approval_id: ApprovalId, now: Timestamp) -> bool {
@@ -113,7 +122,7 @@ fn go_on(state: &RunState, key: &StepKey, items: u32, moves: &mut Vec<Move>) {
 /// When the clock alone will make something possible.
 #[must_use]
 pub fn wake_at(state: &RunState) -> Option<Timestamp> {
-    if !state.is_advancing() {
+    if !state.is_advancing() && !state.is_drafted() {
         return None;
     }
     let times = state.open_steps().filter_map(|(_, step)| match &step.stage {

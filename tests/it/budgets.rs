@@ -125,6 +125,19 @@ async fn a_run_of_an_agent_takes_no_more_than_the_agent_may() {
     provider.script([Turn::Say(twenty())]);
     approve(&world, &asked).await;
     is_near(&parent.completes().await["cost"], 2.0);
+    // Where the parent had no more to lend, what was allowed its child is not asked for again.
+    let step = json!([
+        { "id": "ask", "uses": "agent:thrifty", "with": { "goal": "Talk" } },
+        { "id": "end", "needs": ["ask"], "uses": "debug.echo" },
+    ]);
+    let parent = world.owner().execute(json!({ "plan": step, "budget": 1 })).await;
+    let asked = lack(&parent.child(&world.viewer(), "ask").await).await;
+    is_near(&asked["raise"], 1.0);
+    provider.script([Turn::Say(twenty())]);
+    approve(&world, &asked).await;
+    is_near(&parent.completes().await["cost"], 2.0);
+    let taken = parent.wait_for_step("step.completed", "ask").await.data["payload"]["taken"].clone();
+    is_near(&taken["raised"]["cost"], 1.0);
 }
 
 #[tokio::test]

@@ -110,6 +110,7 @@ async fn calls_of_tools_and_tokens_of_a_day_are_capped_too_and_tomorrow_is_anoth
     cap_day(&world, &json!({ "tokens": 10 })).await;
     let run = talk(&world, Value::Null).await;
     assert_eq!(lack(&run).await["raises"], "tokens");
+    run.cancel().await.expect(202);
     // Lifted, it bounds nothing; tomorrow's begins anew.
     assert_eq!(cap_day(&world, &json!({})).await["budget"], json!({}));
     talk(&world, Value::Null).await.completes().await;
@@ -118,6 +119,37 @@ async fn calls_of_tools_and_tokens_of_a_day_are_capped_too_and_tomorrow_is_anoth
     world.operator().start(chain(3)).await.completes().await;
     talk(&world, Value::Null).await.completes().await;
     assert_eq!(day(&world).await["spent"]["toolCalls"], 3);
+}
+
+#[tokio::test]
+async fn a_question_about_a_day_stands_until_that_ends_and_then_its_run_goes_on() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
+    talker(&world).await;
+    cap_day(&world, &json!({ "cost": 1.0, "toolCalls": 1 })).await;
+    let run = world.operator().start(chain(2)).await;
+    let body = json!({ "agent": "talker", "goal": "Talk" });
+    let planned = world.operator().post("/agent/plan", &body).await.expect(202);
+    let planned = world.operator().run(planned["runId"].as_str().unwrap());
+    let questions = [lack(&run).await, lack(&planned).await];
+    let tomorrow = world.now().date_naive().succ_opt().unwrap();
+    for asked in &questions {
+        assert_eq!(asked["expiresAt"], format!("{tomorrow}T00:00:00.000Z"));
+    }
+    // What is decided for the day after counts from its beginning.
+    cap_day(&world, &json!({ "cost": 10.0, "toolCalls": 1 })).await;
+    provider.script([Turn::call(
+        "plan",
+        json!({ "steps": [{ "id": "a", "uses": "data.transform", "with": { "value": 1 } }] }),
+    )]);
+    world.advance(Duration::from_secs(24 * 3600));
+    run.completes().await;
+    planned.wait_for("plan.ready").await;
+    for asked in &questions {
+        let path = format!("/approvals/{}", asked["approvalId"].as_str().unwrap());
+        assert_eq!(world.approver().get(&path).await.expect(200)["status"], "cancelled");
+    }
+    assert_eq!(day(&world).await["spent"]["toolCalls"], 1);
 }
 
 #[tokio::test]
@@ -274,6 +306,56 @@ async fn what_a_call_took_before_it_was_called_off_is_in_the_books() {
     let ended = run.wait_end().await;
     assert_eq!((&ended["status"], messages(&run).await.len()), (&json!("cancelled"), 1));
     assert!(ended["cost"].as_f64().unwrap() > 0.0, "{ended}");
+}
+
+#[tokio::test]
+async fn what_a_plan_took_before_it_was_called_off_is_in_the_books() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
+    talker(&world).await;
+    cap_day(&world, &json!({ "cost": 100.0 })).await;
+    provider.script([Turn::SayHeld(twenty(), 10)]);
+    let body = json!({ "agent": "talker", "goal": "Talk" });
+    let planned = world.owner().post("/agent/plan", &body).await.expect(202);
+    let run = world.owner().run(planned["runId"].as_str().unwrap());
+    hears(&run, &twenty()[..10].concat()).await;
+    run.cancel().await.expect(202);
+    let ended = run.wait_end().await;
+    assert_eq!(ended["status"], "cancelled");
+    let [told] = &messages(&run).await[..] else { panic!("what was taken is told once") };
+    assert_eq!((&told["outputTokens"], &told["text"]), (&json!(8), &Value::Null));
+    is_near(&ended["cost"], 0.8);
+    let standing = day(&world).await;
+    is_near(&standing["spent"]["cost"], 0.8);
+    assert_eq!(standing["reserved"]["cost"], 0.0);
+}
+
+#[tokio::test]
+async fn what_a_call_took_in_a_process_that_could_not_wait_for_it_is_in_the_books() {
+    let provider = Provider::start().await;
+    let world = World::without_worker(|settings| {
+        settings.llm.providers = provider.settings().collect();
+        settings.http.drain_grace = "100ms".parse().unwrap();
+    })
+    .await;
+    talker(&world).await;
+    cap_day(&world, &json!({ "cost": 100.0 })).await;
+    let worker = world.server(Role::Worker).await;
+    provider.script([Turn::SayHeld(twenty(), 10), Turn::say("Done.")]);
+    let run = talk(&world, Value::Null).await;
+    hears(&run, &twenty()[..10].concat()).await;
+    worker.stop().await;
+    let [told] = &messages(&run).await[..] else { panic!("what was taken is told once") };
+    assert_eq!((&told["outputTokens"], &told["text"]), (&json!(8), &Value::Null));
+    is_near(&run.get().await["cost"], 0.8);
+    assert_eq!(run.get().await["status"], "executing");
+    // The next one asks anew.
+    let _worker = world.mortal(Role::Worker).await;
+    let ended = run.completes().await;
+    assert_eq!((ended["output"].clone(), provider.asked().len()), (json!("Done."), 2));
+    let last = messages(&run).await.pop().unwrap();
+    is_near(&ended["cost"], 0.8 + last["cost"].as_f64().unwrap());
+    is_near(&day(&world).await["spent"]["cost"], ended["cost"].as_f64().unwrap());
 }
 
 /// Waits until so much was said.

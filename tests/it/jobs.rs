@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use fermata::auth::Role;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::world::{Client, Provider, Turn, World};
+use crate::world::{Client, Provider, Reply, Turn, Upstream, World};
 
 /// A world with a provider, where a call that failed is not made again but by its job.
 async fn world_with(provider: &Provider) -> World {
@@ -329,12 +330,16 @@ async fn background_tasks_are_pending_and_then_a_success_or_a_failure() {
     assert!(provider.asked()[1].body.to_string().contains("iVBORw0KGgo="), "the model sees it");
     let seeing = json!({ "provider": "fake-openai", "model": "big" });
     world.admin().request(Method::PUT, "/llm/configs/seeing").json(&seeing).send().await.expect(201);
-    let image = json!({ "image_url": "https://a.example/b.png", "media_type": "image/png", "prompt": "A parcel?",
+    let upstream = Upstream::start().await;
+    let png = vec![("content-type", "image/png".to_owned())];
+    upstream.reply("/b.png", Reply::Raw(200, png, Bytes::from_static(b"parcel")));
+    let image = json!({ "image_url": upstream.url("/b.png"), "media_type": "image/png", "prompt": "A parcel?",
         "config_name": "seeing" });
     let id = begin("/background/describe_image", image).await;
     client.run(&id).completes().await;
-    let asked = provider.asked()[2].body.to_string();
-    assert!(asked.contains("https://a.example/b.png") && asked.contains("A parcel?"), "{asked}");
+    let asked = &provider.asked()[2];
+    assert_eq!(asked.images(), [("image/png".to_owned(), "cGFyY2Vs".to_owned())]);
+    assert!(asked.body.to_string().contains("A parcel?"), "{}", asked.body);
     provider.script([Turn::Status(401, vec![])]);
     let id = begin("/background/generate_text", json!({ "prompt": "A poem" })).await;
     client.run(&id).wait_end().await;

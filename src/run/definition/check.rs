@@ -20,8 +20,6 @@ use crate::{
 
 /// How many tools a message names, where one is not there.
 const NAMED_TOOLS: usize = 24;
-/// What an event says besides its payload, in bytes.
-const ENVELOPE: usize = 1024;
 /// The longest time-out, back-off or deadline: ten years, in seconds.
 const MAX_SECONDS: u64 = 10 * 366 * 86_400;
 
@@ -117,7 +115,7 @@ impl<'s> Check<'s> {
         if self.mistakes.is_empty() {
             let steps = drafts.into_iter().filter_map(|draft| draft.step).collect();
             let definition = assemble(&self.source.value, steps)?;
-            let most = self.tools.limits().event.saturating_sub(ENVELOPE);
+            let most = self.tools.limits().payload();
             if serde_json::to_vec(&definition.plan()).map_err(Error::internal)?.len() <= most {
                 return Ok(definition);
             }
