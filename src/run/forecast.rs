@@ -244,7 +244,7 @@ mod tests {
         }
 
         async fn expects_each(&self, _: TenantId, calls: &[&Value], _: Option<&ModelPins>) -> Vec<Estimate> {
-            self.0.lock().unwrap().push(calls.iter().map(|call| Value::clone(call)).collect());
+            self.0.lock().unwrap().push(calls.iter().copied().cloned().collect());
             vec![Estimate { cost: 1.0, ..Estimate::default() }; calls.len()]
         }
 
