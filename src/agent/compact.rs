@@ -271,7 +271,7 @@ mod tests {
             true => Given::other(&id(place), "act", "f".repeat(*bytes), "failed: broken".to_owned()),
             false => Given::output(&id(place), "act", &json!("é".repeat(bytes / 2))),
         };
-        let said = Message::Assistant { text: "w".repeat(words), calls: calls.iter().enumerate().map(call).collect() };
+        let said = Message::said("w".repeat(words), calls.iter().enumerate().map(call).collect());
         Past { n, said, given: calls.iter().enumerate().map(given).collect() }
     }
 

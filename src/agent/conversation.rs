@@ -29,22 +29,21 @@ pub fn conversation(state: &RunState, head: &RunHead, agent: &AgentPin, n: u32, 
     let past = (1..n).filter_map(|turn| {
         let said = said(state, turn)?;
         let speaker = state.step(&StepKey::whole(&turn_id(turn))).and_then(|step| state.agent_of(step));
-        // An agent hears of others' calls by the names that these knew, and what a provider wants to see again is for
-        // that provider.
+        // An agent hears of others' calls by the names that these knew.
         let others = speaker.filter(|speaker| speaker.agent != agent.agent).map(|speaker| Names::of(speaker));
         let names = others.as_ref().unwrap_or(&known);
-        let is_its = said.config == agent.config.to_string();
         let calls: Vec<_> = said
             .calls
             .into_iter()
             .zip(1..)
             .map(|(call, place)| {
                 let (id, name) = (call_id(turn, place), names.alias(&call.tool));
-                ToolCall { id, name, arguments: call.arguments, signatures: call.signatures.filter(|_| is_its) }
+                ToolCall { id, name, arguments: call.arguments, signatures: call.signatures }
             })
             .collect();
         let given = calls.iter().map(|call| given(state, &call.id, &call.name)).collect();
-        Some(Past { n: turn, said: Message::Assistant { text: said.text, calls }, given })
+        let (by, thoughts) = (Some(said.config), said.thoughts);
+        Some(Past { n: turn, said: Message::Assistant { text: said.text, calls, by, thoughts }, given })
     });
     let past = past.collect();
     let specs = tools.describe().into_iter().filter(|tool| agent.may_call(&tool.name)).map(|tool| ToolSpec {
@@ -100,10 +99,10 @@ fn handoffs<'a>(state: &'a RunState, agent: &'a AgentPin, known: &'a Names) -> i
 /// The same with the calls in words: not every provider takes calls in a conversation that has no tools any more.
 fn told(messages: Vec<Message>) -> Vec<Message> {
     let in_words = |message| match message {
-        Message::Assistant { text, calls } if !calls.is_empty() => {
+        Message::Assistant { text, calls, .. } if !calls.is_empty() => {
             let calls = calls.iter().map(|call| format!("(calls `{}` with {})", call.name, call.arguments));
             let words: Vec<_> = [text].into_iter().filter(|text| !text.is_empty()).chain(calls).collect();
-            Message::Assistant { text: words.join("\n"), calls: vec![] }
+            Message::said(words.join("\n"), vec![])
         }
         Message::Tool { name, output, .. } => {
             Message::User { text: format!("(`{name}` gave this, which is data)\n{output}"), images: vec![] }

@@ -45,7 +45,7 @@ pub fn question(planner: &Planner, head: &RunHead, refused: &[PlanRefused], tool
             None => Message::User { text: objections, images: vec![] },
         };
         let is_silent = draft.text.trim().is_empty() && call.is_none();
-        let said = Message::Assistant { text: draft.text.clone(), calls: call.into_iter().collect() };
+        let said = Message::said(draft.text.clone(), call.into_iter().collect());
         messages.extend((!is_silent).then_some(said));
         messages.push(answered);
     }

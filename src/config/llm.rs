@@ -59,6 +59,8 @@ pub struct LlmSettings {
     pub tokens_per_minute: u32,
     /// All images together that one question names by address and that are fetched for it. Default 10 MiB.
     pub image_bytes: usize,
+    /// A recording that is named by address and fetched to be written down. Default 25 MiB.
+    pub audio_bytes: usize,
 }
 
 /// `[llm.providers.<name>]`: a place that serves models.
@@ -143,6 +145,7 @@ impl Default for LlmSettings {
             concurrency: 32,
             tokens_per_minute: 0,
             image_bytes: 10 * 1024 * 1024,
+            audio_bytes: 25 * 1024 * 1024,
         }
     }
 }

@@ -183,11 +183,12 @@ pub struct WorkerSettings {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LimitSettings {
-    /// One event. Default 256 KiB.
+    /// One event; no less than this. Default 256 KiB.
     pub event: usize,
     /// The output of a step or a run. Default 1 MiB.
     pub output: usize,
-    /// The arguments of one call; an approval's event carries them. Default 192 KiB.
+    /// The arguments of one call; an approval's event carries them, so three quarters of `limits.event` at most.
+    /// Default 192 KiB.
     pub arguments: usize,
     /// The input of a run. Default 512 KiB.
     pub input: usize,

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::Price;
+use super::{Price, Thoughts};
 
 /// What a model said.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,6 +17,8 @@ pub struct Answer {
     pub reasoning: Option<String>,
     /// What it wants called.
     pub calls: Vec<ToolCall>,
+    /// What its provider wants to see again of its thoughts, where it wants something called.
+    pub thoughts: Option<Thoughts>,
     /// Why it stopped.
     pub stop: Stop,
     /// What it took, repetitions counted.

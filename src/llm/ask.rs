@@ -41,7 +41,7 @@ pub struct Models {
     pub(super) providers: Providers,
     pub(super) breakers: Breakers,
     pub(super) quotas: Quotas,
-    /// Where images are fetched.
+    /// Where images and recordings are fetched.
     pub(super) outbound: Arc<Outbound>,
 }
 
@@ -221,7 +221,7 @@ impl Models {
             asking.tell(News::AskedAgain { because: objection.0.clone() }).await;
             let text = format!("Your last answer cannot be used: {}. Answer again.", objection.0);
             // What it called was not done, so the calls are not repeated to it: each would want an output.
-            let words = Message::Assistant { text: answer.text, calls: vec![] };
+            let words = Message::said(answer.text, vec![]);
             prompt.messages.extend((!is_silent(&words)).then_some(words));
             prompt.messages.push(Message::User { text, images: vec![] });
         }
@@ -293,8 +293,8 @@ impl Question for Chat<'_> {
 }
 
 fn answer(asking: &Asking<'_>, said: Said) -> Answer {
-    let Said { text, reasoning, calls, stop, .. } = said;
+    let Said { text, reasoning, calls, thoughts, stop, .. } = said;
     let Given { usage, cost, config, provider, model, reply, .. } = asking.present.clone();
     let spent = asking.spent();
-    Answer { text, json: None, reasoning, calls, stop, usage, cost, spent, config, provider, model, reply }
+    Answer { text, json: None, reasoning, calls, thoughts, stop, usage, cost, spent, config, provider, model, reply }
 }

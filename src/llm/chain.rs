@@ -36,15 +36,23 @@ impl Models {
         template: &Reference,
         variables: &Map<String, Value>,
     ) -> Result<(String, String), AskError> {
-        let found = db::patiently(|| async {
-            let mut tx = self.db.tenant(tenant).await?;
-            store::get::<PromptTemplate>(&mut tx, std::slice::from_ref(template)).await
-        });
-        let found = found.await?.pop().flatten().or_else(|| usual::meant(&usual::templates(), template).cloned());
+        let found = self.templates(tenant, std::slice::from_ref(template)).await?.pop().flatten();
         let found = found
             .ok_or_else(|| AskError::new(UNKNOWN_TEMPLATE, format!("there is no prompt template `{template}`")))?;
         let text = found.body.render(variables)?;
         Ok((text, found.reference()))
+    }
+
+    /// The templates that are meant, in the order of the references; none for what is not there.
+    ///
+    /// # Errors
+    /// When the database is away.
+    pub async fn templates(
+        &self,
+        tenant: TenantId,
+        wanted: &[Reference],
+    ) -> Result<Vec<Option<Document<PromptTemplate>>>> {
+        self.documents(tenant, wanted, &usual::templates()).await
     }
 
     /// The version of a configuration that is meant now.
@@ -56,11 +64,21 @@ impl Models {
         first.ok_or_else(|| AskError::new("unknown_model_config", config.name.clone()))
     }
 
-    /// What asking the models of the choice is expected to take at most, whichever of them answers; nothing where none can
-    /// be asked: that says what is wrong itself.
-    pub async fn expects(&self, tenant: TenantId, choice: &Choice, of: impl Fn(&ModelConfig) -> Estimate) -> Estimate {
-        let chain = self.chain(tenant, choice).await.unwrap_or_default();
-        chain.iter().fold(Estimate::default(), |most, config| most.most(of(&config.body)))
+    /// What asking each of these is expected to take at most, whichever model of its choice answers. Nothing where nobody is
+    /// asked, or can be: the asking itself says what is wrong.
+    pub async fn expects<T>(
+        &self,
+        tenant: TenantId,
+        asked: Vec<Option<(Choice, T)>>,
+        of: impl Fn(&T, &ModelConfig) -> Estimate,
+    ) -> Vec<Estimate> {
+        let choices: Vec<_> = asked.iter().flatten().map(|(choice, _)| choice).collect();
+        let mut chains = self.chains(tenant, &choices).await.unwrap_or_default().into_iter();
+        let mut most = |(_, it): &(Choice, T)| {
+            let chain = chains.next().and_then(Result::ok).unwrap_or_default();
+            chain.iter().fold(Estimate::default(), |most, config| most.most(of(it, &config.body)))
+        };
+        asked.iter().map(|asked| asked.as_ref().map(&mut most).unwrap_or_default()).collect()
     }
 
     /// The configuration that is asked and, after it, those to fall back on which are there and in use.
@@ -68,39 +86,52 @@ impl Models {
     /// # Errors
     /// When the first is not there, or not in use.
     pub async fn chain(&self, tenant: TenantId, choice: &Choice) -> Result<Vec<Document<ModelConfig>>, AskError> {
-        let wanted: Vec<Reference> = match choice {
-            Choice::Named(reference) => vec![reference.clone()],
-            Choice::Pinned(pinned) => pinned.iter().map(Reference::from).collect(),
-        };
-        let mut found = self.configs(tenant, &wanted).await?.into_iter();
-        let first = found.next().flatten().ok_or_else(|| {
-            let name = wanted.first().map(ToString::to_string).unwrap_or_default();
-            AskError::new("unknown_model_config", format!("there is no model configuration `{name}`"))
-        })?;
-        if !first.body.is_active() {
-            return Err(AskError::misconfigured(&first, "it is not in use".to_owned()));
-        }
-        let others: Vec<_> = match choice {
-            Choice::Named(_) => self.configs(tenant, &fallback(&first.body)).await?,
-            Choice::Pinned(_) => found.collect(),
-        };
-        let others = others.into_iter().flatten().filter(|config| config.body.is_active());
-        Ok([first].into_iter().chain(others).collect())
+        self.chains(tenant, &[choice]).await?.pop().unwrap_or_else(|| Ok(vec![]))
     }
 
-    async fn configs(&self, tenant: TenantId, wanted: &[Reference]) -> Result<Vec<Option<Document<ModelConfig>>>> {
+    /// The same of many choices, in their order, read all at once.
+    async fn chains(
+        &self,
+        tenant: TenantId,
+        choices: &[&Choice],
+    ) -> Result<Vec<Result<Vec<Document<ModelConfig>>, AskError>>> {
+        let wanted: Vec<_> = choices.iter().map(|choice| choice.references()).collect();
+        let found = self.configs(tenant, &wanted).await?;
+        let fallbacks = choices.iter().zip(&found).map(|(choice, found)| match (choice, found.first()) {
+            (Choice::Named(_), Some(Some(first))) => fallback(&first.body),
+            _ => vec![],
+        });
+        let others = self.configs(tenant, &fallbacks.collect::<Vec<_>>()).await?;
+        let all = wanted.iter().zip(found.into_iter().zip(others));
+        Ok(all.map(|(wanted, (found, others))| in_use(wanted, found.into_iter().chain(others))).collect())
+    }
+
+    /// The configurations of each of these lists, with one query for all of them.
+    async fn configs(
+        &self,
+        tenant: TenantId,
+        wanted: &[Vec<Reference>],
+    ) -> Result<Vec<Vec<Option<Document<ModelConfig>>>>> {
+        let brought = usual::configs(&self.settings);
+        let mut found = self.documents(tenant, &wanted.concat(), &brought).await?.into_iter();
+        Ok(wanted.iter().map(|list| found.by_ref().take(list.len()).collect()).collect())
+    }
+
+    async fn documents<T: DocumentKind + Clone>(
+        &self,
+        tenant: TenantId,
+        wanted: &[Reference],
+        brought: &[Document<T>],
+    ) -> Result<Vec<Option<Document<T>>>> {
         if wanted.is_empty() {
             return Ok(vec![]);
         }
         let found = db::patiently(|| async {
             let mut tx = self.db.tenant(tenant).await?;
-            store::get::<ModelConfig>(&mut tx, wanted).await
-        })
-        .await?;
-        let brought = usual::configs(&self.settings);
-        let or_usual =
-            |(found, reference): (Option<_>, _)| found.or_else(|| usual::meant(&brought, reference).cloned());
-        Ok(found.into_iter().zip(wanted).map(or_usual).collect())
+            store::get::<T>(&mut tx, wanted).await
+        });
+        let or_usual = |(found, reference): (Option<_>, _)| found.or_else(|| usual::meant(brought, reference).cloned());
+        Ok(found.await?.into_iter().zip(wanted).map(or_usual).collect())
     }
 
     /// The versions that these names of configurations and templates mean now, with what the configurations fall back
@@ -126,6 +157,31 @@ impl Models {
         }
         Ok(pins)
     }
+}
+
+impl Choice {
+    fn references(&self) -> Vec<Reference> {
+        match self {
+            Self::Named(reference) => vec![reference.clone()],
+            Self::Pinned(pinned) => pinned.iter().map(Reference::from).collect(),
+        }
+    }
+}
+
+/// Of what was found, the first and those after it that are in use.
+fn in_use(
+    wanted: &[Reference],
+    mut found: impl Iterator<Item = Option<Document<ModelConfig>>>,
+) -> Result<Vec<Document<ModelConfig>>, AskError> {
+    let first = found.next().flatten().ok_or_else(|| {
+        let name = wanted.first().map(ToString::to_string).unwrap_or_default();
+        AskError::new("unknown_model_config", format!("there is no model configuration `{name}`"))
+    })?;
+    if !first.body.is_active() {
+        return Err(AskError::misconfigured(&first, "it is not in use".to_owned()));
+    }
+    let others = found.flatten().filter(|config| config.body.is_active());
+    Ok([first].into_iter().chain(others).collect())
 }
 
 fn fallback(config: &ModelConfig) -> Vec<Reference> {

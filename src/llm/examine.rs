@@ -136,6 +136,7 @@ mod tests {
             json: None,
             reasoning: None,
             calls,
+            thoughts: None,
             stop,
             usage: Usage::default(),
             cost: 0.0,

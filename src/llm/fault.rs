@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::provider::Target;
 use crate::{
+    config::Api,
     http::{self, Refusal},
     kernel::Timestamp,
 };
@@ -97,6 +98,11 @@ impl Fault {
         }
         let message = format!("{} cannot be reached, or hung up: {}", place(target), innermost(error));
         Self::plain(FaultKind::Away, without_key(message, target.key.as_ref()))
+    }
+
+    /// Whether the provider refuses the thoughts of before, or that some are missing.
+    pub(super) fn is_about_thoughts(&self, api: Api) -> bool {
+        api == Api::Anthropic && self.kind == FaultKind::Refused && self.message.contains("`thinking`")
     }
 
     pub(super) fn of(target: &Target, error: &genai::Error, now: Timestamp) -> Self {

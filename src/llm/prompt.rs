@@ -3,7 +3,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::ToolCall;
+use super::{Thoughts, ToolCall};
 
 /// What a model is asked.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -44,6 +44,13 @@ pub enum Message {
         /// What it called.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         calls: Vec<ToolCall>,
+        /// The configuration that gave it, as `name@version`, where that is known: what its provider wants to see again is
+        /// for no other.
+        #[serde(skip)]
+        by: Option<String>,
+        /// What it thought before it called that.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        thoughts: Option<Thoughts>,
     },
     /// By a tool.
     Tool {
@@ -87,6 +94,12 @@ const FRAME: usize = 16;
 const IMAGE: usize = 4096;
 
 impl Message {
+    /// By a model, whichever that was.
+    #[must_use]
+    pub fn said(text: String, calls: Vec<ToolCall>) -> Self {
+        Self::Assistant { text, calls, by: None, thoughts: None }
+    }
+
     /// About how many bytes of it a model reads.
     #[must_use]
     pub fn bytes(&self) -> usize {
@@ -97,7 +110,11 @@ impl Message {
         FRAME
             + match self {
                 Self::User { text, images } => text.len() + images.len() * IMAGE,
-                Self::Assistant { text, calls } => text.len() + calls.iter().map(call).sum::<usize>(),
+                Self::Assistant { text, calls, thoughts, .. } => {
+                    let blocks = thoughts.iter().flat_map(|thoughts| &thoughts.blocks);
+                    let thought = blocks.map(|block| block.to_string().len()).sum::<usize>();
+                    text.len() + thought + calls.iter().map(call).sum::<usize>()
+                }
                 Self::Tool { call_id, name, output } => call_id.len() + name.len() + output.len(),
             }
     }

@@ -112,7 +112,7 @@ fn message(message: &Message) -> Value {
             });
             ("user", std::iter::once(text(words)).chain(shown).collect())
         }
-        Message::Assistant { text, calls } => ("assistant", spoken(text, calls)),
+        Message::Assistant { text, calls, .. } => ("assistant", spoken(text, calls)),
         Message::Tool { call_id, output, .. } => {
             ("tool", vec![json!({ "type": "tool_call_response", "id": call_id, "response": output })])
         }

@@ -21,12 +21,13 @@ use genai::{
 };
 use secrecy::ExposeSecret;
 use serde::de::IgnoredAny;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
-    Message, Prompt, Reasoning, Stop, ToolCall, Usage,
+    Message, Prompt, Reasoning, Stop, Thoughts, ToolCall, Usage,
     fault::{Fault, FaultKind},
     provider::Target,
+    thoughts::Trail,
 };
 use crate::{
     config::Api,
@@ -42,6 +43,7 @@ pub(super) struct Said {
     pub(super) text: String,
     pub(super) reasoning: Option<String>,
     pub(super) calls: Vec<ToolCall>,
+    pub(super) thoughts: Option<Thoughts>,
     pub(super) stop: Stop,
     pub(super) usage: Usage,
 }
@@ -59,18 +61,41 @@ pub(super) async fn call<F>(
 where
     F: Future<Output = ()>,
 {
+    let calls = |message: &Message| matches!(message, Message::Assistant { calls, .. } if !calls.is_empty());
+    match attempt(target, prompt, true, now, &mut hear).await {
+        // Some models do not go on thinking where a thought of before is missing, as when another had that turn.
+        Err(fault) if prompt.messages.iter().any(calls) && fault.is_about_thoughts(target.api) => {
+            metrics::counter!("fermata_llm_retries_total", "why" => "thoughts").increment(1);
+            attempt(target, prompt, false, now, &mut hear).await
+        }
+        said => said,
+    }
+}
+
+/// One call, in which the model is to think or not.
+async fn attempt<F>(
+    target: &Target,
+    prompt: &Prompt,
+    thinks: bool,
+    now: Timestamp,
+    hear: &mut impl FnMut(Heard) -> F,
+) -> Result<Said, Fault>
+where
+    F: Future<Output = ()>,
+{
     let client = client(target, now)?;
+    let trail = if thinks { Trail::of(target, prompt) } else { None };
     // Not every adapter minds a frame that it cannot read, and words that are missing are not seen to be.
     let garbled = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&garbled);
-    let options = options(target, prompt).with_raw_frame_fn(move |_, frame| {
+    let options = options(target, prompt, thinks).with_raw_frame_fn(move |_, frame| {
         if !frame.data.is_empty() && frame.data != "[DONE]" && serde_json::from_str::<IgnoredAny>(frame.data).is_err() {
             seen.store(true, Ordering::Relaxed);
         }
     });
     crash::point("model", Side::Before, &"asked");
-    let streaming =
-        client.exec_chat_stream(service(target, adapter(target.api)), request(prompt), Some(&options)).await;
+    let request = request(target, prompt, trail.as_ref());
+    let streaming = client.exec_chat_stream(service(target, adapter(target.api)), request, Some(&options)).await;
     let mut stream = streaming.map_err(|error| Fault::of(target, &error, now))?.stream;
     let (mut said_so_far, mut calls) = (0, HashMap::<String, usize>::new());
     while let Some(event) = stream.next().await {
@@ -87,7 +112,9 @@ where
             ChatStreamEvent::End(end) if end.captured_stop_reason.as_ref().is_some_and(is_malformed) => {
                 return Err(Fault::broken(target, "the answer calls a tool in a way that cannot be read"));
             }
-            ChatStreamEvent::End(end) => return said(end).ok_or_else(|| Fault::broken(target, "the answer broke off")),
+            ChatStreamEvent::End(end) => {
+                return said(target.api, end, trail).ok_or_else(|| Fault::broken(target, "the answer broke off"));
+            }
             ChatStreamEvent::Start | ChatStreamEvent::ThoughtSignatureChunk(_) | ChatStreamEvent::Heartbeat => continue,
         };
         said_so_far += heard.len();
@@ -151,8 +178,14 @@ pub(super) fn service(target: &Target, adapter: AdapterKind) -> ServiceTarget {
     }
 }
 
-fn options(target: &Target, prompt: &Prompt) -> ChatOptions {
+fn options(target: &Target, prompt: &Prompt, thinks: bool) -> ChatOptions {
     let config = &target.config.body;
+    // What is to go back with calls comes only to those who ask to hear it.
+    let goes_back = match target.api {
+        Api::OpenaiResponses => config.reasoning.is_some(),
+        Api::Anthropic => thinks && !prompt.tools.is_empty(),
+        Api::Openai | Api::Gemini => false,
+    };
     // Not every provider takes both; with tools the schema is said in words, and the answer is looked at all the same.
     let schema = prompt
         .schema
@@ -167,13 +200,10 @@ fn options(target: &Target, prompt: &Prompt) -> ChatOptions {
         },
         capture_usage: Some(true),
         capture_content: Some(true),
-        // Not every model takes the question. One that thinks and answers in `responses` is asked all the same: what it
-        // thinks comes sealed as well, and goes on from there in its next turn.
-        capture_reasoning_content: Some(
-            prompt.reasoning || config.reasoning.is_some() && target.api == Api::OpenaiResponses,
-        ),
+        // Not every model takes the question.
+        capture_reasoning_content: Some(prompt.reasoning || goes_back),
         capture_tool_calls: Some(true),
-        reasoning_effort: config.reasoning.map(|effort| match effort {
+        reasoning_effort: config.reasoning.filter(|_| thinks).map(|effort| match effort {
             Reasoning::Low => ReasoningEffort::Low,
             Reasoning::Medium => ReasoningEffort::Medium,
             Reasoning::High => ReasoningEffort::High,
@@ -183,7 +213,8 @@ fn options(target: &Target, prompt: &Prompt) -> ChatOptions {
     }
 }
 
-fn request(prompt: &Prompt) -> ChatRequest {
+fn request(target: &Target, prompt: &Prompt, trail: Option<&Trail>) -> ChatRequest {
+    let config = target.config.reference();
     let tools: Vec<_> = prompt
         .tools
         .iter()
@@ -192,15 +223,26 @@ fn request(prompt: &Prompt) -> ChatRequest {
             described.with_schema(Value::clone(&tool.arguments))
         })
         .collect();
+    let told = |(place, of): (usize, &Message)| {
+        let blocks = trail.map_or(&[][..], |trail| trail.blocks(place, of));
+        message(of, blocks, |by| signs_calls(target.api) && by.is_none_or(|by| *by == config))
+    };
     ChatRequest {
         system: prompt.system.clone(),
-        messages: prompt.messages.iter().map(message).collect(),
+        messages: prompt.messages.iter().enumerate().map(told).collect(),
         tools: (!tools.is_empty()).then_some(tools),
         ..ChatRequest::default()
     }
 }
 
-fn message(message: &Message) -> ChatMessage {
+/// Whether what a provider wants to see again is with the calls.
+fn signs_calls(api: Api) -> bool {
+    api != Api::Anthropic
+}
+
+/// A message with what its provider wants to see again of the thoughts before it, and of its calls where they are that
+/// provider's.
+fn message(message: &Message, thoughts: &[Value], is_its: impl Fn(Option<&String>) -> bool) -> ChatMessage {
     match message {
         Message::User { text, images } => {
             // Never by address: some adapters leave such an image out without a word. By now it was fetched.
@@ -210,17 +252,19 @@ fn message(message: &Message) -> ChatMessage {
             let parts: Vec<_> = [ContentPart::from(text.as_str())].into_iter().chain(shown).collect();
             ChatMessage::user(MessageContent::from_parts(parts))
         }
-        Message::Assistant { text, calls } => {
+        Message::Assistant { text, calls, by, .. } => {
+            let is_its = is_its(by.as_ref());
+            let thoughts = thoughts.iter().map(|block| ContentPart::from_custom(block.clone(), None));
             let words = (!text.is_empty()).then(|| ContentPart::from(text.as_str()));
             let calls = calls.iter().map(|call| {
                 ContentPart::ToolCall(genai::chat::ToolCall {
                     call_id: call.id.clone(),
                     fn_name: call.name.clone(),
                     fn_arguments: call.arguments.clone(),
-                    thought_signatures: call.signatures.clone(),
+                    thought_signatures: call.signatures.clone().filter(|_| is_its),
                 })
             });
-            ChatMessage::assistant(MessageContent::from_parts(words.into_iter().chain(calls).collect::<Vec<_>>()))
+            ChatMessage::assistant(MessageContent::from_parts(thoughts.chain(words).chain(calls).collect::<Vec<_>>()))
         }
         Message::Tool { call_id, name, output } => {
             ToolResponse::new(call_id.as_str(), output.as_str()).with_fn_name(name.as_str()).into()
@@ -229,7 +273,7 @@ fn message(message: &Message) -> ChatMessage {
 }
 
 /// None where the provider did not say why it ended: some adapters make an end of a connection's.
-fn said(end: StreamEnd) -> Option<Said> {
+fn said(api: Api, end: StreamEnd, trail: Option<Trail>) -> Option<Said> {
     let reason = end.captured_stop_reason?;
     let tokens = |count: Option<i32>| u64::try_from(count.unwrap_or_default()).unwrap_or_default();
     let usage = end.captured_usage.unwrap_or_default();
@@ -247,7 +291,7 @@ fn said(end: StreamEnd) -> Option<Said> {
                 Value::String(text) if text.trim().is_empty() => Value::Object(Default::default()),
                 other => other.clone(),
             },
-            signatures: call.thought_signatures.clone(),
+            signatures: call.thought_signatures.clone().filter(|_| signs_calls(api)),
         })
         .collect();
     let stop = match reason {
@@ -256,10 +300,12 @@ fn said(end: StreamEnd) -> Option<Said> {
         _ if calls.is_empty() => Stop::Done,
         _ => Stop::Calls,
     };
+    let thoughts = trail.filter(|_| !calls.is_empty()).and_then(|trail| trail.keep(blocks(&content)));
     Some(Said {
         text: content.texts().concat(),
         reasoning: end.captured_reasoning_content,
         calls,
+        thoughts,
         stop,
         usage: Usage {
             input_tokens: tokens(usage.prompt_tokens),
@@ -267,4 +313,20 @@ fn said(end: StreamEnd) -> Option<Said> {
             output_tokens: tokens(usage.completion_tokens),
         },
     })
+}
+
+/// The blocks of thought of an answer, as Anthropic sent them: each signature comes before what it signs.
+fn blocks(content: &MessageContent) -> Vec<Value> {
+    let mut blocks: Vec<Value> = vec![];
+    for part in content.parts() {
+        match (part, blocks.last_mut()) {
+            (ContentPart::ThoughtSignature(signature), _) => {
+                blocks.push(json!({ "type": "thinking", "thinking": "", "signature": signature }));
+            }
+            (ContentPart::ReasoningContent(text), Some(last)) => last["thinking"] = json!(text),
+            (ContentPart::Custom(part), _) => blocks.push(part.data.clone()),
+            _ => {}
+        }
+    }
+    blocks
 }

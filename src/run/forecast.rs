@@ -1,15 +1,24 @@
 //! What would become of each step of a plan, as things stand.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::{
     journal::{ApprovalTerms, Budget, Estimate, Forecast, Outlook, Plan, Step, turn_of},
-    kernel::{TenantId, template},
+    kernel::{
+        TenantId,
+        template::{self, Context, Scope},
+    },
     llm::Prompt,
     tool::{Registry, fits},
 };
+
+/// The bytes of arguments that the input is put into beforehand, in all steps of a plan together.
+const KNOWN: usize = 1024 * 1024;
 
 /// Bytes that are said of whom a call would reach, where there is little room.
 const TOUCHES: usize = 100;
@@ -25,11 +34,27 @@ pub struct Foresight {
 }
 
 impl Foresight {
-    /// Asks the tools what the calls of the plan would take, where `day` is left of the tenant's day.
-    pub async fn of(tools: &Registry, tenant: TenantId, plan: &Plan, day: Budget) -> Self {
-        let mut calls = HashMap::with_capacity(plan.steps.len());
+    /// Asks the tools, each once, what the calls of the plan would take in a run with that input, where `day` is left of
+    /// the tenant's day.
+    pub async fn of(tools: &Registry, tenant: TenantId, (plan, input): (&Plan, &Arc<Value>), day: Budget) -> Self {
+        let context = Context::Run(Arc::new(Scope { input: Arc::clone(input), ..Scope::default() }));
+        let (mut room, mut calls) = (KNOWN, HashMap::with_capacity(plan.steps.len()));
+        let mut asked: BTreeMap<&str, Vec<(&Step, Value)>> = BTreeMap::new();
         for step in &plan.steps {
-            calls.insert(step.id.clone(), expected(step, plan, tools, tenant).await);
+            match turn_of(step) {
+                Some(_) => drop(calls.insert(step.id.clone(), turn(plan))),
+                None => asked.entry(&step.uses).or_default().push((step, known(step, &context, &mut room))),
+            }
+        }
+        for (uses, steps) in asked {
+            let arguments: Vec<_> = steps.iter().map(|(_, arguments)| arguments).collect();
+            let told = match tools.tool(uses) {
+                Ok(tool) => tool.expects_each(tenant, &arguments, plan.models.as_deref()).await,
+                Err(_) => vec![],
+            };
+            let told = told.into_iter().chain(std::iter::repeat(Estimate::default()));
+            let each = steps.iter().zip(told);
+            calls.extend(each.map(|((step, _), told)| (step.id.clone(), Estimate { tool_calls: 1, ..told })));
         }
         Self { tools: tools.clone(), calls, day }
     }
@@ -71,18 +96,39 @@ impl Foresight {
     }
 }
 
-/// What a step's call is expected to take, as far as its templates tell.
-async fn expected(step: &Step, plan: &Plan, tools: &Registry, tenant: TenantId) -> Estimate {
-    if turn_of(step).is_some() {
-        let agent = plan.agent.as_ref();
-        let asked = |text: &str| u32::try_from(text.len() / Prompt::TOKEN).unwrap_or(u32::MAX);
-        return agent.map(|agent| agent.turn(asked(&agent.instructions))).unwrap_or_default();
+/// What the turn of an agent is expected to take.
+fn turn(plan: &Plan) -> Estimate {
+    let asked = |text: &str| u32::try_from(text.len() / Prompt::TOKEN).unwrap_or(u32::MAX);
+    plan.agent.as_ref().map(|agent| agent.turn(asked(&agent.instructions))).unwrap_or_default()
+}
+
+/// The arguments of a step's call as far as they hang on nothing but the input. All else stays as it is written, and so does
+/// what there is no room for, and what fails: the step itself says so.
+fn known(step: &Step, context: &Context, room: &mut usize) -> Value {
+    let mut known = Map::new();
+    for (name, value) in &step.with {
+        let rendered = (!step.verbatim && template::is_template(value) && is_of_input(value))
+            .then(|| template::render(&json!({ name: value }), context).ok())
+            .flatten()
+            .and_then(|rendered| Some((room.checked_sub(rendered.to_string().len())?, rendered)));
+        match rendered {
+            Some((left, Value::Object(rendered))) => {
+                *room = left;
+                known.extend(rendered);
+            }
+            _ => drop(known.insert(name.clone(), value.clone())),
+        }
     }
-    let told = match tools.tool(&step.uses) {
-        Ok(tool) => tool.expects(tenant, &Value::Object(step.with.clone()), plan.models.as_deref()).await,
-        Err(_) => Estimate::default(),
-    };
-    Estimate { tool_calls: 1, ..told }
+    Value::Object(known)
+}
+
+fn is_of_input(value: &Value) -> bool {
+    match value {
+        Value::String(text) => template::check(text).is_ok_and(|names| names.are_of_input()),
+        Value::Array(items) => items.iter().all(is_of_input),
+        Value::Object(fields) => fields.values().all(is_of_input),
+        Value::Null | Value::Bool(_) | Value::Number(_) => true,
+    }
 }
 
 /// Whom a call would reach, in few words: an address can be long.
@@ -146,12 +192,16 @@ fn constant(step: &Step) -> Map<String, Value> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use std::sync::Mutex;
+
+    use async_trait::async_trait;
 
     use super::*;
     use crate::{
         config::{LimitSettings, ToolSettings},
-        tool,
+        journal::{Effect, ModelPins},
+        kernel::{Id, Timestamp},
+        tool::{self, Call, Outcome, Tool, ToolError},
     };
 
     fn forecast_of(steps: Value, cost: Option<f64>) -> Vec<Value> {
@@ -165,6 +215,68 @@ mod tests {
         let calls = plan.steps.iter().map(|step| (step.id.clone(), Estimate { tool_calls: 1, ..Estimate::default() }));
         let foresight = Foresight { tools, calls: calls.collect(), day };
         foresight.forecast(&plan.steps, left).iter().map(|one| serde_json::to_value(one).unwrap()).collect()
+    }
+
+    /// Costs one a call, and keeps what it was asked of.
+    #[derive(Default)]
+    struct Meter(Mutex<Vec<Vec<Value>>>);
+
+    #[async_trait]
+    impl Tool for Meter {
+        fn name(&self) -> &str {
+            "meter"
+        }
+
+        fn description(&self) -> &str {
+            "Costs one."
+        }
+
+        fn arguments(&self) -> Value {
+            json!({ "type": "object" })
+        }
+
+        fn output(&self) -> Value {
+            json!({ "type": "object" })
+        }
+
+        fn effect(&self, _: &Value) -> Effect {
+            Effect::Pure
+        }
+
+        async fn expects_each(&self, _: TenantId, calls: &[&Value], _: Option<&ModelPins>) -> Vec<Estimate> {
+            self.0.lock().unwrap().push(calls.iter().copied().cloned().collect());
+            vec![Estimate { cost: 1.0, ..Estimate::default() }; calls.len()]
+        }
+
+        async fn call(&self, _: Call) -> Result<Outcome, ToolError> {
+            unreachable!()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_tool_is_asked_once_of_all_its_calls_with_what_is_known_of_them() {
+        let meter = Arc::new(Meter::default());
+        let tools = Registry::new([Arc::clone(&meter) as Arc<dyn Tool>], &LimitSettings::default()).unwrap();
+        let with = json!({ "config": "{{ input.config }}", "none": "{{ input.none | default(omit) }}",
+            "list": [{ "url": "{{ input.config }}" }], "later": "{{ steps.s1.output }}", "missing": "{{ input.a.b }}" });
+        let step = |n| json!({ "id": format!("s{n}"), "uses": "meter", "with": with });
+        let steps: Vec<_> = (1..=20).map(step).collect();
+        let plan: Plan = serde_json::from_value(json!({ "steps": steps })).unwrap();
+        let input = Arc::new(json!({ "config": "mine" }));
+        let foresight = Foresight::of(&tools, Id::new(Timestamp::UNIX_EPOCH), (&plan, &input), Budget::default()).await;
+        let asked = meter.0.lock().unwrap().clone();
+        assert_eq!((asked.len(), asked[0].len()), (1, 20));
+        let expected = json!({ "config": "mine", "list": [{ "url": "mine" }], "later": "{{ steps.s1.output }}",
+            "missing": "{{ input.a.b }}" });
+        assert!(asked[0].iter().all(|call| *call == expected), "{}", asked[0][0]);
+        let costs: Vec<_> = foresight.forecast(&plan.steps, Budget::default()).iter().map(|one| one.cost).collect();
+        assert_eq!(costs, [Some(1.0); 20]);
+        // What there is no room for stays as it is written.
+        let context = Context::Run(Arc::new(Scope { input, ..Scope::default() }));
+        let step = Step { with: with.as_object().unwrap().clone(), ..Step::of("a", "meter") };
+        let mut room = r#"{"config":"mine"}"#.len();
+        let some = super::known(&step, &context, &mut room);
+        assert_eq!((&some["config"], &some["list"], room), (&json!("mine"), &with["list"], 0));
     }
 
     #[test]

@@ -108,7 +108,8 @@ impl Turn {
                 *plan = Arc::new(self.shared.children.pin(tenant, plan, &self.head.input).await?);
                 let day = self.shared.days.left(tenant, now).await?;
                 let left = self.state.left(Estimate::default(), Estimate::default(), now);
-                *forecast = Foresight::of(&self.tools, tenant, plan, day).await.announce(plan, left);
+                *forecast =
+                    Foresight::of(&self.tools, tenant, (plan, &self.head.input), day).await.announce(plan, left);
             }
         }
         Ok(())

@@ -194,7 +194,7 @@ impl PlanBody {
             }
         };
         // Whoever begins it at once does not look at it before.
-        let foresight = if execute { None } else { state.foresight(ctx, &source).await? };
+        let foresight = if execute { None } else { state.foresight(ctx, &source, &input).await? };
         Ok(Request {
             goal: self.goal,
             source,
@@ -328,8 +328,8 @@ async fn edit(
 ) -> Result<Json<Run>> {
     let tools = state.tools.of(ctx.tenant_id).await?;
     let plan = definition::check_plan(&body.plan, &tools)?;
-    let day = usage::left_of_day(&mut ctx.begin().await?, ctx.tenant_id, ctx.now()).await?;
-    let foresight = Foresight::of(&tools, ctx.tenant_id, &plan, day).await;
+    let ((_, input), _, day) = state.runs.to_come(&mut ctx.begin().await?, ctx.tenant_id, id, ctx.now()).await?;
+    let foresight = Foresight::of(&tools, ctx.tenant_id, (&plan, &input), day).await;
     let mut tx = ctx.begin().await?;
     let run = state.runs.edit(&mut tx, &ctx, id, (plan, foresight)).await?;
     tx.commit().await?;
@@ -349,8 +349,8 @@ async fn foresee(
     Path(id): Path<RunId>,
 ) -> Result<Json<Page<Forecast>>> {
     let tools = state.tools.of(ctx.tenant_id).await?;
-    let (plan, left, day) = state.runs.to_come(&mut ctx.begin().await?, ctx.tenant_id, id, ctx.now()).await?;
-    let items = Foresight::of(&tools, ctx.tenant_id, &plan, day).await.forecast(&plan.steps, left);
+    let ((plan, input), left, day) = state.runs.to_come(&mut ctx.begin().await?, ctx.tenant_id, id, ctx.now()).await?;
+    let items = Foresight::of(&tools, ctx.tenant_id, (&plan, &input), day).await.forecast(&plan.steps, left);
     Ok(Json(Page { items, next_cursor: None }))
 }
 
@@ -416,13 +416,13 @@ async fn retry(
 impl RunRoutes {
     /// What the plan of a run is forecast with, where it brings one along. The tools are asked outside of the transaction in
     /// which it is opened: they have some of their own.
-    async fn foresight(&self, ctx: &Ctx<RunsWrite>, source: &Source) -> Result<Option<Foresight>> {
+    async fn foresight(&self, ctx: &Ctx<RunsWrite>, source: &Source, input: &Value) -> Result<Option<Foresight>> {
         let mut tx = ctx.begin().await?;
         let Some(plan) = self.runs.steps_of(&mut tx, ctx.tenant_id, source).await? else { return Ok(None) };
         let day = usage::left_of_day(&mut tx, ctx.tenant_id, ctx.now()).await?;
         drop(tx);
         let tools = self.tools.of(ctx.tenant_id).await?;
-        Ok(Some(Foresight::of(&tools, ctx.tenant_id, &plan, day).await))
+        Ok(Some(Foresight::of(&tools, ctx.tenant_id, (&plan, &Arc::new(input.clone())), day).await))
     }
 
     pub(super) async fn open(

@@ -293,7 +293,7 @@ impl Runs {
         self.command(tx, ctx, run_id, "run.edit", detail, Command::Draft(edited)).await
     }
 
-    /// The plan as far as it has not ended, and what is left of the run's budget and of its tenant's day.
+    /// The plan as far as it has not ended and its input, and what is left of the run's budget and of its tenant's day.
     ///
     /// # Errors
     /// 404 for an unknown run.
@@ -303,14 +303,14 @@ impl Runs {
         tenant_id: TenantId,
         run_id: RunId,
         now: Timestamp,
-    ) -> Result<(Plan, Budget, Budget)> {
-        let state = self.loaded(tx, tenant_id, run_id).await?.state;
+    ) -> Result<((Plan, Arc<Value>), Budget, Budget)> {
+        let Loaded { state, head, .. } = self.loaded(tx, tenant_id, run_id).await?;
         let mut plan = state.plan.as_deref().cloned().unwrap_or_default();
         let has_ended = |step: &Step| state.stage(&StepKey::whole(&step.id)).is_some_and(Stage::is_ended);
         // What those that have ended took is in what is spent.
         plan.steps.retain(|step| !has_ended(step));
         let left = state.left(Estimate::default(), Estimate::default(), now);
-        Ok((plan, left, usage::left_of_day(tx, tenant_id, now).await?))
+        Ok(((plan, head.input), left, usage::left_of_day(tx, tenant_id, now).await?))
     }
 
     /// The steps of what a run is to carry out, where they are known.

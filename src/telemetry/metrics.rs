@@ -37,7 +37,7 @@ pub const CATALOGUE: &[(Kind, &str, &str)] = &[
     (
         Kind::Counter,
         "fermata_llm_retries_total",
-        "Repetitions of questions to models, by why: the fault, or an answer that will not do",
+        "Repetitions of questions to models, by why: the fault, an answer that will not do, or thoughts that are missing",
     ),
     (Kind::Counter, "fermata_llm_fallbacks_total", "Questions that went on to the next configuration, by its provider"),
     (

@@ -112,8 +112,13 @@ pub trait Tool: Send + Sync + 'static {
 
     /// What a call with these arguments is expected to take, where the tool can tell beforehand, in a run that stays with
     /// those models; asked where a budget depends on it.
-    async fn expects(&self, _tenant: TenantId, _arguments: &Value, _models: Option<&ModelPins>) -> Estimate {
-        Estimate::default()
+    async fn expects(&self, tenant: TenantId, arguments: &Value, models: Option<&ModelPins>) -> Estimate {
+        self.expects_each(tenant, &[arguments], models).await.pop().unwrap_or_default()
+    }
+
+    /// The same of many calls at once, in their order: what it has to look up is looked up for all of them together.
+    async fn expects_each(&self, _: TenantId, calls: &[&Value], _: Option<&ModelPins>) -> Vec<Estimate> {
+        vec![Estimate::default(); calls.len()]
     }
 
     /// Whom a call with these arguments would reach, where they tell; templates in them are not rendered.

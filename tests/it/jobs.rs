@@ -264,6 +264,29 @@ async fn what_a_job_cannot_be_is_refused_by_its_field() {
 }
 
 #[tokio::test]
+async fn a_configuration_has_to_be_there_only_where_the_workflow_asks_it() {
+    let world = World::new().await;
+    let client = world.operator();
+    let (job, text) = (json!({ "prompt": "Hello" }), json!({ "prompt": "Hello", "config_name": "nobody" }));
+    let refuses = async |path: &str, body: &Value| {
+        assert_eq!(client.post(path, body).await.problem(422, "no-planner")["field"], "config_name");
+    };
+    refuses("/jobs", &job).await;
+    refuses("/background/generate_text", &text).await;
+    let own = |name: &str, uses: &str, with: &str| {
+        format!("name: {name}\nsteps: [{{ id: say, uses: {uses}, with: {{ {with} }} }}]\noutput: said\n")
+    };
+    client.put_yaml("job", &own("job", "data.transform", "value: 1")).await.expect(201);
+    let id = submit(&client, job).await;
+    assert_eq!(ended(&client, &id).await["result"], "said");
+    client.put_yaml("generate_text", &own("generate_text", "data.transform", "value: 1")).await.expect(201);
+    client.post("/background/generate_text", &text).await.expect(202);
+    let asks = own("generate_text", "llm.generate", "prompt: x, config: '{{ input.config_name }}'");
+    client.put_yaml("generate_text", &asks).await.expect(201);
+    refuses("/background/generate_text", &text).await;
+}
+
+#[tokio::test]
 async fn a_job_that_waits_for_a_decision_says_so() {
     let provider = Provider::start().await;
     let world = world_with(&provider).await;

@@ -37,6 +37,7 @@ mod pins;
 mod pipeline;
 mod planning;
 mod readers;
+mod recordings;
 mod recovery;
 mod resilience;
 mod retention;

@@ -104,6 +104,31 @@ async fn a_goal_comes_to_a_plan_with_a_forecast_which_is_edited_and_then_carried
 }
 
 #[tokio::test]
+async fn what_a_model_costs_that_the_input_names_is_told_as_the_run_has_pinned_it() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
+    let price = async |output: f64| {
+        let config = json!({ "provider": "fake-openai", "model": "m", "maxTokens": 1000, "price": { "input": 1.0, "output": output } });
+        let answer = world.admin().request(Method::PUT, "/llm/configs/mine").json(&config).send().await;
+        assert!([200, 201].contains(&answer.status), "{}", answer.text());
+    };
+    price(100.0).await;
+    let step = |id: &str, config: &str| json!({ "id": id, "uses": "llm.generate", "with": { "config": config, "prompt": "Hello" } });
+    let mut later = step("later", "{{ steps.said.output.text }}");
+    later["needs"] = json!(["said"]);
+    let steps = [step("said", "mine"), step("given", "{{ input.config_name }}"), later];
+    let body = json!({ "plan": { "steps": steps }, "input": { "config_name": "mine" } });
+    let planned = world.operator().post("/agent/plan", &body).await.expect(202);
+    let run = world.operator().run(planned["runId"].as_str().unwrap());
+    let costs = |forecast: &Value| [0, 1, 2].map(|at| forecast[at]["cost"].as_f64());
+    let told = costs(&ready(&run).await["forecast"]);
+    assert!(told[0] > Some(0.1) && told[0] == told[1] && told[2].is_none(), "{told:?}");
+    price(900.0).await;
+    let now = world.viewer().get(&format!("{}/forecast", run.path(""))).await.expect(200)["items"].clone();
+    assert_eq!(costs(&now), told);
+}
+
+#[tokio::test]
 async fn an_agent_draws_the_plan_up_with_its_own_words_tools_rules_and_budget() {
     let (provider, upstream) = (Provider::start().await, Upstream::start().await);
     let world = world_with(&provider).await;

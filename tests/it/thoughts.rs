@@ -1,11 +1,14 @@
-//! What models think: told and kept where that is asked for, apart from what they say, and never said to them again.
+//! What models think: told and kept where that is asked for, apart from what they say, and said to them again only as their
+//! providers seal it.
 
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use fermata::app::Role;
+
 use crate::{
     agents::{begin, world_with},
-    world::{APIS, Asked, Provider, Run, Turn, World},
+    world::{APIS, Asked, Provider, Run, SEALED, Turn, World},
 };
 
 /// More than goes into one event.
@@ -106,7 +109,7 @@ async fn a_configuration_says_how_much_a_model_thinks() {
 }
 
 #[tokio::test]
-async fn an_agent_tells_what_it_thinks_where_it_says_so_and_does_not_hear_it_again() {
+async fn an_agent_tells_what_it_thinks_where_it_says_so_and_hears_it_again_only_sealed() {
     let provider = Provider::start().await;
     let world = world_with(&provider).await;
     for (name, _) in APIS {
@@ -125,9 +128,66 @@ async fn an_agent_tells_what_it_thinks_where_it_says_so_and_does_not_hear_it_aga
                 let output = run.step(turn).await["output"].clone();
                 assert_eq!(output["reasoning"].as_str().unwrap_or_default(), thought, "{name} {turn}");
             }
-            let heard = provider.asked().last().unwrap().body.to_string();
-            assert!(heard.contains("call-1-1") || name == "fake-gemini", "{name}: {heard}");
-            assert!(!heard.contains("Hmm 7"), "{name}: {heard}");
+            let mut heard = provider.asked().last().unwrap().body.clone();
+            assert!(heard.to_string().contains("call-1-1") || name == "fake-gemini", "{name}: {heard}");
+            assert_eq!(heard.to_string().contains(SEALED), name != "fake-openai", "{name}: {heard}");
+            if name == "fake-anthropic" {
+                assert_eq!(heard["messages"][1]["content"][0], sealed(), "{heard}");
+                heard["messages"][1]["content"][0].take();
+            }
+            assert!(!heard.to_string().contains("Hmm 7"), "{name}: {heard}");
         }
     }
+    assert_eq!(provider.asked().len(), APIS.len() * 2 * 2, "no question is refused and asked anew");
+}
+
+/// A thought as Anthropic wants to see it again.
+fn sealed() -> Value {
+    json!({ "type": "thinking", "thinking": thoughts().concat(), "signature": SEALED })
+}
+
+#[tokio::test]
+async fn what_was_thought_before_a_call_outlives_the_server() {
+    let provider = Provider::start().await;
+    let world = World::without_worker(|settings| settings.llm.providers = provider.settings().collect()).await;
+    let rules = json!([{ "tools": ["data.*"], "terms": { "reason": "Look at it" } }]);
+    prepare(&world, "fake-anthropic", json!({ "reasoning": "low" }), json!({ "approval": rules })).await;
+    provider.script([thinks(Turn::call("data_transform", json!({ "value": 42 }))), Turn::say("It is 42.")]);
+    let first = world.mortal(Role::Worker).await;
+    let run = begin(&world, "fake-anthropic", "What is seven times six?").await;
+    let held = run.hold().await;
+    first.kill();
+    world.approver().approve(&held).await;
+    let _second = world.mortal(Role::Worker).await;
+    assert_eq!(run.completes().await["output"], "It is 42.");
+    let asked = provider.asked();
+    assert_eq!((asked.len(), &asked[1].body["messages"][1]["content"][0]), (2, &sealed()));
+}
+
+#[tokio::test]
+async fn a_thought_is_left_out_where_something_else_is_said_before_it_or_to_another_model() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
+    // The answer that the model was told will not do is no part of what it hears later.
+    prepare(&world, "fake-anthropic", json!({ "reasoning": "low" }), json!({})).await;
+    let call = || thinks(Turn::call("data_transform", json!({ "value": 42 })));
+    provider.script([Turn::Empty, call(), call(), Turn::say("It is 42.")]);
+    begin(&world, "fake-anthropic", "What is seven times six?").await.completes().await;
+    let asked = provider.asked();
+    let thinks = |asked: &Asked| asked.body["thinking"]["type"] == "enabled";
+    // Refused without the thought, asked anew without thinking, and so once more.
+    assert_eq!(asked.iter().map(thinks).collect::<Vec<_>>(), [true, true, true, false, true, false]);
+    assert!(asked.iter().all(|asked| !asked.body.to_string().contains(SEALED)), "{asked:#?}");
+    // Another model had the first turn: Gemini signs its calls, and no other provider knows what to do with that.
+    prepare(&world, "fake-responses", json!({}), json!({})).await;
+    let config =
+        json!({ "model": "gemini-3-pro", "reasoning": "low", "fallback": ["fake-responses", "fake-anthropic"] });
+    prepare(&world, "fake-gemini", config, json!({})).await;
+    let away = || Turn::Status(400, vec![]);
+    provider.script([call(), away(), Turn::call("data_transform", json!({ "value": 1 })), Turn::say("It is 42.")]);
+    let done = begin(&world, "fake-gemini", "What is seven times six?").await.completes().await;
+    assert_eq!(done["output"], "It is 42.");
+    let sealed: Vec<_> =
+        provider.asked().split_off(6).iter().map(|asked| asked.body.to_string().contains(SEALED)).collect();
+    assert_eq!(sealed, [false, true, false, true]);
 }

@@ -9,7 +9,12 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    AskError, Choice, Given, ModelConfig, Models, Teller, Usage, fault::Fault, prompt, provider::Target, span,
+    AskError, Choice, Given, ModelConfig, Models, Teller, Usage,
+    fault::Fault,
+    fetch::{Kind, essence},
+    prompt,
+    provider::Target,
+    span,
     stack::Question,
 };
 use crate::{
@@ -87,10 +92,23 @@ pub struct Audio {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recording {
     /// The sound.
-    pub audio: Audio,
+    pub sound: Sound,
+    /// What it is.
+    pub media_type: String,
     /// The language spoken (`en`, `id`), where it is known.
     pub language: Option<String>,
 }
+
+/// The bytes of a recording, or where they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sound {
+    /// They are here.
+    Bytes(Bytes),
+    /// They are fetched when a model is asked.
+    Url(String),
+}
+
+const RECORDING: Kind = Kind { name: "audio", all: "the recording", one: "the recording", is_of };
 
 /// Reads texts aloud.
 #[async_trait]
@@ -98,10 +116,16 @@ trait TextToSpeech: Send + Sync {
     async fn synthesize(&self, target: &Target, wanted: &Utterance, now: Timestamp) -> Result<(Audio, Usage), Fault>;
 }
 
+/// A recording that is here, and the language spoken.
+struct Heard<'a> {
+    audio: Audio,
+    language: Option<&'a str>,
+}
+
 /// Writes down what is said.
 #[async_trait]
 trait SpeechToText: Send + Sync {
-    async fn transcribe(&self, target: &Target, heard: &Recording, now: Timestamp) -> Result<(String, Usage), Fault>;
+    async fn transcribe(&self, target: &Target, heard: &Heard<'_>, now: Timestamp) -> Result<(String, Usage), Fault>;
 }
 
 /// Who reads aloud at the provider.
@@ -144,7 +168,7 @@ impl Question for Reading<'_> {
 }
 
 /// A recording, and who writes it down.
-struct Dictation<'a>(&'a dyn SpeechToText, &'a Recording);
+struct Dictation<'a>(&'a dyn SpeechToText, &'a Heard<'a>);
 
 impl Question for Dictation<'_> {
     type Given = String;
@@ -193,25 +217,27 @@ impl Models {
         }
     }
 
-    /// What is said in a recording, as the first model of the choice that does it writes it down.
+    /// What is said in a recording, as the first model of the choice that does it writes it down. One that is named by
+    /// address is fetched first.
     ///
     /// # Errors
-    /// Why none did: of the last that was asked.
+    /// Why none did: of the last that was asked. Why the recording is not to be had, and then nobody is asked.
     pub async fn transcribe(
         &self,
         tenant: TenantId,
         choice: &Choice,
-        heard: &Recording,
+        recording: &Recording,
         teller: &Teller,
     ) -> Result<Given<String>, AskError> {
         let mut asking = self.asking(tenant, choice, teller).await?;
+        let heard = self.hear(tenant, recording).await?;
         loop {
             let target = self.next(&mut asking).await?;
             let Some(ear) = ear(target.api) else {
                 asking.fail(mute(&target)).await;
                 continue;
             };
-            match self.insist(&mut asking, &target, &Dictation(ear, heard)).await {
+            match self.insist(&mut asking, &target, &Dictation(ear, &heard)).await {
                 Ok(text) => return Ok(asking.given(text)),
                 Err(failure) => asking.fail(failure).await,
             }
@@ -219,6 +245,78 @@ impl Models {
     }
 }
 
+impl Models {
+    /// The recording with its bytes, wherever they are.
+    async fn hear<'a>(&self, tenant: TenantId, recording: &'a Recording) -> Result<Heard<'a>, AskError> {
+        let Recording { sound, media_type, language } = recording;
+        let bytes = match sound {
+            Sound::Bytes(bytes) => bytes.clone(),
+            Sound::Url(url) => {
+                let fetch = self.fetch(tenant, &RECORDING, self.settings.audio_bytes).await?;
+                fetch.in_time(fetch.get(url, media_type)).await?.into()
+            }
+        };
+        Ok(Heard { audio: Audio { bytes, media_type: media_type.clone() }, language: language.as_deref() })
+    }
+}
+
+/// What a recording of this type ends in as a file, which is one name for all that a type is called by.
+fn extension(media_type: &str) -> String {
+    let essence = essence(media_type);
+    match essence.split_once('/').map_or(&*essence, |(_, kind)| kind) {
+        "mpeg" | "mpga" => "mp3",
+        "x-wav" | "wave" | "vnd.wave" => "wav",
+        "x-m4a" | "mp4" | "aac" => "m4a",
+        "x-flac" => "flac",
+        "opus" => "ogg",
+        other => other,
+    }
+    .to_owned()
+}
+
+fn is_of(told: &str, wanted: &str) -> bool {
+    let kind = essence(told);
+    // A sound may be in what else holds pictures as well.
+    let is_sound = kind.starts_with("audio/") || kind.starts_with("video/") || kind == "application/ogg";
+    is_sound && extension(told) == extension(wanted)
+}
+
 fn mute(target: &Target) -> AskError {
     AskError::misconfigured(&target.config, "what its provider speaks knows no speech".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_called_by_what_it_is() {
+        for (media_type, ending) in [
+            ("audio/mpeg", "mp3"),
+            ("audio/ogg; codecs=opus", "ogg"),
+            ("audio/webm", "webm"),
+            ("audio/x-wav", "wav"),
+            ("video/mp4", "m4a"),
+        ] {
+            assert_eq!(extension(media_type), ending, "{media_type}");
+        }
+    }
+
+    #[test]
+    fn a_recording_is_what_it_is_told_to_be_whatever_that_is_called() {
+        for (told, wanted, fits) in [
+            ("audio/mpeg", "audio/mpeg", true),
+            ("Audio/MP3", "audio/mpeg", true),
+            ("audio/ogg; codecs=opus", "audio/ogg", true),
+            ("application/ogg", "audio/opus", true),
+            ("video/webm", "audio/webm", true),
+            ("audio/x-m4a", "audio/mp4", true),
+            ("audio/wav", "audio/mpeg", false),
+            ("application/octet-stream", "audio/mpeg", false),
+            ("text/html", "text/html", false),
+            ("", "audio/mpeg", false),
+        ] {
+            assert_eq!(is_of(told, wanted), fits, "{told} as {wanted}");
+        }
+    }
 }

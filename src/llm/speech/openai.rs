@@ -11,7 +11,7 @@ use secrecy::ExposeSecret;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Audio, Recording, SpeechToText, TextToSpeech, Utterance};
+use super::{Audio, Heard, SpeechToText, TextToSpeech, Utterance, extension};
 use crate::{
     kernel::Timestamp,
     llm::{
@@ -67,9 +67,10 @@ struct Tokens {
 
 #[async_trait]
 impl SpeechToText for OpenAi {
-    async fn transcribe(&self, target: &Target, heard: &Recording, now: Timestamp) -> Result<(String, Usage), Fault> {
+    async fn transcribe(&self, target: &Target, heard: &Heard<'_>, now: Timestamp) -> Result<(String, Usage), Fault> {
         let Audio { bytes, media_type } = &heard.audio;
         let file = Part::stream_with_length(bytes.clone(), bytes.len() as u64)
+            // Some providers go by its name.
             .file_name(format!("audio.{}", extension(media_type)))
             .mime_str(media_type)
             .map_err(|_| Fault::plain(FaultKind::Refused, format!("`{media_type}` is no media type")))?;
@@ -77,8 +78,8 @@ impl SpeechToText for OpenAi {
             .part("file", file)
             .text("model", target.config.body.model.clone())
             .text("response_format", "json");
-        if let Some(language) = &heard.language {
-            form = form.text("language", language.clone());
+        if let Some(language) = heard.language {
+            form = form.text("language", language.to_owned());
         }
         let response = answered(target, request(target, "audio/transcriptions").multipart(form), now).await?;
         let body = read(target, response, TEXT).await?;
@@ -87,19 +88,6 @@ impl SpeechToText for OpenAi {
             transcript.map_err(|_| Fault::broken(target, "its transcript cannot be read"))?;
         let Tokens { input_tokens, output_tokens } = usage.unwrap_or_default();
         Ok((text, Usage { input_tokens, output_tokens, cached_tokens: 0 }))
-    }
-}
-
-/// What the file is called: some providers go by that.
-fn extension(media_type: &str) -> &str {
-    let kind = media_type.split(';').next().unwrap_or_default().trim();
-    match kind.split_once('/').map_or(kind, |(_, kind)| kind) {
-        "mpeg" | "mpga" => "mp3",
-        "x-wav" | "wave" | "vnd.wave" => "wav",
-        "x-m4a" | "mp4" | "aac" => "m4a",
-        "x-flac" => "flac",
-        "opus" => "ogg",
-        other => other,
     }
 }
 
@@ -134,22 +122,4 @@ async fn read(target: &Target, mut response: Response, most: usize) -> Result<By
         all.extend_from_slice(&some);
     }
     Ok(all.freeze())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_is_called_by_what_it_is() {
-        for (media_type, ending) in [
-            ("audio/mpeg", "mp3"),
-            ("audio/ogg; codecs=opus", "ogg"),
-            ("audio/webm", "webm"),
-            ("audio/x-wav", "wav"),
-            ("video/mp4", "m4a"),
-        ] {
-            assert_eq!(extension(media_type), ending, "{media_type}");
-        }
-    }
 }

@@ -89,9 +89,12 @@ struct SpeechBody {
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct RecordingBody {
-    /// The recording, in base64.
+    /// The recording, in base64; or `audio_url`.
     #[schema(min_length = 4)]
-    audio: String,
+    audio: Option<String>,
+    /// Where it is, by `http` or `https`.
+    #[schema(example = "https://shop.example/voice-note.ogg", pattern = "^https?://")]
+    audio_url: Option<String>,
     /// What it is.
     #[schema(example = "audio/mpeg", pattern = "^(audio|video)/[a-z0-9.+-]+$")]
     media_type: String,
@@ -175,12 +178,7 @@ async fn describe_image(
     once: Once,
     Json(body): Json<ImageBody>,
 ) -> Result<Response> {
-    match (&body.image, &body.image_url) {
-        (Some(image), None) => base64(&state, "image", image)?,
-        (None, Some(url)) => address("image_url", url)?,
-        (None, None) => return Err(Error::invalid("image", "an `image` or an `image_url` is needed")),
-        (Some(_), Some(_)) => return Err(Error::invalid("image_url", "give either `image` or `image_url`")),
-    }
+    either(&state, ("image", &body.image), ("image_url", &body.image_url))?;
     media_type(&["image"], "image/png", &body.media_type)?;
     body.prompt.as_deref().map_or(Ok(()), |prompt| words("prompt", prompt))?;
     IMAGE.take(&state, &ctx, once, (body, None), Taken::of).await
@@ -213,7 +211,7 @@ async fn transcribe_speech(
     once: Once,
     Json(body): Json<RecordingBody>,
 ) -> Result<Response> {
-    base64(&state, "audio", &body.audio)?;
+    either(&state, ("audio", &body.audio), ("audio_url", &body.audio_url))?;
     media_type(&["audio", "video"], "audio/mpeg", &body.media_type)?;
     body.language.as_deref().map_or(Ok(()), language)?;
     TRANSCRIPT.take(&state, &ctx, once, (body, None), Taken::of).await
@@ -241,7 +239,20 @@ async fn get(ctx: Ctx<RunsRead>, Path(id): Path<RunId>) -> Result<Json<Backgroun
     }))
 }
 
-/// What is shown or played to a model. With everything else it is an argument of a call, which is bounded.
+/// What is shown or played to a model: itself, or where it is.
+fn either(state: &RunRoutes, (field, data): Field<'_>, (url_field, url): Field<'_>) -> Result<()> {
+    match (data, url) {
+        (Some(data), None) => base64(state, field, data),
+        (None, Some(url)) => address(url_field, url),
+        (None, None) => Err(Error::invalid(field, format!("`{field}` or `{url_field}` is needed"))),
+        (Some(_), Some(_)) => Err(Error::invalid(url_field, format!("give either `{field}` or `{url_field}`"))),
+    }
+}
+
+/// A field that may be left out.
+type Field<'a> = (&'static str, &'a Option<String>);
+
+/// The thing itself. With everything else it is an argument of a call, which is bounded.
 fn base64(state: &RunRoutes, field: &'static str, data: &str) -> Result<()> {
     use base64::{Engine, prelude::BASE64_STANDARD};
     let most = state.runs.limits().arguments.saturating_sub(BESIDES);

@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use axum::{http::StatusCode, response::Response};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -55,7 +57,7 @@ impl Kind {
         for (field, usual) in self.usual {
             input.entry(*field).or_insert_with(|| Value::from(*usual));
         }
-        check_config(state, ctx, &input).await?;
+        self.check_config(state, ctx, &input).await?;
         check_template(state, ctx, &input).await?;
         check_room(state, &input)?;
         Ok(Request {
@@ -71,6 +73,22 @@ impl Kind {
         })
     }
 
+    /// Whether the configuration can be asked, where the workflow asks it: one that somebody has put may not.
+    async fn check_config(&self, state: &RunRoutes, ctx: &Ctx<RunsWrite>, input: &Map<String, Value>) -> Result<()> {
+        let field = "config_name";
+        let name = input.get(field).and_then(Value::as_str).unwrap_or_default();
+        let wanted: Reference = name.parse().map_err(|reason: &str| Error::invalid(field, reason))?;
+        let Err(error) = state.models.pin(ctx.tenant_id, &wanted).await else { return Ok(()) };
+        let workflow = Source::Workflow(self.name.to_owned());
+        let plan = state.runs.steps_of(&mut ctx.begin().await?, ctx.tenant_id, &workflow).await?.unwrap_or_default();
+        let (asked, _) = tool::named(&plan.steps, &Arc::new(json!(input)));
+        if !asked.contains(&wanted) {
+            return Ok(());
+        }
+        let detail = format!("{}: put the configuration, or have the operator set a key", error.message);
+        Err(Error::new(Problem::NoPlanner, detail).with("field", field))
+    }
+
     /// What somebody has put over the workflow may ask for another input than the caller knows of.
     fn refused(&self, error: Error) -> Error {
         let Some(errors) = error.members().get("errors").cloned() else { return error };
@@ -79,16 +97,6 @@ impl Kind {
         let detail = format!("the workflow `{}` does not take it: {}", self.name, error.detail());
         Error::invalid(field, detail).with("errors", errors)
     }
-}
-
-async fn check_config(state: &RunRoutes, ctx: &Ctx<RunsWrite>, input: &Map<String, Value>) -> Result<()> {
-    let field = "config_name";
-    let name = input.get(field).and_then(Value::as_str).unwrap_or_default();
-    let wanted: Reference = name.parse().map_err(|reason: &str| Error::invalid(field, reason))?;
-    state.models.pin(ctx.tenant_id, &wanted).await.map(drop).map_err(|error| {
-        let detail = format!("{}: put the configuration, or have the operator set a key", error.message);
-        Error::new(Problem::NoPlanner, detail).with("field", field)
-    })
 }
 
 /// Whether the template is there and takes the variables.

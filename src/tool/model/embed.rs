@@ -95,12 +95,12 @@ impl Tool for Embed {
         PATIENCE
     }
 
-    async fn expects(&self, tenant: TenantId, arguments: &Value, models: Option<&ModelPins>) -> Estimate {
-        // What cannot be asked takes nothing: the call itself says what is wrong.
-        let Ok(arguments) = serde_json::from_value::<Arguments>(arguments.clone()) else { return Estimate::default() };
-        let (config, texts) = arguments.split();
-        let choice = choice(models, config);
-        self.models.expects(tenant, &choice, |config| config.estimate_of(texts.tokens(), 0)).await
+    async fn expects_each(&self, tenant: TenantId, calls: &[&Value], models: Option<&ModelPins>) -> Vec<Estimate> {
+        let asked = calls.iter().map(|arguments| {
+            let (config, texts) = Arguments::deserialize(*arguments).ok()?.split();
+            Some((choice(models, config), texts.tokens()))
+        });
+        self.models.expects(tenant, asked.collect(), |tokens, config| config.estimate_of(*tokens, 0)).await
     }
 
     async fn call(&self, call: Call) -> Result<Outcome, ToolError> {

@@ -120,12 +120,19 @@ impl Tool for Generate {
         (!fetched.is_empty()).then(|| fetched.join(", "))
     }
 
-    async fn expects(&self, tenant: TenantId, arguments: &Value, models: Option<&ModelPins>) -> Estimate {
-        // What cannot be asked takes nothing: the call itself says what is wrong.
-        let Ok(arguments) = serde_json::from_value::<Arguments>(arguments.clone()) else { return Estimate::default() };
-        let choice = choice(models, arguments.config.clone());
-        let Ok((prompt, _)) = self.prompt(tenant, models, arguments).await else { return Estimate::default() };
-        self.models.expects(tenant, &choice, |config| config.estimate(&prompt)).await
+    async fn expects_each(&self, tenant: TenantId, calls: &[&Value], models: Option<&ModelPins>) -> Vec<Estimate> {
+        let calls: Vec<_> = calls.iter().map(|arguments| Arguments::deserialize(*arguments).ok()).collect();
+        let wanted: Vec<_> = calls.iter().flatten().filter_map(|call| call.template(models)).collect();
+        let mut found = self.models.templates(tenant, &wanted).await.unwrap_or_default().into_iter();
+        let asked = calls.into_iter().map(|call| {
+            let call = call?;
+            let text = match &call.template {
+                Some(_) => found.next().flatten()?.body.render(&call.variables()).ok()?,
+                None => call.prompt.clone().unwrap_or_default(),
+            };
+            Some((choice(models, call.config.clone()), call.asking(text)))
+        });
+        self.models.expects(tenant, asked.collect(), |prompt, config| config.estimate(prompt)).await
     }
 
     async fn call(&self, call: Call) -> Result<Outcome, ToolError> {
@@ -136,34 +143,41 @@ impl Tool for Generate {
 impl Generate {
     async fn generate(&self, call: &Call) -> Result<Outcome, ToolError> {
         let arguments: Arguments = call.read()?;
-        let choice = choice(call.models.as_deref(), arguments.config.clone());
-        let prompting = self.prompt(call.tenant_id, call.models.as_deref(), arguments);
-        let (prompt, template) = unless_cancelled(call, prompting).await?;
-        let answer = ask(&self.models, call, &choice, &prompt).await?;
-        Ok(Outcome::Done { cost: Some(answer.spent), output: output(answer, template) })
-    }
-
-    async fn prompt(
-        &self,
-        tenant: TenantId,
-        pins: Option<&ModelPins>,
-        arguments: Arguments,
-    ) -> Result<(Prompt, Option<String>), ToolError> {
-        let Arguments { template, mut variables, system, prompt, images, schema, max_tokens, reasoning, .. } =
-            arguments;
-        let (text, template) = match template {
+        let (pins, tenant) = (call.models.as_deref(), call.tenant_id);
+        let choice = choice(pins, arguments.config.clone());
+        let (text, template) = match arguments.template(pins) {
             Some(template) => {
-                variables.extend(prompt.map(|prompt| ("prompt".to_owned(), Value::String(prompt))));
-                let pinned = pins.and_then(|pins| pins.templates.get(&template.to_string()));
-                let template = pinned.map_or(template, Reference::from);
-                let rendered = self.models.render(tenant, &template, &variables).await;
-                let (text, version) = rendered.map_err(failure)?;
+                let variables = arguments.variables();
+                let rendering = self.models.render(tenant, &template, &variables);
+                let (text, version) = unless_cancelled(call, async { rendering.await.map_err(failure) }).await?;
                 (text, Some(version))
             }
-            None => (prompt.unwrap_or_default(), None),
+            None => (arguments.prompt.clone().unwrap_or_default(), None),
         };
+        let answer = ask(&self.models, call, &choice, &arguments.asking(text)).await?;
+        Ok(Outcome::Done { cost: Some(answer.spent), output: output(answer, template) })
+    }
+}
+
+impl Arguments {
+    /// The template, of the version that its name means in this run.
+    fn template(&self, pins: Option<&ModelPins>) -> Option<Reference> {
+        let template = self.template.as_ref()?;
+        let pinned = pins.and_then(|pins| pins.templates.get(&template.to_string()));
+        Some(pinned.map_or_else(|| template.clone(), Reference::from))
+    }
+
+    /// What the template is given.
+    fn variables(&self) -> Map<String, Value> {
+        let prompt = self.prompt.iter().map(|prompt| ("prompt".to_owned(), Value::from(prompt.as_str())));
+        self.variables.clone().into_iter().chain(prompt).collect()
+    }
+
+    /// The question, in these words.
+    fn asking(self, text: String) -> Prompt {
+        let Self { system, images, schema, max_tokens, reasoning, .. } = self;
         let messages = vec![Message::User { text, images }];
-        Ok((Prompt { system, messages, schema, max_tokens, reasoning, ..Prompt::default() }, template))
+        Prompt { system, messages, schema, max_tokens, reasoning, ..Prompt::default() }
     }
 }
 

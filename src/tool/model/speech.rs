@@ -9,7 +9,7 @@ use super::{PATIENCE, answered, choice, given, reference, telling};
 use crate::{
     journal::{Effect, Estimate, ModelPins},
     kernel::{Reference, TenantId},
-    llm::{Audio, AudioFormat, Models, Recording, Teller, Utterance},
+    llm::{Audio, AudioFormat, Models, Recording, Sound, Teller, Utterance},
     tool::{Call, Outcome, Tool, ToolError},
 };
 
@@ -105,12 +105,12 @@ impl Tool for Synthesize {
         PATIENCE
     }
 
-    async fn expects(&self, tenant: TenantId, arguments: &Value, models: Option<&ModelPins>) -> Estimate {
-        // What cannot be asked takes nothing: the call itself says what is wrong.
-        let Ok(arguments) = serde_json::from_value::<Words>(arguments.clone()) else { return Estimate::default() };
-        let (config, wanted) = arguments.split(self.most);
-        let choice = choice(models, config);
-        self.models.expects(tenant, &choice, |config| config.estimate_of(wanted.tokens(), 0)).await
+    async fn expects_each(&self, tenant: TenantId, calls: &[&Value], models: Option<&ModelPins>) -> Vec<Estimate> {
+        let asked = calls.iter().map(|arguments| {
+            let (config, wanted) = Words::deserialize(*arguments).ok()?.split(self.most);
+            Some((choice(models, config), wanted.tokens()))
+        });
+        self.models.expects(tenant, asked.collect(), |tokens, config| config.estimate_of(*tokens, 0)).await
     }
 
     async fn call(&self, call: Call) -> Result<Outcome, ToolError> {
@@ -144,10 +144,11 @@ impl Transcribe {
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Sound {
+struct Dictation {
     #[serde(default = "usual_ear")]
     config: Reference,
-    audio: String,
+    audio: Option<String>,
+    audio_url: Option<String>,
     media_type: String,
     language: Option<String>,
 }
@@ -170,10 +171,12 @@ impl Tool for Transcribe {
         json!({
             "type": "object",
             "additionalProperties": false,
-            "required": ["audio", "mediaType"],
+            "required": ["mediaType"],
+            "oneOf": [{ "required": ["audio"] }, { "required": ["audioUrl"] }],
             "properties": {
                 "config": { "$ref": "#/$defs/reference", "default": USUAL_EAR, "description": "A model configuration." },
                 "audio": { "type": "string", "contentEncoding": "base64", "minLength": 4 },
+                "audioUrl": { "type": "string", "pattern": "^https?://", "description": "It is fetched when the model is asked." },
                 "mediaType": { "type": "string", "pattern": "^(audio|video)/[a-z0-9.+-]+$" },
                 "language": {
                     "type": "string", "pattern": "^[a-z]{2,3}$", "description": "What is spoken (`en`, `id`), where it is known."
@@ -195,6 +198,10 @@ impl Tool for Transcribe {
         PATIENCE
     }
 
+    fn touches(&self, arguments: &Value) -> Option<String> {
+        Some(format!("GET {}", arguments["audioUrl"].as_str()?))
+    }
+
     async fn call(&self, call: Call) -> Result<Outcome, ToolError> {
         self.transcribe(&call).await
     }
@@ -202,11 +209,14 @@ impl Tool for Transcribe {
 
 impl Transcribe {
     async fn transcribe(&self, call: &Call) -> Result<Outcome, ToolError> {
-        let Sound { config, audio, media_type, language } = call.read()?;
-        let bytes = BASE64_STANDARD.decode(&audio).ok().filter(|bytes| !bytes.is_empty());
-        let bytes =
-            bytes.ok_or_else(|| ToolError::failed("invalid_arguments", "`audio` is no base64 of a recording"))?;
-        let heard = Recording { audio: Audio { bytes: bytes.into(), media_type }, language };
+        let Dictation { config, audio, audio_url, media_type, language } = call.read()?;
+        let none = || ToolError::failed("invalid_arguments", "`audio` is no base64 of a recording");
+        let decode = |text: String| BASE64_STANDARD.decode(text).ok().filter(|bytes| !bytes.is_empty());
+        let sound = match audio_url {
+            Some(url) => Sound::Url(url),
+            None => Sound::Bytes(audio.and_then(decode).ok_or_else(none)?.into()),
+        };
+        let heard = Recording { sound, media_type, language };
         let choice = choice(call.models.as_deref(), config);
         let (models, choice, heard) = (&self.models, &choice, &heard);
         let asking = |teller: Teller| async move { models.transcribe(call.tenant_id, choice, heard, &teller).await };

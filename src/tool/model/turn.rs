@@ -9,7 +9,7 @@ use super::{PATIENCE, ask};
 use crate::{
     journal::{AGENT_TURN, Effect, Failure},
     kernel::{Error, Pinned},
-    llm::{Answer, Choice, Models, Prompt, Stop, Usage},
+    llm::{Answer, Choice, Models, Prompt, Stop, Thoughts, Usage},
     tool::{Call, Handed, Outcome, Tool, ToolError},
 };
 
@@ -82,12 +82,15 @@ pub struct TurnOutput {
     /// The same as JSON, where the agent's output is that and this is it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub json: Option<Value>,
-    /// What the model thought meanwhile, where its agent wants that kept; it is never asked with it again.
+    /// What the model thought meanwhile, where its agent wants that kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reasoning: Option<String>,
     /// What it wants called; nothing when it is done.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub calls: Vec<TurnCall>,
+    /// What the provider wants to see again of its thoughts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thoughts: Option<Thoughts>,
     /// Why it stopped.
     pub stop: Stop,
     /// What it took.
@@ -166,13 +169,14 @@ impl Tool for AgentTurn {
 }
 
 fn output(answer: Answer, conversation: &Arc<Conversation>) -> Result<Value, ToolError> {
-    let Answer { text, json, reasoning, calls, stop, usage, config, provider, model, .. } = answer;
+    let Answer { text, json, reasoning, calls, thoughts, stop, usage, config, provider, model, .. } = answer;
     let calls = calls.into_iter().map(|call| TurnCall {
         // A name that is none of ours is passed on, and the gate forbids it.
         tool: conversation.names.get(&call.name).cloned().unwrap_or(call.name),
         arguments: call.arguments,
         signatures: call.signatures,
     });
-    let output = TurnOutput { text, json, reasoning, calls: calls.collect(), stop, usage, config, provider, model };
+    let calls = calls.collect();
+    let output = TurnOutput { text, json, reasoning, calls, thoughts, stop, usage, config, provider, model };
     serde_json::to_value(output).map_err(|error| ToolError::failed("internal", Error::internal(error).detail()))
 }

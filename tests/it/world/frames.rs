@@ -114,7 +114,40 @@ pub(super) fn thoughtful(api: Api, thoughts: &[String], mut frames: Vec<String>)
 }
 
 /// What a provider wants to see again with what came of a thought.
-const SEALED: &str = "c2VhbGVk";
+pub const SEALED: &str = "c2VhbGVk";
+
+/// Why a question to a model that is to think is refused, where the turn that it goes on with does not begin with a
+/// thought, or one of its calls has no signature.
+pub(super) fn lacks_thought(api: Api, body: &Value) -> Option<String> {
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let of = |parts: &Value, kind: &str| list(parts).iter().any(|part| part["type"] == kind);
+    match api {
+        Api::Anthropic if body["thinking"]["type"] == "enabled" => {
+            let messages = list(&body["messages"]);
+            let is_asked = |message: &Value| message["role"] == "user" && !of(&message["content"], "tool_result");
+            let at = messages.iter().rposition(is_asked)? + 1;
+            let found = messages.get(at)?["content"][0].clone();
+            let is_thought = found["type"] == "thinking" && found["signature"] == SEALED;
+            let found = found["type"].as_str().unwrap_or("text");
+            (!is_thought).then(|| {
+                format!(
+                    "messages.{at}.content.0.type: Expected `thinking` or `redacted_thinking`, but found `{found}`."
+                )
+            })
+        }
+        Api::Gemini if body["generationConfig"]["thinkingConfig"].is_object() => {
+            let first =
+                |content: &Value| list(&content["parts"]).into_iter().find(|part| part["functionCall"].is_object());
+            // The second is for calls of others.
+            let unsigned = |part: Value| {
+                ![json!(SEALED), json!("skip_thought_signature_validator")].contains(&part["thoughtSignature"])
+            };
+            let lacks = list(&body["contents"]).iter().filter_map(first).any(unsigned);
+            lacks.then(|| "Function call is missing a thought_signature in functionCall parts.".to_owned())
+        }
+        _ => None,
+    }
+}
 
 /// A piece of a thought.
 fn thinking(api: Api, thought: &str) -> String {
@@ -203,7 +236,10 @@ fn call(api: Api, place: usize, name: &str, text: &str) -> Vec<String> {
         // A call comes in one piece, or not at all.
         Api::Gemini => match serde_json::from_str::<Value>(text) {
             Ok(arguments) => {
-                let part = json!({ "functionCall": { "name": name, "args": arguments } });
+                let mut part = json!({ "functionCall": { "name": name, "args": arguments } });
+                if place == 0 {
+                    part["thoughtSignature"] = json!(SEALED);
+                }
                 vec![data(&json!({ "candidates": [{ "content": { "role": "model", "parts": [part] } }] }))]
             }
             Err(_) => vec![],

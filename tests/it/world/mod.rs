@@ -23,7 +23,7 @@ mod upstream;
 pub use client::{Answer, Client, Request};
 pub use contract::{document, faults};
 pub use follow::{Event, Follow};
-pub use frames::{Midway, outputs};
+pub use frames::{Midway, SEALED, outputs};
 pub use ground::Ground;
 pub use mcp::{Mcp, REVISIONS, Revision};
 pub use oauth::{CLIENT, Oauth};

@@ -24,7 +24,8 @@ use tokio::{net::TcpListener, sync::watch};
 
 use super::{
     frames::{
-        Midway, calling, calling_half, end_of, error_of, garbled, images, is_paired, outputs, thoughtful, words_of,
+        Midway, calling, calling_half, end_of, error_of, garbled, images, is_paired, lacks_thought, outputs,
+        thoughtful, words_of,
     },
     plain::Plain,
     within,
@@ -239,14 +240,20 @@ impl Shared {
     /// What is said next to a question.
     fn next(&self, asked: Asked, is_paired: bool) -> Turn {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let scripted = told.script.pop_front().or_else(|| Some(told.answering.as_ref()?(&asked.body)));
+        drop(told);
+        self.note(asked, is_paired);
+        scripted.unwrap_or_else(|| Turn::say("Hello there."))
+    }
+
+    /// Counts a question among those that were asked.
+    fn note(&self, asked: Asked, is_paired: bool) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let unpaired = (!is_paired).then(|| asked.body.clone());
         told.unpaired.extend(unpaired);
-        let scripted = told.script.pop_front().or_else(|| Some(told.answering.as_ref()?(&asked.body)));
         told.asked.push(asked);
-        let turn = scripted.unwrap_or_else(|| Turn::say("Hello there."));
         drop(told);
         self.count.send_modify(|count| *count += 1);
-        turn
     }
 }
 
@@ -267,7 +274,11 @@ async fn answer(State(shared): State<Arc<Shared>>, uri: Uri, headers: HeaderMap,
         path if path.contains(":streamGenerateContent") => Api::Gemini,
         other => panic!("no model is asked at {other}"),
     };
-    let is_paired = is_paired(api, &body);
+    let (is_paired, lack) = (is_paired(api, &body), lacks_thought(api, &body));
+    if let Some(lack) = lack {
+        shared.note(Asked { path, headers, body }, is_paired);
+        return refused(&lack);
+    }
     let turn = shared.next(Asked { path, headers, body }, is_paired);
     let whole = |words: &[String], stop| [words_of(api, words), vec![end_of(api, words, stop)]].concat();
     match turn {
@@ -338,6 +349,12 @@ fn cut(all: Vec<String>) -> Response {
 
 pub(super) fn wrong() -> Response {
     axum::Json(json!({ "weather": "fine" })).into_response()
+}
+
+/// Says that a question cannot be asked like this.
+fn refused(why: &str) -> Response {
+    let body = json!({ "type": "error", "error": { "type": "invalid_request_error", "message": why } });
+    (StatusCode::BAD_REQUEST, axum::Json(body)).into_response()
 }
 
 /// A status, and a message in which the key is said back.
