@@ -234,12 +234,42 @@ async fn a_server_that_says_something_else_each_time_fills_no_inbox_and_one_that
 }
 
 #[tokio::test]
-async fn a_tool_is_refused_also_where_nobody_can_be_asked_now() {
-    let world = World::with(|settings| settings.worker.live_runs_per_tenant = 1).await;
+async fn a_tool_is_out_of_use_also_where_nobody_can_be_asked_now_and_is_asked_about_later() {
+    let world = World::with(|settings| settings.worker.live_runs_per_tenant = 2).await;
     let server = reading(&world, Revision::Newer).await;
-    // The run that calls is the one that there may be.
+    let wait = json!([{ "id": "wait", "uses": "time.wait", "with": { "for": "1h" } }]);
+    let waits = world.operator().start(wait).await;
+    // The run that calls is the other one that there may be.
     changes(&world, &server, EVIL).await;
     assert_eq!(questions(&world).await, Vec::<Value>::new());
+    let view = world.viewer().get("/tools/mcp/fake").await.expect(200);
+    assert_eq!(view["changes"][0]["seen"]["description"], EVIL, "it is known all the same");
+    assert_eq!(world.viewer().get("/tools/mcp%3Afake%2Fecho").await.expect(200)["verdict"], "forbid");
+    // Also when it is again what it was.
+    changes(&world, &server, "Does echo.").await;
+    assert!(server.calls("echo").is_empty());
+    assert_eq!(questions(&world).await, Vec::<Value>::new());
+    waits.cancel().await.expect(202);
+    waits.wait_end().await;
+    changes(&world, &server, EVIL).await;
+    let (asks, approval) = question(&world).await;
+    assert_eq!(approval["arguments"]["seen"]["description"], EVIL);
+    decide(&world.admin(), &approval, "approved").await.expect(200);
+    asks.completes().await;
+    run(&world, "echo", json!({})).await.completes().await;
+}
+
+#[tokio::test]
+async fn a_server_can_be_put_again_also_where_nobody_can_be_asked_now() {
+    let world = World::with(|settings| settings.worker.live_runs_per_tenant = 1).await;
+    let server = reading(&world, Revision::Newer).await;
+    let wait = json!([{ "id": "wait", "uses": "time.wait", "with": { "for": "1h" } }]);
+    let waits = world.operator().start(wait).await;
+    server.change("echo", "description", json!(EVIL));
+    assert_eq!(look(&world, &server).await["changes"][0]["seen"]["description"], EVIL);
+    assert_eq!(questions(&world).await, Vec::<Value>::new());
+    waits.cancel().await.expect(202);
+    waits.wait_end().await;
     assert_eq!(look(&world, &server).await["changes"][0]["seen"]["description"], EVIL);
     assert_eq!(questions(&world).await.len(), 1);
     assert!(server.calls("echo").is_empty());

@@ -20,10 +20,7 @@ use super::{
 use crate::{
     db,
     journal::Filled,
-    kernel::{
-        Problem,
-        crash::{self, Side},
-    },
+    kernel::crash::{self, Side},
     llm::shelf,
     tool::{Call, Handed, Outcome, ToolError},
 };
@@ -42,6 +39,9 @@ const CALL_OFF: Duration = Duration::from_secs(2);
 impl McpTool {
     pub(super) async fn make(&self, call: &Call) -> Result<Outcome, ToolError> {
         if self.changed {
+            // It is refused, whatever comes of asking.
+            let reminded = self.servers.remind(call.tenant_id, &self.server.name, &self.pinned.tool.name).await;
+            reminded.unwrap_or_else(|error| tracing::warn!(?error, "nobody is asked about a tool that has changed"));
             return Err(ToolError::failed("tool_changed", self.is_changed()));
         }
         if filled(call).len() > FORMS {
@@ -158,22 +158,12 @@ impl McpTool {
             }
             Ok(stands)
         });
-        let changed = || ToolError::failed("tool_changed", self.is_changed());
         match noted.await {
             Ok(true) => {
                 tracing::warn!(server, tool, "a tool of an MCP server has changed and is out of use");
-                changed()
+                ToolError::failed("tool_changed", self.is_changed())
             }
             Ok(false) => ToolError::retryable("tool_replaced", format!("`{}` was put anew meanwhile", self.name_of())),
-            // It stays what it is to every call, and the next one asks.
-            Err(error) if error.problem() == Problem::TooManyRuns => {
-                tracing::warn!(
-                    server,
-                    tool,
-                    "a tool of an MCP server has changed, and nobody can be asked about it now"
-                );
-                changed()
-            }
             Err(error) => ToolError::retryable("unavailable", error.detail().to_owned()),
         }
     }
