@@ -102,6 +102,7 @@ impl Connections {
         let now = ctx.now();
         let mut tx = ctx.begin().await?;
         let kept = still(store::held(&mut tx, name).await?, &before)?;
+        let dropped = self.outlived(ctx, &kept, &grant).then(|| kept.clone());
         let summary = GrantSummary {
             issuer: grant.issuer.clone(),
             scopes: grant.scopes.clone(),
@@ -116,7 +117,20 @@ impl Connections {
         store::write(&mut tx, ctx.tenant_id, &kept).await?;
         audit::deed(&mut tx, ctx, "connection.connect", name, detail).await?;
         tx.commit().await?;
+        if let Some(dropped) = dropped {
+            self.give_back_later(ctx.tenant_id, dropped);
+        }
         Ok(kept.connection)
+    }
+
+    /// Whether what was granted before is another thing than what is granted now, so that the one can be given back
+    /// without the other: some providers know only one grant of a person to a client.
+    fn outlived<P: Permit>(&self, ctx: &Ctx<P>, before: &Kept, grant: &Grant) -> bool {
+        // What cannot be opened any more cannot be given back either.
+        let Ok(old) = self.grant_of(ctx.tenant_id, before) else { return false };
+        let by = before.connection.grant.as_ref().map(|summary| &summary.connected_by);
+        let same_client = (&old.issuer, &old.client.id) == (&grant.issuer, &grant.client.id);
+        !same_client || by != Some(&ctx.actor())
     }
 }
 

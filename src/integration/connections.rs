@@ -15,7 +15,7 @@ use crate::{
     config::OauthSettings,
     db::{Database, TenantTx},
     http::{Ctx, Outbound, Permit},
-    kernel::{Clock, ConnectionId, Error, Page, PageQuery, Result, check_name},
+    kernel::{Clock, ConnectionId, Error, Page, PageQuery, Result, TenantId, check_name},
 };
 
 /// Connections of one tenant.
@@ -47,21 +47,38 @@ impl Connections {
         Self { db, clock, vault, outbound, redirects, tasks }
     }
 
-    /// Puts a connection; says whether its name is new. What was granted stays if it is for the same resource and client.
+    /// Puts a connection; says whether its name is new. What was granted stays if it is for the same resource and client,
+    /// else the provider is told that nobody uses it any more.
     ///
     /// # Errors
     /// Invalid (422), naming the field; conflict, where this server has nothing to seal with.
     pub(super) async fn put<P: Permit>(
         &self,
-        tx: &mut TenantTx,
         ctx: &Ctx<P>,
         name: String,
         body: ConnectionBody,
     ) -> Result<(Connection, bool)> {
         check_name(&name)?;
         let body = body.check()?;
+        let mut tx = ctx.begin().await?;
+        let before = store::held(&mut tx, &name).await?;
+        let dropped = before.clone();
+        let (connection, new) = self.put_over(&mut tx, ctx, name, (before, body)).await?;
+        tx.commit().await?;
+        if let Some(dropped) = dropped.filter(|_| connection.grant.is_none()) {
+            self.give_back_later(ctx.tenant_id, dropped);
+        }
+        Ok((connection, new))
+    }
+
+    async fn put_over<P: Permit>(
+        &self,
+        tx: &mut TenantTx,
+        ctx: &Ctx<P>,
+        name: String,
+        (before, body): (Option<Kept>, ConnectionBody),
+    ) -> Result<(Connection, bool)> {
         let (client, now) = (body.known_client(), ctx.now());
-        let before = store::held(tx, &name).await?;
         let new = before.is_none();
         if new && store::all(tx).await?.len() >= CONNECTIONS {
             return Err(Error::invalid("name", format!("there are {CONNECTIONS} connections already; delete one")));
@@ -113,9 +130,14 @@ impl Connections {
         store::delete(&mut tx, name).await?;
         audit::deed(&mut tx, ctx, "connection.delete", name, json!({})).await?;
         tx.commit().await?;
-        // In a task of its own: it is gone from here whatever the provider makes of it.
-        self.tasks.spawn(self.clone().give_back(ctx.tenant_id, kept));
+        self.give_back_later(ctx.tenant_id, kept);
         Ok(())
+    }
+
+    /// Has the provider told that nobody uses these tokens any more, which is committed.
+    pub(super) fn give_back_later(&self, tenant: TenantId, kept: Kept) {
+        // In a task of its own: they are gone from here whatever the provider makes of it.
+        self.tasks.spawn(self.clone().give_back(tenant, kept));
     }
 }
 

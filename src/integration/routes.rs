@@ -48,7 +48,8 @@ pub fn routes(state: IntegrationRoutes) -> OpenApiRouter {
 /// Put a connection
 ///
 /// What access is wanted to, and as whom. Nothing is granted by that: somebody has to connect it. What was granted before
-/// stays if it is for the same resource and client.
+/// stays if it is for the same resource and client; else its tokens are gone from here, and the provider is told so as when
+/// the connection is deleted.
 #[utoipa::path(
     put, path = "/integrations/{name}", operation_id = "putConnection", tag = "integrations",
     params(("name" = String, Path, description = "The connection's name", example = "github")),
@@ -66,9 +67,7 @@ async fn put(
     Path(name): Path<String>,
     Json(body): Json<ConnectionBody>,
 ) -> Result<Response> {
-    let mut tx = ctx.begin().await?;
-    let (connection, new) = state.connections.put(&mut tx, &ctx, name, body).await?;
-    tx.commit().await?;
+    let (connection, new) = state.connections.put(&ctx, name, body).await?;
     if !new {
         return Ok(Json(connection).into_response());
     }
@@ -152,7 +151,8 @@ async fn authorize(
 
 /// Finish connecting
 ///
-/// Brings the provider's answer, by whoever has begun. It is good once.
+/// Brings the provider's answer, by whoever has begun. It is good once. What was granted before is gone from here, and the
+/// provider is told so, unless the same person has granted it to the same client: some providers would take back both.
 #[utoipa::path(
     post, path = "/integrations/{name}/oauth/callback", operation_id = "connectConnection", tag = "integrations",
     params(("name" = String, Path, description = "The connection's name", example = "github")),

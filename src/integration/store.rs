@@ -11,6 +11,7 @@ use crate::{
 };
 
 /// A connection as it is kept.
+#[derive(Clone)]
 pub(super) struct Kept {
     pub(super) connection: Connection,
     /// The secret of the client that was registered beforehand.

@@ -98,7 +98,7 @@ impl Connections {
         }
     }
 
-    fn grant_of(&self, tenant: TenantId, kept: &Kept) -> Result<Grant> {
+    pub(super) fn grant_of(&self, tenant: TenantId, kept: &Kept) -> Result<Grant> {
         let sealed =
             kept.grant.as_ref().ok_or_else(|| unconnected(&kept.connection.name, "has to be connected first"))?;
         Secret::Grant.open(&self.vault, (tenant, kept.connection.connection_id), sealed)
@@ -128,8 +128,12 @@ impl Connections {
             Err(Fault::Passing(why)) => Renewal::Later(why),
         };
         // What was given is lost if it is not kept, so this does not give up while the database is away.
-        db::patiently(|| self.settle(tenant, &kept, &renewal, now)).await?;
+        let wanted = db::patiently(|| self.settle(tenant, &kept, &renewal, now)).await?;
         match renewal {
+            Renewal::Good(grant, renew_at) if !wanted => {
+                self.give_back_later(tenant, Kept { grant: Some(grant), renew_at, ..kept });
+                Ok(())
+            }
             Renewal::Good(..) | Renewal::Refused(_) => Ok(()),
             Renewal::Later(why) => {
                 let detail = format!("the connection `{name}` cannot be renewed now: {why}");
@@ -138,7 +142,7 @@ impl Connections {
         }
     }
 
-    /// Tells the provider that the tokens of a connection which is gone are of no more use, if it wants to hear that.
+    /// Tells the provider that the tokens a connection had are of no more use, if it wants to hear that.
     pub(super) async fn give_back(self, tenant: TenantId, kept: Kept) {
         let connection = &kept.connection;
         if kept.grant.is_none() {
@@ -162,12 +166,17 @@ impl Connections {
         }
     }
 
-    /// Keeps what came of a renewal, unless somebody has connected it anew meanwhile, and lets the next one have its turn.
-    async fn settle(&self, tenant: TenantId, before: &Kept, renewal: &Renewal, now: Timestamp) -> Result<()> {
+    /// Keeps what came of a renewal, unless somebody has connected it anew meanwhile or does not want it any more, and lets
+    /// the next one have its turn. Says whether it is wanted.
+    async fn settle(&self, tenant: TenantId, before: &Kept, renewal: &Renewal, now: Timestamp) -> Result<bool> {
         let name = &before.connection.name;
         let mut tx = self.db.tenant(tenant).await?;
         store::let_go(&mut tx, before.connection.connection_id).await?;
-        let found = store::held(&mut tx, name).await?.filter(|kept| kept.grant == before.grant);
+        let held = store::held(&mut tx, name).await?;
+        // Asked a second time, it may be there already.
+        let is_there = |kept: &Kept| matches!(renewal, Renewal::Good(grant, _) if kept.grant.as_ref() == Some(grant));
+        let wanted = held.as_ref().is_some_and(|kept| kept.grant == before.grant || is_there(kept));
+        let found = held.filter(|kept| kept.grant == before.grant);
         let next = match (found, renewal) {
             (None, _) | (_, Renewal::Later(_)) => None,
             (Some(kept), Renewal::Good(grant, renew_at)) => {
@@ -192,7 +201,8 @@ impl Connections {
         if let Some(kept) = next {
             store::write(&mut tx, tenant, &kept).await?;
         }
-        tx.commit().await
+        tx.commit().await?;
+        Ok(wanted)
     }
 }
 

@@ -12,26 +12,26 @@ use crate::world::{Answer, CLIENT, Client, Mcp, Oauth, REVISIONS, Revision, Run,
 /// Where people are sent back in these tests.
 const BACK: &str = "http://127.0.0.1:4711/callback";
 
-async fn put(client: &Client, path: &str, body: &Value) -> Answer {
+pub async fn put(client: &Client, path: &str, body: &Value) -> Answer {
     client.request(Method::PUT, path).json(body).send().await
 }
 
-async fn authorize(client: &Client) -> Answer {
+pub async fn authorize(client: &Client) -> Answer {
     client.post("/integrations/ours/oauth/authorize", &json!({ "redirectUrl": BACK })).await
 }
 
-async fn finish(client: &Client, answer: &Value) -> Answer {
+pub async fn finish(client: &Client, answer: &Value) -> Answer {
     client.post("/integrations/ours/oauth/callback", answer).await
 }
 
 /// Lets a person consent to what the operator begins.
-async fn connect(world: &World, oauth: &Oauth) -> Value {
+pub async fn connect(world: &World, oauth: &Oauth) -> Value {
     let begun = authorize(&world.operator()).await.expect(200);
     finish(&world.operator(), &oauth.consent(begun["url"].as_str().unwrap())).await.expect(200)
 }
 
 /// A server that wants to be shown tokens, connected as `ours` and registered as `fake`.
-async fn connected(world: &World, revision: Revision, oauth: &Oauth) -> Mcp {
+pub async fn connected(world: &World, revision: Revision, oauth: &Oauth) -> Mcp {
     let server = Mcp::guarded(revision, oauth).await;
     put(&world.operator(), "/integrations/ours", &json!({ "url": server.url() })).await.expect(201);
     connect(world, oauth).await;
@@ -47,18 +47,18 @@ async fn register(world: &World, server: &Mcp) -> Answer {
     put(&world.operator(), "/tools/mcp/fake", &body(server)).await
 }
 
-async fn call(client: &Client) -> Run {
+pub async fn call(client: &Client) -> Run {
     let retry = json!({ "attempts": 9, "backoff": "50ms", "maxBackoff": "200ms" });
     let step = json!({ "id": "call", "uses": "mcp:fake/echo", "with": { "text": "hello" }, "retry": retry });
     client.start(json!([step])).await
 }
 
-async fn status(world: &World) -> Value {
+pub async fn status(world: &World) -> Value {
     world.viewer().get("/integrations/ours").await.expect(200)["status"].clone()
 }
 
 /// The tokens that calls were made with, in order.
-fn shown(server: &Mcp) -> Vec<String> {
+pub fn shown(server: &Mcp) -> Vec<String> {
     let token = |headers: &reqwest::header::HeaderMap| headers["authorization"].to_str().unwrap().to_owned();
     server.heard("tools/call").iter().map(|heard| token(&heard.headers)).collect()
 }
@@ -414,44 +414,6 @@ async fn the_secret_of_a_client_stays_whatever_it_is_to_be_let_into() {
     let begun = authorize(&operator).await.expect(200);
     finish(&operator, &oauth.consent(begun["url"].as_str().unwrap())).await.problem(422, "invalid-input");
     assert_eq!(oauth.asked("authorization_code")[1].get("secret"), None);
-}
-
-#[tokio::test]
-async fn tokens_are_given_back_when_a_connection_is_deleted() {
-    let delete =
-        async |world: &World| world.operator().request(Method::DELETE, "/integrations/ours").send().await.expect(204);
-    // By a client that has a secret, and by one that has registered itself.
-    for secret in [Some(CLIENT.1), None] {
-        let (world, oauth) = (World::new().await, Oauth::start().await);
-        oauth.claim("revocation_endpoint", json!(format!("{}/revoke", oauth.issuer())));
-        let server = Mcp::guarded(Revision::Newer, &oauth).await;
-        let mut body = json!({ "url": server.url() });
-        if let Some(secret) = secret {
-            body["client"] = json!({ "id": CLIENT.0, "issuer": oauth.issuer(), "secret": secret });
-        }
-        put(&world.operator(), "/integrations/ours", &body).await.expect(201);
-        connect(&world, &oauth).await;
-        delete(&world).await;
-        let given = oauth.gets_back(2).await;
-        let told: Vec<_> = given.iter().map(|it| (it["token"].as_str(), it["token_type_hint"].as_str())).collect();
-        assert_eq!(told, [("refresh-1", "refresh_token"), ("access-1", "access_token")]);
-        assert_eq!(given[0].get("secret").map(String::as_str), secret);
-        assert!(!oauth.is_good("access-1"));
-    }
-    // A provider that is away, or cannot be trusted with it, keeps nobody from deleting.
-    for endpoint in ["/revoke", "ftp://elsewhere.example/"] {
-        let (world, oauth) = (World::new().await, Oauth::start().await);
-        let here = endpoint.starts_with('/');
-        let place = if here { format!("{}{endpoint}", oauth.issuer()) } else { endpoint.to_owned() };
-        oauth.claim("revocation_endpoint", json!(place));
-        connected(&world, Revision::Newer, &oauth).await;
-        oauth.be_down(true);
-        delete(&world).await;
-        world.viewer().get("/integrations/ours").await.problem(404, "not-found");
-        if here {
-            assert_eq!(oauth.gets_back(1).await.len(), 1, "it is not asked again and again");
-        }
-    }
 }
 
 #[tokio::test]

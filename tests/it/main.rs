@@ -17,6 +17,7 @@ mod fairness;
 mod faults;
 mod fire;
 mod fork;
+mod given_back;
 mod handoff;
 mod house;
 mod images;

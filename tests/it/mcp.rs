@@ -272,6 +272,37 @@ async fn a_form_can_be_a_link_and_can_be_refused() {
 }
 
 #[tokio::test]
+async fn a_form_that_nobody_could_fill_in_is_refused_and_holds_nothing() {
+    let nested = json!({ "type": "object", "properties": { "who": { "type": "object", "properties": {} } } });
+    let choice = json!({ "type": "object", "properties": { "who": { "type": "string", "oneOf": [] } } });
+    let missing = json!({ "type": "object", "properties": {}, "required": ["who"] });
+    // What the database cannot keep.
+    let nul = json!({ "type": "object", "properties": { "who": { "type": "string", "title": "\0" } } });
+    let refused =
+        [(&nested, "`who`"), (&choice, "/properties/who/oneOf"), (&missing, "requires `who`"), (&nul, "a NUL")];
+    let world = World::new().await;
+    for revision in REVISIONS {
+        // A call that may not be repeated: where it is not clear that nothing was done, a person would be asked.
+        let server = registered(&world, revision, json!({ "effects": { "*": "once" } })).await;
+        for (schema, why) in refused {
+            let run = run(&world, "ask_wrong", json!({ "with": { "text": schema.to_string() } })).await;
+            let failed = failure(&run).await;
+            let message = failed["message"].as_str().unwrap();
+            assert!(message.contains("a form that nobody can fill in") && message.contains(why), "{message}");
+            match revision {
+                Revision::Newer => assert_eq!(failed["code"], "mcp_unsupported"),
+                // It is told at once, and what it says then is what the call came to.
+                Revision::Older => assert!(failed["code"] == "mcp_error" && message.contains("-32602"), "{failed}"),
+            }
+            let events = run.events().await;
+            assert!(events.iter().all(|event| event["step"] != "awaiting_approval"), "{events:#?}");
+        }
+        assert_eq!(server.calls("ask_wrong").len(), refused.len());
+        world.operator().request(Method::DELETE, "/tools/mcp/fake").send().await.expect(204);
+    }
+}
+
+#[tokio::test]
 async fn a_connection_that_breaks_leaves_a_question_only_where_it_matters() {
     for revision in REVISIONS {
         let world = World::new().await;

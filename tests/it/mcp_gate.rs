@@ -1,6 +1,10 @@
 //! How the gate stands to calls of MCP servers' tools, what is unknown after one, and what of a caller's secrets comes back.
 
+use std::collections::BTreeMap;
+
+use fermata::config::McpCommand;
 use reqwest::Method;
+use secrecy::SecretString;
 use serde_json::{Value, json};
 
 use crate::{
@@ -180,4 +184,51 @@ async fn a_key_that_a_server_says_back_is_told_to_nobody() {
         assert_eq!(view.expect(200)["changes"][0]["seen"]["description"], "For [sealed key].");
         world.operator().request(Method::DELETE, "/tools/mcp/fake").send().await.expect(204);
     }
+}
+
+/// A server that is a process, and says the secret of its environment wherever it can.
+const TELLTALE: &str = r#"
+while read -r line; do
+  id=${line#*'"id":'}; id=${id%%[!0-9]*}
+  answer() { printf '%s\n' "{\"jsonrpc\":\"2.0\",\"id\":$id,$1}"; }
+  said() { answer "\"result\":{\"content\":[{\"type\":\"text\",\"text\":\"it is $TOKEN, $MODE\"}],\"isError\":$1}"; }
+  tool() { printf '%s' "{\"name\":\"$1\",\"description\":\"For $TOKEN.\",\"inputSchema\":{\"type\":\"object\"}}"; }
+  case $line in
+  *'"server/discover"'*) answer '"error":{"code":-32601,"message":"no such method"}' ;;
+  *'"initialize"'*)
+    info="{\"name\":\"of $TOKEN\",\"version\":\"1\"}"
+    answer "\"result\":{\"protocolVersion\":\"2025-11-25\",\"capabilities\":{\"tools\":{}},\"serverInfo\":$info}" ;;
+  *'"tools/list"'*) answer "\"result\":{\"tools\":[$(tool say),$(tool fail),$(tool refuse)]}" ;;
+  *'"name":"say"'*) said false ;;
+  *'"name":"fail"'*) said true ;;
+  *'"name":"refuse"'*) answer "\"error\":{\"code\":-32602,\"message\":\"not with $TOKEN\"}" ;;
+  esac
+done
+"#;
+
+#[tokio::test]
+async fn what_is_in_a_commands_environment_is_told_to_nobody() {
+    let secret = "token-of-the-operator";
+    let world = World::with(|settings| {
+        let env = [("TOKEN", secret), ("MODE", "calm")];
+        let env: BTreeMap<_, _> = env.map(|(name, value)| (name.to_owned(), SecretString::from(value))).into();
+        let command = McpCommand { command: "sh".into(), args: vec!["-c".to_owned(), TELLTALE.to_owned()], env };
+        settings.tools.mcp.insert("telltale".to_owned(), command);
+    })
+    .await;
+    let body = json!({ "command": "telltale", "effects": { "*": "pure" } });
+    let view = put(&world.operator(), "fake", &body).await.expect(201);
+    assert_eq!(view["body"]["implementation"], "of [sealed key] 1", "{view:#}");
+    assert_eq!(view["body"]["tools"][0]["description"], "For [sealed key].", "{view:#}");
+    let call = async |tool: &str| run(&world, tool, json!({ "with": {} })).await;
+    let said = call("say").await;
+    said.completes().await;
+    assert_eq!(said.step("call").await["output"]["text"], "it is [sealed key], calm", "what is short may be anything");
+    for tool in ["fail", "refuse"] {
+        let failed = failure(&call(tool).await).await;
+        assert_eq!(failed["code"], "mcp_error", "{failed}");
+        let message = failed["message"].as_str().unwrap();
+        assert!(message.contains("[sealed key]") && !message.contains(secret), "{message}");
+    }
+    world.stop().await;
 }

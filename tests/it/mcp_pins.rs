@@ -1,6 +1,7 @@
 //! Tools of MCP servers that become something else after they were pinned: out of use, asked about where approvers look, and
 //! pinned anew by whoever may.
 
+use fermata::auth::Role;
 use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::Row;
@@ -41,6 +42,12 @@ async fn changes(world: &World, server: &Mcp, description: &str) {
 /// Looks at the server again, which is not to approve.
 async fn look(world: &World, server: &Mcp) -> Value {
     put(&world.operator(), "fake", &json!({ "url": server.url(), "effects": { "*": "pure" } })).await.json()
+}
+
+/// Somebody who may decide, and look after integrations.
+fn both(world: &World) -> Client {
+    let token = world.grant(world.home(), "user_both", vec![Role::Operator, Role::Approver], None);
+    world.bearer(&token)
 }
 
 async fn decide(client: &Client, approval: &Value, status: &str) -> crate::world::Answer {
@@ -116,6 +123,7 @@ async fn a_change_is_asked_about_where_approvers_look_and_their_word_pins_it() {
         assert_eq!((&approval["action"], &approval["askedBy"]), (&json!("mcp.accept"), &json!("system")));
         assert_eq!(approval["scope"], json!(["mcp:fake/echo"]));
         assert_eq!(approval["requires"], json!(["integrations:write"]));
+        assert_eq!(approval["approvers"], json!(["owner", "admin", "operator"]), "who has that");
         let told = &approval["arguments"];
         assert_eq!((&told["server"], &told["tool"]), (&json!("fake"), &json!("echo")));
         assert_eq!(told["pinned"], json!({ "description": "Does echo.", "digest": was["digest"] }));
@@ -126,10 +134,14 @@ async fn a_change_is_asked_about_where_approvers_look_and_their_word_pins_it() {
         decide(&world.stranger(), &approval, "approved").await.problem(404, "not-found");
         decide(&world.operator(), &approval, "approved").await.problem(403, "forbidden");
         decide(&world.viewer(), &approval, "approved").await.problem(403, "forbidden");
+        // Nor does the right to decide do what takes another one.
+        for status in ["approved", "denied"] {
+            decide(&world.approver(), &approval, status).await.problem(403, "forbidden");
+        }
         let stale = json!({ "status": "approved", "digest": "sha256:0" });
         let id = approval["approvalId"].as_str().unwrap();
-        world.approver().decide(id, &stale).await.problem(409, "stale-digest");
-        decide(&world.approver(), &approval, "approved").await.expect(200);
+        world.admin().decide(id, &stale).await.problem(409, "stale-digest");
+        decide(&both(&world), &approval, "approved").await.expect(200);
         asks.completes().await;
 
         let after = world.viewer().get("/tools/mcp/fake").await.expect(200);
@@ -144,7 +156,7 @@ async fn a_change_is_asked_about_where_approvers_look_and_their_word_pins_it() {
         let rows = audit.fetch_all(&mut world.superuser().await).await.unwrap();
         let audit: Vec<(String, String)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
         let by = |action: &str, actor: &str| (action.to_owned(), actor.to_owned());
-        assert_eq!(audit, [by("approval.decide", "user_approver"), by("mcp_server.approve", &asks.id)]);
+        assert_eq!(audit, [by("approval.decide", "user_both"), by("mcp_server.approve", &asks.id)]);
         // What is pinned now can change as well, also back to what it was.
         world.advance(std::time::Duration::from_secs(60));
         changes(&world, &server, "Does echo.").await;
@@ -158,7 +170,7 @@ async fn a_change_that_is_denied_stays_out_of_use_and_is_not_asked_about_again()
     let server = reading(&world, Revision::Newer).await;
     changes(&world, &server, EVIL).await;
     let (asks, approval) = question(&world).await;
-    decide(&world.approver(), &approval, "denied").await.expect(200);
+    decide(&world.admin(), &approval, "denied").await.expect(200);
     asks.completes().await;
     assert_eq!(failure(&run(&world, "echo", json!({})).await).await["code"], "tool_changed");
     let view = look(&world, &server).await;
@@ -187,7 +199,7 @@ async fn consent_is_to_what_was_seen_and_to_nothing_that_it_became_meanwhile() {
         changes(&world, &server, "Echoes politely.").await;
         let (asks, approval) = question(&world).await;
         server.change("echo", "description", json!(EVIL));
-        decide(&world.approver(), &approval, "approved").await.expect(200);
+        decide(&world.admin(), &approval, "approved").await.expect(200);
         assert_eq!(failure(&asks).await["code"], "tool_changed");
         let view = world.viewer().get("/tools/mcp/fake").await.expect(200);
         assert_eq!((&view["version"], &view["changes"][0]["seen"]["description"]), (&json!(1), &json!(EVIL)));
@@ -197,7 +209,7 @@ async fn consent_is_to_what_was_seen_and_to_nothing_that_it_became_meanwhile() {
         let (again, evil) = question(&world).await;
         assert_ne!(again.id, asks.id);
         assert_eq!(evil["arguments"]["seen"]["description"], EVIL, "what it is now is another question");
-        decide(&world.approver(), &evil, "approved").await.expect(200);
+        decide(&world.admin(), &evil, "approved").await.expect(200);
         again.completes().await;
         run(&world, "echo", json!({})).await.completes().await;
     }
@@ -222,12 +234,42 @@ async fn a_server_that_says_something_else_each_time_fills_no_inbox_and_one_that
 }
 
 #[tokio::test]
-async fn a_tool_is_refused_also_where_nobody_can_be_asked_now() {
-    let world = World::with(|settings| settings.worker.live_runs_per_tenant = 1).await;
+async fn a_tool_is_out_of_use_also_where_nobody_can_be_asked_now_and_is_asked_about_later() {
+    let world = World::with(|settings| settings.worker.live_runs_per_tenant = 2).await;
     let server = reading(&world, Revision::Newer).await;
-    // The run that calls is the one that there may be.
+    let wait = json!([{ "id": "wait", "uses": "time.wait", "with": { "for": "1h" } }]);
+    let waits = world.operator().start(wait).await;
+    // The run that calls is the other one that there may be.
     changes(&world, &server, EVIL).await;
     assert_eq!(questions(&world).await, Vec::<Value>::new());
+    let view = world.viewer().get("/tools/mcp/fake").await.expect(200);
+    assert_eq!(view["changes"][0]["seen"]["description"], EVIL, "it is known all the same");
+    assert_eq!(world.viewer().get("/tools/mcp%3Afake%2Fecho").await.expect(200)["verdict"], "forbid");
+    // Also when it is again what it was.
+    changes(&world, &server, "Does echo.").await;
+    assert!(server.calls("echo").is_empty());
+    assert_eq!(questions(&world).await, Vec::<Value>::new());
+    waits.cancel().await.expect(202);
+    waits.wait_end().await;
+    changes(&world, &server, EVIL).await;
+    let (asks, approval) = question(&world).await;
+    assert_eq!(approval["arguments"]["seen"]["description"], EVIL);
+    decide(&world.admin(), &approval, "approved").await.expect(200);
+    asks.completes().await;
+    run(&world, "echo", json!({})).await.completes().await;
+}
+
+#[tokio::test]
+async fn a_server_can_be_put_again_also_where_nobody_can_be_asked_now() {
+    let world = World::with(|settings| settings.worker.live_runs_per_tenant = 1).await;
+    let server = reading(&world, Revision::Newer).await;
+    let wait = json!([{ "id": "wait", "uses": "time.wait", "with": { "for": "1h" } }]);
+    let waits = world.operator().start(wait).await;
+    server.change("echo", "description", json!(EVIL));
+    assert_eq!(look(&world, &server).await["changes"][0]["seen"]["description"], EVIL);
+    assert_eq!(questions(&world).await, Vec::<Value>::new());
+    waits.cancel().await.expect(202);
+    waits.wait_end().await;
     assert_eq!(look(&world, &server).await["changes"][0]["seen"]["description"], EVIL);
     assert_eq!(questions(&world).await.len(), 1);
     assert!(server.calls("echo").is_empty());
@@ -241,7 +283,7 @@ async fn a_word_of_change_that_comes_too_late_disables_nothing() {
     let mut session = world.superuser().await;
     sqlx::query("create temporary table late as select * from mcp_changes").execute(&mut session).await.unwrap();
     let (asks, approval) = question(&world).await;
-    decide(&world.approver(), &approval, "approved").await.expect(200);
+    decide(&world.admin(), &approval, "approved").await.expect(200);
     asks.completes().await;
     sqlx::query("insert into mcp_changes select * from late").execute(&mut session).await.unwrap();
     assert_eq!(world.viewer().get("/tools/mcp/fake").await.expect(200)["changes"], json!([]));

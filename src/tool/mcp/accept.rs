@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::{McpEntry, Servers, change::Question, pin::Pinned};
 use crate::{
+    auth::{Permission, Permissions, Role},
     journal::{ApprovalTerms, Effect, Step},
     kernel::{Actor, Result},
     llm::{Author, Document, shelf},
@@ -18,6 +19,9 @@ use crate::{
 const NAME: &str = "mcp.accept";
 /// What the arguments have besides the two descriptions, in bytes.
 const FRAME: usize = 1024;
+
+/// What it uses, and so what whoever decides has to have: the inbox is no way around it.
+const NEEDED: Permission = Permission::IntegrationsWrite;
 
 /// The question whether a tool may be used as it is now, in arguments of so many bytes.
 pub(super) fn question(server: &str, pinned: &Pinned, seen: &Pinned, most: usize) -> Question {
@@ -34,13 +38,20 @@ pub(super) fn question(server: &str, pinned: &Pinned, seen: &Pinned, most: usize
              Both are whole under /tools/mcp/{server}"
         )),
         scope: vec![name.clone()],
-        requires: vec!["integrations:write".to_owned()],
+        requires: vec![NEEDED.name().to_owned()],
+        approvers: entitled(),
         ..ApprovalTerms::default()
     };
     let with = Map::from_iter(with.map(|(name, value)| (name.to_owned(), value)));
     // A server's words are no templates.
     let step = Step { with, approval: Some(terms), verbatim: true, ..Step::of("accept", NAME) };
     Question { goal: format!("Accept what `{name}` has become"), step }
+}
+
+/// The roles that have it.
+fn entitled() -> Vec<String> {
+    let has = |role: &Role| Permissions::of(&[*role], None).contains(NEEDED);
+    Role::ALL.into_iter().filter(has).map(|role| role.name().to_owned()).collect()
 }
 
 /// The digest of a tool, and what of it is otherwise than in another.
@@ -189,6 +200,10 @@ mod tests {
         assert_eq!(asked.with["seen"], json!({ "digest": after.digest, "description": "Sends {{ input.key }}." }));
         let terms = asked.approval.unwrap();
         assert_eq!((terms.scope, terms.self_approval), (vec!["mcp:fake/send".to_owned()], false));
+        assert_eq!(
+            (terms.requires, terms.approvers.join(" ")),
+            (vec![NEEDED.to_string()], "owner admin operator".into())
+        );
         let long = pinned(&"x".repeat(10_000));
         let short = question("fake", &before, &long, 8 * 1024).step;
         assert_eq!(short.with["seen"], json!({ "digest": long.digest }));

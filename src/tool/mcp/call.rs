@@ -20,10 +20,7 @@ use super::{
 use crate::{
     db,
     journal::Filled,
-    kernel::{
-        Problem,
-        crash::{self, Side},
-    },
+    kernel::crash::{self, Side},
     llm::shelf,
     tool::{Call, Handed, Outcome, ToolError},
 };
@@ -42,6 +39,9 @@ const CALL_OFF: Duration = Duration::from_secs(2);
 impl McpTool {
     pub(super) async fn make(&self, call: &Call) -> Result<Outcome, ToolError> {
         if self.changed {
+            // It is refused, whatever comes of asking.
+            let reminded = self.servers.remind(call.tenant_id, &self.server.name, &self.pinned.tool.name).await;
+            reminded.unwrap_or_else(|error| tracing::warn!(?error, "nobody is asked about a tool that has changed"));
             return Err(ToolError::failed("tool_changed", self.is_changed()));
         }
         if filled(call).len() > FORMS {
@@ -158,22 +158,12 @@ impl McpTool {
             }
             Ok(stands)
         });
-        let changed = || ToolError::failed("tool_changed", self.is_changed());
         match noted.await {
             Ok(true) => {
                 tracing::warn!(server, tool, "a tool of an MCP server has changed and is out of use");
-                changed()
+                ToolError::failed("tool_changed", self.is_changed())
             }
             Ok(false) => ToolError::retryable("tool_replaced", format!("`{}` was put anew meanwhile", self.name_of())),
-            // It stays what it is to every call, and the next one asks.
-            Err(error) if error.problem() == Problem::TooManyRuns => {
-                tracing::warn!(
-                    server,
-                    tool,
-                    "a tool of an MCP server has changed, and nobody can be asked about it now"
-                );
-                changed()
-            }
             Err(error) => ToolError::retryable("unavailable", error.detail().to_owned()),
         }
     }
@@ -211,7 +201,7 @@ impl McpTool {
                 return Ok(Ok(Outcome::Ask(form)));
             }
             match result {
-                Err(error) => return Ok(Err(error)),
+                Err(error) => return Ok(Err(explained(session, error))),
                 Ok(ServerResult::CallToolResult(result)) => return Ok(self.output(session, result)),
                 Ok(ServerResult::EmptyResult(_)) => return Ok(self.output(session, CallToolResult::default())),
                 Ok(ServerResult::InputRequiredResult(needs)) => {
@@ -228,10 +218,7 @@ impl McpTool {
                         "the server made a task of it, which nobody follows",
                     )));
                 }
-                Ok(_) => {
-                    let message = format!("MCP server `{}` gave an answer that is none", self.server.name);
-                    return Ok(Err(ToolError::unknown("mcp_protocol", message)));
-                }
+                Ok(other) => return Ok(Err(self.no_answer(session, &other))),
             }
         }
         Ok(Err(ToolError::retryable(
@@ -242,7 +229,18 @@ impl McpTool {
 
     fn output(&self, session: &Session, result: CallToolResult) -> Result<Outcome, ToolError> {
         let said_by = (self.server.name.as_str(), session.ear().sealed());
-        output::output(said_by, result, self.servers.0.connector.output).map(Outcome::done)
+        let output = output::output(said_by, result, self.servers.0.connector.output);
+        output.map(Outcome::done).map_err(|error| explained(session, error))
+    }
+
+    /// An answer that is none; or one that asks for what cannot be read, and says at least that nothing was done.
+    fn no_answer(&self, session: &Session, result: &ServerResult) -> ToolError {
+        let unread = match result {
+            ServerResult::CustomResult(result) => form::unread(&result.0, session.ear().sealed()),
+            _ => None,
+        };
+        let message = || format!("MCP server `{}` gave an answer that is none", self.server.name);
+        unread.unwrap_or_else(|| ToolError::unknown("mcp_protocol", message()))
     }
 
     /// One question and its answer; the inner error is the server's own word.
@@ -267,6 +265,15 @@ impl McpTool {
             }
         }
     }
+}
+
+/// The failure of a call, with what it asked for and was refused: the server's own words may not say.
+fn explained(session: &Session, mut error: ToolError) -> ToolError {
+    let (ToolError::Failed(failure) | ToolError::Unknown(failure)) = &mut error;
+    if let Some(why) = session.ear().refused() {
+        failure.message = format!("{} (it asked for a form that nobody can fill in: {why})", failure.message);
+    }
+    error
 }
 
 /// What the attempt has asked for and was given.

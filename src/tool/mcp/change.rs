@@ -10,7 +10,7 @@ use crate::{
     db::TenantTx,
     http::{Ctx, Permit},
     journal::Step,
-    kernel::{Actor, Error, Result, RunId, TenantId, Timestamp, wire_time},
+    kernel::{Actor, Error, Problem, Result, RunId, TenantId, Timestamp, wire_time},
     llm::{Author, Document, shelf},
 };
 
@@ -48,7 +48,7 @@ pub trait Questions: Send + Sync + 'static {
     /// Asks, by a run of that id.
     ///
     /// # Errors
-    /// Too-many-runs (429), when the tenant has too many live ones.
+    /// Too-many-runs (429), when the tenant has too many live ones: then `tx` is as it was.
     async fn ask(&self, tx: &mut TenantTx, of: (TenantId, RunId), question: Question, now: Timestamp) -> Result<()>;
 
     /// Nobody needs to answer any more. What has been answered, or is gone, stays as it is.
@@ -60,9 +60,10 @@ pub trait Questions: Send + Sync + 'static {
 
 impl Servers {
     /// Puts a tool out of use until somebody has looked at what it has become, and asks for that, once for each digest.
+    /// Where the tenant has too many live runs for one more, it is out of use all the same, and the next who notices asks.
     ///
     /// # Errors
-    /// Too-many-runs (429), when nobody can be asked now.
+    /// When the database is away.
     pub(super) async fn notice(
         &self,
         tx: &mut TenantTx,
@@ -75,7 +76,29 @@ impl Servers {
         let run_id = RunId::new(now);
         if store::ask(tx, tenant, server, seen, (run_id, QUESTIONS), now).await? {
             let question = accept::question(server, pinned, seen, self.0.arguments);
-            self.0.questions.ask(tx, (tenant, run_id), question, now).await?;
+            match self.0.questions.ask(tx, (tenant, run_id), question, now).await {
+                Err(error) if error.problem() == Problem::TooManyRuns => {
+                    tracing::warn!(server, tool = seen.tool.name, "nobody can be asked about a changed tool now");
+                    store::unask(tx, run_id).await?;
+                }
+                asked => asked?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks about what a tool has become, where nobody could be asked when that was noticed.
+    ///
+    /// # Errors
+    /// When the database is away.
+    pub(super) async fn remind(&self, tenant: TenantId, server: &str, tool: &str) -> Result<()> {
+        let mut tx = self.begin(tenant).await?;
+        let Some(document) = shelf::held::<McpEntry>(&mut tx, tenant, server).await? else { return Ok(()) };
+        let changes = changes(&mut tx, &document).await?;
+        let change = changes.iter().find(|change| change.seen.tool.name == tool);
+        if let Some((pinned, seen)) = change.and_then(|change| Some((change.pinned.as_ref()?, &change.seen))) {
+            self.notice(&mut tx, tenant, (server, pinned), seen).await?;
+            tx.commit().await?;
         }
         Ok(())
     }

@@ -94,7 +94,7 @@ impl Connector {
             }
             (None, Some(command)) => {
                 let known = self.commands.get(command).ok_or_else(|| unlisted(command))?;
-                let started = process::start(command, known).map_err(|error| {
+                let started = process::start(command, known, sealed.clone()).map_err(|error| {
                     tracing::warn!(%error, command, "an MCP server cannot be started");
                     ToolError::failed("mcp_unreachable", format!("the command `{command}` cannot be started"))
                 })?;
@@ -178,7 +178,7 @@ impl Connector {
         Ok((StreamableHttpClientTransport::with_client(door.client().clone(), config), host))
     }
 
-    /// What every request has with it.
+    /// What every request has with it, or the environment of the command has in it.
     async fn shown(&self, target: Target<'_>, token: Option<&AccessToken>) -> Result<Shown, ToolError> {
         let unusable =
             |name: &str| ToolError::failed("mcp_misconfigured", format!("the header `{name}` cannot be sent"));
@@ -202,6 +202,9 @@ impl Connector {
             headers.insert(AUTHORIZATION, value);
             secrets.push(token.secret.clone());
         }
+        // Nobody says which of them are secret.
+        let known = target.settings.command.as_ref().and_then(|command| self.commands.get(command));
+        secrets.extend(known.iter().flat_map(|command| command.env.values().cloned()));
         Ok(Shown { headers, sealed: Sealed::new(secrets.iter().map(ExposeSecret::expose_secret)) })
     }
 }

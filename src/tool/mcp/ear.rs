@@ -8,15 +8,15 @@ use std::sync::{
 use rmcp::{
     ClientHandler, ErrorData, RoleClient,
     model::{
-        ClientCapabilities, ClientConfig, ElicitRequestParams, ElicitResult, ElicitationAction, ElicitationCapability,
-        FormElicitationCapability, Implementation, ProgressNotificationParam, ProtocolVersion,
-        UrlElicitationCapability,
+        ClientCapabilities, ClientConfig, ConstString, CustomRequest, CustomResult, ElicitRequestParams, ElicitResult,
+        ElicitationAction, ElicitationCapability, ElicitationCreateRequestMethod, ErrorCode, FormElicitationCapability,
+        Implementation, ProgressNotificationParam, ProtocolVersion, UrlElicitationCapability,
     },
     service::{NotificationContext, RequestContext},
 };
 use tokio::sync::mpsc;
 
-use super::form;
+use super::{fault, form};
 use crate::{
     journal::{Filled, Form, ToolProgress},
     tool::sealed::Sealed,
@@ -41,6 +41,8 @@ pub(super) struct Ear {
 struct Answers {
     given: Vec<Filled>,
     asked: Option<Form>,
+    /// Why something that it asked for was refused.
+    refused: Option<String>,
 }
 
 impl Ear {
@@ -55,12 +57,17 @@ impl Ear {
 
     /// A call begins: what it may be answered.
     pub(super) fn begin(&self, given: &[Filled]) {
-        *self.answers() = Answers { given: given.to_vec(), asked: None };
+        *self.answers() = Answers { given: given.to_vec(), ..Answers::default() };
     }
 
     /// What the call asked for and was not given.
     pub(super) fn asked(&self) -> Option<Form> {
         self.answers().asked.take()
+    }
+
+    /// Why it was not given what the call asked for, where that is nothing that anybody could fill in.
+    pub(super) fn refused(&self) -> Option<String> {
+        self.answers().refused.take()
     }
 
     /// Whether the server has said since the last time that its tools changed.
@@ -72,15 +79,23 @@ impl Ear {
         self.answers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn answer(&self, asked: &ElicitRequestParams) -> ElicitResult {
-        let Some(form) = form::form(asked, &self.sealed) else { return ElicitResult::new(ElicitationAction::Decline) };
+    fn answer(&self, asked: &ElicitRequestParams) -> Result<ElicitResult, ErrorData> {
+        let form = form::form(asked, &self.sealed).map_err(|why| self.refuse(&why))?;
         let mut answers = self.answers();
         // The same form twice is answered by what was filled in twice.
         if let Some(place) = answers.given.iter().position(|filled| filled.form == form) {
-            return form::answer(&answers.given.remove(place));
+            return Ok(form::answer(&answers.given.remove(place)));
         }
         answers.asked.get_or_insert(form);
-        ElicitResult::new(ElicitationAction::Cancel)
+        Ok(ElicitResult::new(ElicitationAction::Cancel))
+    }
+
+    /// Says to the server what is wrong with its question, and remembers it for whoever reads of the call.
+    fn refuse(&self, why: &str) -> ErrorData {
+        let why = fault::excerpt(why);
+        let refusal = ErrorData::invalid_params(format!("nobody can fill in this form: {why}"), None);
+        self.answers().refused.get_or_insert(why);
+        refusal
     }
 }
 
@@ -100,7 +115,20 @@ impl ClientHandler for Ear {
         asked: ElicitRequestParams,
         _: RequestContext<RoleClient>,
     ) -> Result<ElicitResult, ErrorData> {
-        Ok(self.answer(&asked))
+        self.answer(&asked)
+    }
+
+    /// Whatever could not be read; a question too, where it is none that the protocol allows.
+    async fn on_custom_request(
+        &self,
+        request: CustomRequest,
+        _: RequestContext<RoleClient>,
+    ) -> Result<CustomResult, ErrorData> {
+        if request.method != ElicitationCreateRequestMethod::VALUE {
+            return Err(ErrorData::new(ErrorCode::METHOD_NOT_FOUND, request.method, None));
+        }
+        let why = form::unreadable(&request.params.unwrap_or_default(), &self.sealed);
+        Err(self.refuse(&why))
     }
 
     async fn on_progress(&self, said: ProgressNotificationParam, _: NotificationContext<RoleClient>) {

@@ -4,12 +4,17 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use rmcp::model::{ElicitRequestParams, ElicitResult, ElicitationAction, InputRequest, InputRequiredResult};
+use reqwest::Url;
+use rmcp::model::{
+    ElicitRequestParams, ElicitResult, ElicitationAction, InputRequest, InputRequiredResult, PrimitiveSchemaDefinition,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::{fault, pin::has_nul};
 use crate::{
     journal::{Filled, Form},
+    kernel::compile,
     tool::{ToolError, sealed::Sealed, size},
 };
 
@@ -32,21 +37,63 @@ pub(super) struct Resume {
     asked: BTreeMap<String, bool>,
 }
 
-/// What a server asks, as a form; none where it is too large to be shown.
-pub(super) fn form(asked: &ElicitRequestParams, sealed: &Sealed) -> Option<Form> {
+/// What a server asks, as a form.
+///
+/// # Errors
+/// Why nobody could fill it in.
+pub(super) fn form(asked: &ElicitRequestParams, sealed: &Sealed) -> Result<Form, String> {
     let shown = |text: &str| shown(&sealed.without(text));
     let (message, mut schema) = match asked {
         ElicitRequestParams::FormElicitationParams { message, requested_schema, .. } => {
-            (shown(message), serde_json::to_value(requested_schema).ok()?)
+            (shown(message), serde_json::to_value(requested_schema).map_err(|error| error.to_string())?)
         }
         ElicitRequestParams::UrlElicitationParams { message, url, .. } => {
+            let is_page = url.parse().is_ok_and(|url: Url| matches!(url.scheme(), "http" | "https"));
+            is_page.then_some(()).ok_or("its link is no http or https URL")?;
             let nothing = json!({ "type": "object", "properties": {}, "additionalProperties": false });
             (format!("{}\n\nOpen this, and approve when it is done: {}", shown(message), shown(url)), nothing)
         }
-        _ => return None,
+        _ => return Err("it is neither a form nor a link".to_owned()),
     };
     sealed.hide(&mut schema);
-    size::check("form", &schema, SCHEMA).is_ok().then(|| Form { message, schema: Arc::new(schema), resume: None })
+    if size::check("form", &schema, SCHEMA).is_err() || has_nul(&schema) {
+        return Err(format!("its schema takes more than {SCHEMA} bytes of JSON, nests too deep or has a NUL in it"));
+    }
+    compile(&schema).map_err(|why| format!("its schema is of no use: {why}"))?;
+    match unanswerable(&schema) {
+        None => Ok(Form { message, schema: Arc::new(schema), resume: None }),
+        Some(why) => Err(why),
+    }
+}
+
+/// Why nothing fits a schema, although it is one.
+fn unanswerable(schema: &Value) -> Option<String> {
+    let described = |name: &str| schema["properties"].get(name).is_some();
+    let mut required = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    if let Some(name) = required.find(|name| !described(name)) {
+        return Some(format!("it requires `{name}`, which it does not describe"));
+    }
+    let crossed = |property: &Value| {
+        let at = |bound: &str| property.get(bound).and_then(Value::as_f64);
+        let bounds = [("minLength", "maxLength"), ("minimum", "maximum"), ("minItems", "maxItems")];
+        bounds.into_iter().any(|(least, most)| at(least).zip(at(most)).is_some_and(|(least, most)| least > most))
+    };
+    let choices = |property: &Value| property.get("enum").or(property.pointer("/items/enum")).cloned();
+    let none = |property: &Value| crossed(property) || choices(property).is_some_and(|choices| choices == json!([]));
+    let mut properties = schema["properties"].as_object().into_iter().flatten();
+    properties.find(|(_, property)| none(property)).map(|(name, _)| format!("nothing fits its `{name}`"))
+}
+
+/// Why a question that could not be read is none that the protocol allows.
+pub(super) fn unreadable(asked: &Value, sealed: &Sealed) -> String {
+    let properties = asked.pointer("/requestedSchema/properties").and_then(Value::as_object);
+    let is_plain = |property: &Value| PrimitiveSchemaDefinition::deserialize(property).is_ok();
+    match properties.into_iter().flatten().find(|(_, property)| !is_plain(property)) {
+        Some((name, _)) => {
+            format!("its `{}` is no text, number, yes or no, or choice", sealed.without(name))
+        }
+        None => "it is neither a flat form nor a link".to_owned(),
+    }
 }
 
 fn shown(text: &str) -> String {
@@ -78,15 +125,32 @@ pub(super) fn required(result: InputRequiredResult, sealed: &Sealed) -> Result<F
         let InputRequest::Elicitation(elicit) = request else {
             return Err(unsupported("something other than a form: this client lends it no model and no files"));
         };
-        let form = form(&elicit.params, sealed).ok_or_else(|| unsupported("a form that cannot be shown"))?;
+        let form = form(&elicit.params, sealed).map_err(|why| unfit(&why))?;
         forms.push((name, form));
     }
     let asked = forms.iter().map(|(name, form)| (name.clone(), takes_input(&form.schema))).collect();
-    let resume = serde_json::to_value(Resume { state: result.request_state, asked }).ok().map(Arc::new);
+    let resume = serde_json::to_value(Resume { state: result.request_state, asked }).ok();
+    if resume.as_ref().is_some_and(has_nul) {
+        return Err(unsupported("something with a NUL in it, which cannot be kept"));
+    }
+    let resume = resume.map(Arc::new);
     Ok(match <[_; 1]>::try_from(forms) {
         Ok([(_, form)]) => Form { resume, ..form },
         Err(forms) => together(&forms, resume),
     })
+}
+
+/// The failure of a call that needs something which could not be read; none, where it needs nothing.
+pub(super) fn unread(result: &Value, sealed: &Sealed) -> Option<ToolError> {
+    (result["resultType"] == "input_required").then_some(())?;
+    let questions = result["inputRequests"].as_object().into_iter().flatten();
+    let bad = questions.map(|(_, request)| request).find(|request| InputRequest::deserialize(*request).is_err())?;
+    Some(unfit(&unreadable(&bad["params"], sealed)))
+}
+
+fn unfit(why: &str) -> ToolError {
+    let why = fault::excerpt(why);
+    ToolError::failed("mcp_unsupported", format!("the server asks for a form that nobody can fill in: {why}"))
 }
 
 /// Several questions at once: a form with each as a part.
@@ -158,6 +222,80 @@ mod tests {
         assert!(form.message.contains("Sign in") && form.message.contains("https://x.example/in"));
         let answer = answer(&Filled { form, input: Arc::new(json!({})) });
         assert_eq!(serde_json::to_value(answer).unwrap(), json!({ "action": "accept" }));
+    }
+
+    fn refused(result: Result<Form, ToolError>) -> String {
+        match result {
+            Err(ToolError::Failed(failure)) if failure.code == "mcp_unsupported" => failure.message,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_form_may_have_all_that_the_protocol_knows() {
+        let titled = json!([{ "const": "a", "title": "A" }]);
+        let schema = json!({
+            "$schema": "http://json-schema.org/draft-07/schema#",
+            "type": "object",
+            "properties": {
+                "text": { "type": "string", "title": "T", "minLength": 1, "maxLength": 9, "format": "date-time" },
+                "number": { "type": "number", "minimum": 0.5, "maximum": 0.5, "default": 0.5 },
+                "whole": { "type": "integer", "minimum": -1 },
+                "yes": { "type": "boolean", "default": true },
+                "one": { "type": "string", "enum": ["a"], "enumNames": ["A"] },
+                "titled": { "type": "string", "oneOf": titled },
+                "many": { "type": "array", "items": { "type": "string", "enum": ["a"] }, "minItems": 1, "maxItems": 1 },
+                "several": { "type": "array", "items": { "anyOf": titled } },
+            },
+            "required": ["text", "many"],
+        });
+        let asked = json!({ "message": "Fill in", "requestedSchema": schema });
+        let form = form(&serde_json::from_value(asked).unwrap(), &Sealed::default()).unwrap();
+        assert_eq!(*form.schema, schema);
+    }
+
+    #[test]
+    fn a_form_that_nobody_can_fill_in_is_refused_with_the_reason() {
+        let name = |property: Value| json!({ "type": "object", "properties": { "name": property } });
+        for (schema, why) in [
+            (json!({ "type": "object", "properties": {}, "required": ["name"] }), "it requires `name`"),
+            (name(json!({ "type": "string", "oneOf": [] })), "at /properties/name/oneOf"),
+            (name(json!({ "type": "string", "title": "\0" })), "a NUL"),
+            (name(json!({ "type": "string", "enum": [] })), "nothing fits its `name`"),
+            (name(json!({ "type": "array", "items": { "type": "string", "enum": [] } })), "nothing fits its `name`"),
+            (name(json!({ "type": "string", "minLength": 2, "maxLength": 1 })), "nothing fits its `name`"),
+            (name(json!({ "type": "integer", "minimum": 2, "maximum": 1 })), "nothing fits its `name`"),
+        ] {
+            let mut question = question("Who?");
+            question["params"]["requestedSchema"] = schema.clone();
+            let result = json!({ "resultType": "input_required", "inputRequests": { "who": question } });
+            let message = refused(required(wanted(result), &Sealed::default()));
+            assert!(message.contains(why), "{schema}: {message}");
+        }
+        let state = json!({ "resultType": "input_required", "requestState": "\0", "inputRequests": { "who": question("Who?") } });
+        assert!(refused(required(wanted(state), &Sealed::default())).contains("a NUL"));
+        let link = json!({ "mode": "url", "message": "Sign in", "url": "javascript:alert(1)", "elicitationId": "1" });
+        form(&serde_json::from_value(link).unwrap(), &Sealed::default()).unwrap_err();
+    }
+
+    #[test]
+    fn what_is_no_flat_form_is_refused_with_the_place() {
+        let nested = json!({ "type": "object", "properties": { "name": { "type": "string" } } });
+        for (schema, why) in [
+            (json!({ "type": "object", "properties": { "who": nested } }), "its `who` is no text"),
+            (json!({ "type": "object", "properties": { "who": { "type": "array", "items": nested } } }), "its `who`"),
+            (json!({ "type": "object", "properties": { "who": { "$ref": "#/a" } } }), "its `who`"),
+            (json!({ "type": "array" }), "neither a flat form nor a link"),
+            (json!("name"), "neither a flat form nor a link"),
+        ] {
+            let mut question = question("Who?");
+            question["params"]["requestedSchema"] = schema.clone();
+            let result = json!({ "resultType": "input_required", "inputRequests": { "who": question } });
+            assert!(serde_json::from_value::<InputRequiredResult>(result.clone()).is_err(), "{schema}");
+            let message = refused(unread(&result, &Sealed::default()).map_or_else(|| panic!("{result}"), Err));
+            assert!(message.contains(why), "{schema}: {message}");
+        }
+        assert!(unread(&json!({ "resultType": "complete" }), &Sealed::default()).is_none());
     }
 
     #[test]

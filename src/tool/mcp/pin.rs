@@ -94,7 +94,8 @@ fn digest(value: &Value) -> Result<String, String> {
     Ok(text)
 }
 
-fn has_nul(value: &Value) -> bool {
+/// Whether there is something in it that the database cannot keep.
+pub(super) fn has_nul(value: &Value) -> bool {
     match value {
         Value::String(text) => text.contains('\0'),
         Value::Array(items) => items.iter().any(has_nul),

@@ -10,7 +10,7 @@ use tokio::{
     process::{Child, ChildStderr, ChildStdin, ChildStdout, Command},
 };
 
-use crate::config::McpCommand;
+use crate::{config::McpCommand, tool::sealed::Sealed};
 
 /// How long it may take to end by itself, and again when it is told to.
 const GRACE: Duration = Duration::from_secs(2);
@@ -24,8 +24,13 @@ pub(super) struct Process {
     group: Option<Pid>,
 }
 
-/// Starts it; what is written to the second is read by it, and the first is what it writes.
-pub(super) fn start(name: &str, command: &McpCommand) -> io::Result<(Process, ChildStdout, ChildStdin)> {
+/// Starts it; what is written to the second is read by it, and the first is what it writes. What is sealed of its
+/// environment is not logged.
+pub(super) fn start(
+    name: &str,
+    command: &McpCommand,
+    sealed: Sealed,
+) -> io::Result<(Process, ChildStdout, ChildStdin)> {
     let mut child = Command::new(&command.command)
         .args(&command.args)
         .env_clear()
@@ -42,19 +47,22 @@ pub(super) fn start(name: &str, command: &McpCommand) -> io::Result<(Process, Ch
     let missing = || io::Error::other("a stream of the process is missing");
     let (input, output) = (child.stdin.take().ok_or_else(missing)?, child.stdout.take().ok_or_else(missing)?);
     if let Some(errors) = child.stderr.take() {
-        tokio::spawn(log(name.to_owned(), errors));
+        tokio::spawn(log(name.to_owned(), errors, sealed));
     }
     Ok((Process { child, group }, output, input))
 }
 
-async fn log(name: String, errors: ChildStderr) {
+async fn log(name: String, errors: ChildStderr, sealed: Sealed) {
     let mut errors = BufReader::new(errors);
     let mut line = Vec::new();
     loop {
         line.clear();
         match (&mut errors).take(LINE).read_until(b'\n', &mut line).await {
             Ok(0) | Err(_) => return,
-            Ok(_) => tracing::info!(server = name, said = %String::from_utf8_lossy(&line).trim_end(), "an MCP server"),
+            Ok(_) => {
+                let line = String::from_utf8_lossy(&line);
+                tracing::info!(server = name, said = %sealed.without(line.trim_end()), "an MCP server");
+            }
         }
     }
 }

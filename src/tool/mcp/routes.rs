@@ -65,7 +65,6 @@ pub fn routes(state: McpRoutes) -> OpenApiRouter {
         (status = 200, description = "The newest version was the same already", body = McpServerView),
         (status = 201, description = "A new version", body = McpServerView, headers(("Location" = String, description = "The new version"))),
     ),
-    extensions(("x-problems" = json!(["too-many-runs"]))),
     security(("bearer" = ["integrations:write"])),
 )]
 async fn put(

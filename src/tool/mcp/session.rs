@@ -85,7 +85,8 @@ impl Session {
     /// The revision of the protocol it is held in, and what the server calls itself.
     pub(super) fn peer(&self) -> (String, Option<String>) {
         let Some(info) = self.service.peer_info() else { return Default::default() };
-        let name = info.server_info.as_ref().map(|it| fault::excerpt(&format!("{} {}", it.name, it.version)));
+        let said = info.server_info.as_ref().map(|it| format!("{} {}", it.name, it.version));
+        let name = said.map(|said| fault::excerpt(&self.ear().sealed().without(&said)));
         (info.protocol_version.to_string(), name)
     }
 

@@ -86,6 +86,12 @@ pub(super) async fn ask(
     Ok(asked.rows_affected() > 0)
 }
 
+/// Forgets that this run was to ask.
+pub(super) async fn unask(tx: &mut TenantTx, run: RunId) -> Result<()> {
+    sqlx::query("delete from mcp_questions where run_id = $1").bind(run.uuid()).execute(tx.conn()).await?;
+    Ok(())
+}
+
 /// Forgets what was asked about a tool, or about all tools of a server but those that are still asked about; gives the runs
 /// that asked.
 pub(super) async fn take_questions(

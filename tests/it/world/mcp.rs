@@ -99,7 +99,7 @@ impl Mcp {
             (name.to_owned(), tool)
         };
         let names = ["echo", "fail", "big", "ask", "ask_twice", "link", "progress", "cut", "hang", "refuse"];
-        let names = names.into_iter().chain(["leak", "gateway", "renew"]);
+        let names = names.into_iter().chain(["ask_wrong", "leak", "gateway", "renew"]);
         let told = Told {
             tools: names.map(tool).collect(),
             heard: vec![],
@@ -231,7 +231,8 @@ async fn answer(
         // An answer to a question of ours.
         None => {
             let waits = id.as_i64().and_then(|id| shared.told().asked.remove(&id));
-            waits.into_iter().for_each(|waits| drop(waits.send(body["result"].clone())));
+            let given = body.get("result").or(body.get("error")).cloned().unwrap_or_default();
+            waits.into_iter().for_each(|waits| drop(waits.send(given.clone())));
             StatusCode::ACCEPTED.into_response()
         }
         Some("server/discover") if newer => result(
@@ -314,7 +315,7 @@ async fn call(shared: &Arc<Shared>, id: &Value, params: &Value, headers: &Header
             }));
             events(framed(frames))
         }
-        name => asks(shared, id, params, name).await,
+        name => asks(shared, id, params, (name, &text)).await,
     }
 }
 
@@ -336,11 +337,16 @@ fn leak(id: &Value, how: &str, headers: &HeaderMap) -> Response {
     }
 }
 
-/// The tools that ask before they answer: for a name, for two things one after the other, for a sign-in somewhere else.
-async fn asks(shared: &Arc<Shared>, id: &Value, params: &Value, tool: &str) -> Response {
+/// The tools that ask before they answer: for a name, for two things one after the other, for what fits the schema in the
+/// text, for a sign-in somewhere else.
+async fn asks(shared: &Arc<Shared>, id: &Value, params: &Value, (tool, text): (&str, &str)) -> Response {
     let questions = match tool {
         "ask" => vec![question("Whose order?", "name")],
         "ask_twice" => vec![question("Whose order?", "name"), question("Which?", "number")],
+        "ask_wrong" => {
+            let schema: Value = serde_json::from_str(text).unwrap();
+            vec![json!({ "mode": "form", "message": "Whose order?", "requestedSchema": schema })]
+        }
         _ => {
             vec![json!({ "mode": "url", "message": "Sign in", "url": "https://login.example/", "elicitationId": "e1" })]
         }
@@ -369,7 +375,10 @@ async fn asks(shared: &Arc<Shared>, id: &Value, params: &Value, tool: &str) -> R
                 let given = waiting.await.unwrap_or_default();
                 text = format!("given {given}");
                 if given["action"] != "accept" {
-                    return Some((answered(&id, said("nobody there", true)), (usize::MAX, text, None)));
+                    return Some((
+                        answered(&id, said(&format!("nobody there: {given}"), true)),
+                        (usize::MAX, text, None),
+                    ));
                 }
             }
             if step > questions.len() {

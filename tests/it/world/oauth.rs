@@ -42,7 +42,7 @@ struct Told {
     life: Option<u64>,
     keeps_to_itself: bool,
     down: bool,
-    /// Takes the refresh token that it is shown, and never answers.
+    /// Takes the refresh token that it is shown, and does not answer.
     hangs: bool,
     /// Tokens that were given back, as the requests had them.
     returned: Vec<HashMap<String, String>>,
@@ -96,9 +96,10 @@ impl Oauth {
         self.told().down = down;
     }
 
-    /// Whether it takes refresh tokens without ever answering.
+    /// Whether it takes refresh tokens without answering.
     pub fn hang(&self, hangs: bool) {
         self.told().hangs = hangs;
+        self.count.send_modify(|_| ());
     }
 
     /// Waits until it was asked so often for tokens of that kind.
@@ -265,8 +266,10 @@ fn form(headers: &HeaderMap, body: &Bytes) -> HashMap<String, String> {
 async fn answer(State(oauth): State<Oauth>, uri: Uri, headers: HeaderMap, body: Bytes) -> Response {
     let response = respond(&oauth, &uri, &headers, &body);
     oauth.count.send_modify(|count| *count += 1);
-    if uri.path() == "/token" && oauth.told().hangs {
-        return std::future::pending().await;
+    if uri.path() == "/token" {
+        let mut news = oauth.count.subscribe();
+        // The sender is gone when the test is.
+        let _ = news.wait_for(|_| !oauth.told().hangs).await;
     }
     response
 }
