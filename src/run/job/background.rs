@@ -242,7 +242,7 @@ async fn get(ctx: Ctx<RunsRead>, Path(id): Path<RunId>) -> Result<Json<Backgroun
 /// What is shown or played to a model: itself, or where it is.
 fn either(state: &RunRoutes, (field, data): Field<'_>, (url_field, url): Field<'_>) -> Result<()> {
     match (data, url) {
-        (Some(data), None) => base64(state, field, data),
+        (Some(data), None) => base64(state, (field, data), url_field),
         (None, Some(url)) => address(url_field, url),
         (None, None) => Err(Error::invalid(field, format!("`{field}` or `{url_field}` is needed"))),
         (Some(_), Some(_)) => Err(Error::invalid(url_field, format!("give either `{field}` or `{url_field}`"))),
@@ -253,11 +253,12 @@ fn either(state: &RunRoutes, (field, data): Field<'_>, (url_field, url): Field<'
 type Field<'a> = (&'static str, &'a Option<String>);
 
 /// The thing itself. With everything else it is an argument of a call, which is bounded.
-fn base64(state: &RunRoutes, field: &'static str, data: &str) -> Result<()> {
+fn base64(state: &RunRoutes, (field, data): (&'static str, &str), instead: &str) -> Result<()> {
     use base64::{Engine, prelude::BASE64_STANDARD};
     let most = state.runs.limits().arguments.saturating_sub(BESIDES);
     if data.len() > most {
-        let detail = format!("`{field}` has more than {most} bytes of base64, which is what a call takes");
+        let what = format!("`{field}` has more than {most} bytes of base64, which is what a call takes");
+        let detail = format!("{what}: say where it is instead, by `{instead}`");
         return Err(Error::invalid(field, detail));
     }
     match BASE64_STANDARD.decode(data) {
