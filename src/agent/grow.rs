@@ -21,7 +21,7 @@ const ATTEMPTS: u32 = 3;
 pub(super) fn turn(n: u32, agent: &AgentPin, needs: Vec<String>) -> Step {
     Step {
         with: Map::from_iter([("agent".to_owned(), Value::from(agent.agent.as_str()))]),
-        retry: Some(Retry { attempts: ATTEMPTS, backoff: None, max_backoff: None }),
+        retry: Some(Retry { attempts: ATTEMPTS, backoff: None, max_backoff: None, min_backoff: None }),
         ..step(&turn_id(n), needs, AGENT_TURN)
     }
 }

@@ -121,9 +121,11 @@ pub struct CircuitBreakerSettings {
 pub struct JobSettings {
     /// How often a job that failed is tried again where it does not say. Also `JOB_DEFAULT_MAX_RETRIES`. Default 3.
     pub default_max_retries: u32,
-    /// Seconds before the first repetition, at most; they double with each. Also `JOB_RETRY_DELAY_MIN`. Default 5.0.
+    /// Seconds before a repetition, at least, and before the first one; the most doubles with each. Also
+    /// `JOB_RETRY_DELAY_MIN`. Default 5.0.
     pub retry_delay_min: f64,
-    /// Seconds before any repetition, at most. Also `JOB_RETRY_DELAY_MAX`. Default 300.0.
+    /// Seconds before any repetition, at most; an hour where the provider asks for it. Also `JOB_RETRY_DELAY_MAX`. Default
+    /// 300.0.
     pub retry_delay_max: f64,
 }
 

@@ -184,6 +184,7 @@ fn check(settings: &Settings) -> Result<(), SettingError> {
         ("job.default_max_retries", job.default_max_retries <= 20, "it is 20 at most"),
         ("job.retry_delay_min", is_time(job.retry_delay_min), "it is from 0 to 86400"),
         ("job.retry_delay_max", is_time(job.retry_delay_max), "it is from 0 to 86400"),
+        ("job.retry_delay_min", job.retry_delay_min <= job.retry_delay_max, "it is no more than `job.retry_delay_max`"),
         ("circuit_breaker.failure_threshold", circuit_breaker.failure_threshold > 0, "it is above 0"),
         ("circuit_breaker.success_threshold", circuit_breaker.success_threshold > 0, "it is above 0"),
         ("circuit_breaker.timeout_seconds", is_time(circuit_breaker.timeout_seconds), "it is from 0 to 86400"),
@@ -333,6 +334,7 @@ mod tests {
         for wrong in [
             "telemetry.sample_ratio = 1.1",
             "telemetry.endpoint = 'collector:4318'",
+            "job.retry_delay_min = 301.0",
             "limits.event = 200000",
             "limits.arguments = 250000",
         ] {

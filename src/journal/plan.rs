@@ -222,6 +222,9 @@ pub struct Retry {
     /// The upper bound never grows past this (5 min when absent).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_backoff: Option<Span>,
+    /// No delay is shorter, the upper bound permitting (0 s when absent).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_backoff: Option<Span>,
 }
 
 /// No attempt is put off for longer, whatever a plan says.
@@ -238,8 +241,9 @@ impl Retry {
         let most = self.max_backoff.map_or(Duration::from_secs(300), |span| span.0);
         let bound = base.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1))).min(most).min(LONGEST_DELAY);
         let jitter = if jitter.is_nan() { 0.0 } else { jitter.clamp(0.0, 1.0) };
+        let least = self.min_backoff.map_or(Duration::ZERO, |span| span.0);
         // Rounding must not pass the bound.
-        bound.mul_f64(jitter).min(bound).max(asked.min(LONGEST_ASKED))
+        bound.mul_f64(jitter).max(least).min(bound).max(asked.min(LONGEST_ASKED))
     }
 }
 
@@ -382,28 +386,40 @@ mod tests {
 
     #[test]
     fn the_bound_of_a_delay_doubles_up_to_the_most() {
-        let retry = Retry { attempts: 9, backoff: millis(100), max_backoff: millis(500) };
+        let retry = Retry { attempts: 9, backoff: millis(100), max_backoff: millis(500), min_backoff: None };
         let bounds: Vec<_> = (1..6).map(|failures| retry.delay(failures, 1.0, Duration::ZERO).as_millis()).collect();
         assert_eq!(bounds, [100, 200, 400, 500, 500]);
-        let usual = Retry { attempts: 9, backoff: None, max_backoff: None };
+        let usual = Retry { attempts: 9, backoff: None, max_backoff: None, min_backoff: None };
         assert_eq!(usual.delay(1, 1.0, Duration::ZERO), Duration::from_secs(1));
         assert_eq!(usual.delay(u32::MAX, 1.0, Duration::ZERO), Duration::from_secs(300));
     }
 
     #[test]
     fn jitter_is_full() {
-        let retry = Retry { attempts: 9, backoff: millis(100), max_backoff: None };
+        let retry = Retry { attempts: 9, backoff: millis(100), max_backoff: None, min_backoff: None };
         assert_eq!(retry.delay(2, 0.0, Duration::ZERO), Duration::ZERO);
         assert_eq!(retry.delay(2, 0.5, Duration::ZERO), Duration::from_millis(100));
     }
 
     #[test]
     fn what_the_other_side_asks_for_is_heeded_for_an_hour_at_most() {
-        let retry = Retry { attempts: 9, backoff: millis(100), max_backoff: millis(500) };
+        let retry = Retry { attempts: 9, backoff: millis(100), max_backoff: millis(500), min_backoff: None };
         let minutes = |minutes: u64| Duration::from_secs(minutes * 60);
         assert_eq!(retry.delay(1, 0.5, minutes(7)), minutes(7));
         assert_eq!(retry.delay(1, 0.5, minutes(90)), minutes(60));
         assert_eq!(retry.delay(3, 1.0, Duration::from_millis(1)), Duration::from_millis(400));
+    }
+
+    #[test]
+    fn a_delay_is_no_shorter_than_the_least_and_no_longer_than_the_bound() {
+        let retry = Retry { attempts: 9, backoff: millis(100), max_backoff: millis(500), min_backoff: millis(100) };
+        let delay = |failures, jitter| retry.delay(failures, jitter, Duration::ZERO).as_millis();
+        assert_eq!(
+            [delay(1, 0.0), delay(1, 1.0), delay(3, 0.0), delay(3, 0.5), delay(9, 1.0)],
+            [100, 100, 100, 200, 500]
+        );
+        let wide = Retry { min_backoff: millis(900), ..retry };
+        assert_eq!(wide.delay(9, 0.5, Duration::ZERO).as_millis(), 500);
     }
 
     proptest! {
@@ -414,7 +430,7 @@ mod tests {
         ) {
             let asked = Duration::from_millis(asked);
             let (backoff, most) = (millis(backoff), millis(most));
-            let retry = Retry { attempts: 1, backoff, max_backoff: most };
+            let retry = Retry { attempts: 1, backoff, max_backoff: most, min_backoff: None };
             let delay = retry.delay(failures, jitter, asked);
             prop_assert!(delay >= asked.min(LONGEST_ASKED));
             prop_assert!(delay <= most.unwrap().0.max(asked.min(LONGEST_ASKED)));

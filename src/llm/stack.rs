@@ -209,7 +209,7 @@ impl Models {
     async fn wait(&self, asking: &Asking<'_>, fault: Fault) {
         let span = |seconds: f64| Some(Span(Duration::try_from_secs_f64(seconds).unwrap_or_default()));
         let (backoff, max_backoff) = (span(self.settings.retry_initial_delay), span(self.settings.retry_max_delay));
-        let retry = Retry { attempts: self.settings.max_retries, backoff, max_backoff };
+        let retry = Retry { attempts: self.settings.max_retries, backoff, max_backoff, min_backoff: None };
         let delay = retry.delay(asking.failures, rand::random(), fault.retry_after.unwrap_or_default());
         let at = self.clock.now() + TimeDelta::from_std(delay).unwrap_or_default();
         metrics::counter!("fermata_llm_retries_total", "why" => fault.kind.code()).increment(1);

@@ -1,6 +1,7 @@
 //! The span of a call of a tool, by OpenTelemetry's conventions for generative AI.
 
 use crate::{
+    journal::PLANNING,
     telemetry::{KeyValue, Span, SpanKind},
     tool::{Call, Handed, Outcome, ToolError},
 };
@@ -15,10 +16,12 @@ pub(super) fn begin(tool: &str, call: &Call) -> Span {
         _ => None,
     };
     let (operation, subject) = match agent {
+        Some(PLANNING) => ("plan", ""),
         Some(agent) => ("invoke_agent", agent.split('@').next().unwrap_or_default()),
         None => ("execute_tool", tool),
     };
-    let span = call.traces.begin(call.trace(), SpanKind::Internal, || format!("{operation} {subject}"));
+    let span =
+        call.traces.begin(call.trace(), SpanKind::Internal, || format!("{operation} {subject}").trim_end().to_owned());
     span.note(|| {
         [
             KeyValue::new("gen_ai.operation.name", operation),
@@ -28,14 +31,18 @@ pub(super) fn begin(tool: &str, call: &Call) -> Span {
             KeyValue::new("fermata.step.attempt", i64::from(call.attempt)),
         ]
     });
-    match agent.map(|agent| agent.split_once('@').unwrap_or((agent, ""))) {
-        Some((name, version)) => span.note(|| {
-            [
-                KeyValue::new("gen_ai.agent.name", name.to_owned()),
-                KeyValue::new("gen_ai.agent.version", version.to_owned()),
-                KeyValue::new("gen_ai.conversation.id", call.run_id.to_string()),
-            ]
-        }),
+    match agent {
+        Some(agent) => {
+            span.note(|| [KeyValue::new("gen_ai.conversation.id", call.run_id.to_string())]);
+            if let Some((name, version)) = agent.split_once('@') {
+                span.note(|| {
+                    [
+                        KeyValue::new("gen_ai.agent.name", name.to_owned()),
+                        KeyValue::new("gen_ai.agent.version", version.to_owned()),
+                    ]
+                });
+            }
+        }
         None => {
             span.note(|| {
                 [

@@ -52,13 +52,13 @@ impl Span {
         CURRENT.scope(self.clone(), work)
     }
 
-    /// Begins a span below this one. Whose work it is, its `fermata.*`, it says too.
+    /// Begins a span below this one. Whose work it is, its `fermata.*` and its conversation, it says too.
     #[must_use]
     pub fn child(&self, kind: SpanKind, name: impl FnOnce() -> String) -> Self {
         let Some(live) = &self.0 else { return Self::default() };
         let child = Self::new(Arc::clone(&live.exporter), live.trace.child(), kind, name());
         let owner = live.with(|noted| {
-            let owner = noted.attributes.iter().filter(|fact| fact.key.as_str().starts_with("fermata."));
+            let owner = noted.attributes.iter().filter(|fact| is_shared(fact.key.as_str()));
             owner.cloned().collect::<Vec<_>>()
         });
         child.note(|| owner);
@@ -127,4 +127,9 @@ impl std::fmt::Debug for Span {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Span").field(&self.0.as_ref().map(|live| live.trace)).finish()
     }
+}
+
+/// What every span of one work says.
+fn is_shared(key: &str) -> bool {
+    key.starts_with("fermata.") || key == "gen_ai.conversation.id"
 }

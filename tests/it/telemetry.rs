@@ -138,7 +138,7 @@ async fn a_run_of_an_agent_is_a_trace_by_the_conventions() {
         says(chat, owner(step));
         says(
             chat,
-            json!({ "gen_ai.operation.name": "chat", "gen_ai.provider.name": "anthropic",
+            json!({ "gen_ai.operation.name": "chat", "gen_ai.provider.name": "anthropic", "gen_ai.conversation.id": run.id,
             "gen_ai.request.model": "m-1", "gen_ai.request.temperature": 0.5, "gen_ai.request.max_tokens": 200,
             "gen_ai.response.finish_reasons": [reason], "server.address": "127.0.0.1",
             "error.type": null }),

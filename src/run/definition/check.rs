@@ -233,6 +233,7 @@ impl<'s> Check<'s> {
         self.span(&format!("{pointer}/approval/expires"), expires, true);
         self.span(&format!("{pointer}/retry/backoff"), retry.and_then(|retry| retry.backoff), false);
         self.span(&format!("{pointer}/retry/maxBackoff"), retry.and_then(|retry| retry.max_backoff), false);
+        self.span(&format!("{pointer}/retry/minBackoff"), retry.and_then(|retry| retry.min_backoff), false);
         self.terms(step, pointer);
     }
 

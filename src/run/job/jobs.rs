@@ -177,8 +177,8 @@ impl JobBody {
             return Err(Error::invalid("max_retries", "`max_retries` is 20 at most"));
         }
         let span = |seconds: f64| Some(Span(std::time::Duration::try_from_secs_f64(seconds).unwrap_or_default()));
-        let (backoff, max_backoff) = (span(settings.retry_delay_min), span(settings.retry_delay_max));
-        Ok(Retry { attempts: retries + 1, backoff, max_backoff })
+        let (least, most) = (span(settings.retry_delay_min), span(settings.retry_delay_max));
+        Ok(Retry { attempts: retries + 1, backoff: least, max_backoff: most, min_backoff: least })
     }
 }
 

@@ -132,7 +132,7 @@ fn step() -> impl Strategy<Value = (u8, Step)> {
             condition: condition.map(str::to_owned),
             for_each: items.map(|(items, _)| Value::from(vec![1; items])),
             concurrency: items.map(|(_, concurrency)| concurrency),
-            retry: retry.map(|attempts| Retry { attempts, backoff: None, max_backoff: None }),
+            retry: retry.map(|attempts| Retry { attempts, backoff: None, max_backoff: None, min_backoff: None }),
             approval,
             on_denied,
             on_error,
