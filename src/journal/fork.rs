@@ -8,8 +8,8 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::{
-    Budget, Event, Executing, Idle, Plan, PlanExtended, PlanReady, Planning, Refusal, Ruling, RunState, SkipReason,
-    Stage, StepCompleted, StepFailed, StepKey, StepSkipped, turn_of,
+    Budget, Event, Executing, Idle, Plan, PlanExtended, PlanReady, Planner, Planning, Refusal, Ruling, RunState,
+    SkipReason, Stage, StepCompleted, StepFailed, StepKey, StepSkipped, turn_of,
 };
 use crate::kernel::{Actor, RunId, Timestamp};
 
@@ -70,6 +70,8 @@ impl Denial {
 /// What a run can take over of another: its plan, and how those of its steps came out that had ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Past {
+    /// The model that made the plan, where one did: its word on its own calls counts no more here than there.
+    planner: Option<Planner>,
     plan: Arc<Plan>,
     outcomes: BTreeMap<String, Event>,
 }
@@ -80,7 +82,7 @@ impl Past {
     pub fn of(state: &RunState) -> Option<Self> {
         let plan = Arc::clone(state.plan.as_ref()?);
         let outcomes = plan.steps.iter().filter_map(|step| Some((step.id.clone(), outcome(state, &step.id)?)));
-        Some(Self { outcomes: outcomes.collect(), plan })
+        Some(Self { planner: state.planner.clone(), outcomes: outcomes.collect(), plan })
     }
 
     /// The steps as they stood.
@@ -161,7 +163,7 @@ pub(super) fn fork(
     let plan = Arc::new(Plan { steps: first, ..Plan::clone(&past.plan) });
     let mut events = vec![
         Event::run(Idle { goal, workflow, created_by: by.clone(), parent: None, forked_from: Some(from), budget }),
-        Event::run(Planning::default()),
+        Event::run(Planning { planner: past.planner.clone() }),
         Event::run(PlanReady { plan, forecast: vec![], edited_by: None }),
         Event::run(Executing { by, retried: vec![] }),
     ];

@@ -372,16 +372,24 @@ async fn what_a_model_vouches_for_is_not_made_again_unasked() {
         call["repeatable"] = json!(true);
         call
     };
-    // Whoever made it died before the answer, a call of an agent and one of a plan that a model drew up.
-    for by_a_plan in [false, true] {
+    // Whoever made it died before the answer: a call of an agent, one of a plan that a model drew up, and one of its fork.
+    for (by_a_plan, forked) in [(false, false), (true, false), (true, true)] {
         let upstream = Upstream::start().await;
         let worker = world.mortal(Role::Worker).await;
         upstream.hold("/refund");
         let run = if by_a_plan {
             let steps = json!({ "steps": [{ "id": "a", "uses": "http.request", "with": vouched(&upstream) }] });
             provider.script([Turn::call("plan", steps)]);
-            let run = world.owner().execute(json!({ "goal": "Refund" })).await;
-            world.approver().approve(&run.hold().await).await;
+            let mut run = world.owner().execute(json!({ "goal": "Refund" })).await;
+            let mut held = run.hold().await;
+            if forked {
+                let whole = json!({ "eventId": run.wait_for("plan.ready").await.id });
+                let fork = world.owner().post(&run.path("/fork"), &whole).await.expect(202);
+                run.cancel().await.expect(202);
+                run = world.owner().run(fork["runId"].as_str().unwrap());
+                held = run.hold().await;
+            }
+            world.approver().approve(&held).await;
             run
         } else {
             provider.script([Turn::call("http_request", vouched(&upstream)), Turn::say("Done.")]);
