@@ -196,13 +196,21 @@ impl Models {
             }
             match self.call(asking, target, question).await {
                 Ok(given) => return Ok(given),
-                Err(fault) if fault.kind.passes() && asking.failures < self.settings.max_retries => {
+                Err(fault) if fault.kind.passes() && self.bears_waiting(asking, &fault) => {
                     asking.failures += 1;
                     self.wait(asking, fault).await;
                 }
                 Err(fault) => return Err(fault.into()),
             }
         }
+    }
+
+    /// Whether the same model is asked again: not without end, nor where it wants to be left alone for longer than anybody
+    /// waits of himself and there is another.
+    fn bears_waiting(&self, asking: &Asking<'_>, fault: &Fault) -> bool {
+        let asked = fault.retry_after.unwrap_or_default().as_secs_f64();
+        let is_long = asked > self.settings.retry_max_delay && asking.left.len() > 0;
+        asking.failures < self.settings.max_retries && !is_long
     }
 
     /// Lets some time pass before a call is made again.

@@ -127,3 +127,19 @@ async fn what_one_tenant_wants_at_once_opens_no_breaker_for_others() {
     assert_eq!(ask(&world, "own").await.wait_end().await["error"]["code"], "model_left_alone");
     ask(&world, "patient").await.completes().await;
 }
+
+#[tokio::test]
+async fn a_provider_that_asks_for_more_time_than_anybody_has_is_left_for_another() {
+    let provider = Provider::start().await;
+    let world = World::with(|settings| settings.llm.providers = provider.settings().collect()).await;
+    put(&world, "spare", json!({})).await;
+    put(&world, "busy", json!({ "fallback": ["spare"] })).await;
+    // Nobody moves the clock on: whoever waited would wait for ever.
+    provider.script([Turn::Status(429, vec![("retry-after", "3600")]), Turn::say("Yes.")]);
+    let run = ask(&world, "busy").await;
+    run.completes().await;
+    let told: Vec<_> = told(&run).await.into_iter().map(|data| data["model"].clone()).collect();
+    assert_eq!(told, [json!("fell_back")]);
+    let models: Vec<_> = provider.asked().iter().map(|asked| asked.body["model"].clone()).collect();
+    assert_eq!(models, ["busy", "spare"]);
+}
