@@ -8,7 +8,7 @@ use uuid::Builder;
 
 use super::{Call, Outcome, Tool, ToolError, read};
 use crate::{
-    journal::{Budget, BudgetBody, Effect, Plan, Step, StepKey, Wait},
+    journal::{ApprovalRule, Budget, BudgetBody, Effect, Plan, Step, StepKey, Wait},
     kernel::{RunId, TenantId},
 };
 
@@ -82,11 +82,13 @@ pub fn child_run_id(tenant: TenantId, run: RunId, step: &StepKey, attempt: u32) 
 /// `run.start`: a child run with a stream of its own.
 pub(super) struct RunStart {
     runs: Arc<dyn ChildRuns>,
+    /// A model's call is held: the steps of the workflow are not held for that a model started it.
+    rule: ApprovalRule,
 }
 
 impl RunStart {
     pub(super) fn new(runs: Arc<dyn ChildRuns>) -> Self {
-        Self { runs }
+        Self { runs, rule: ApprovalRule { hold: Some(true), ..ApprovalRule::default() } }
     }
 }
 
@@ -162,6 +164,10 @@ impl Tool for RunStart {
 
     fn effect(&self, _: &Value) -> Effect {
         Effect::Repeatable
+    }
+
+    fn rule(&self) -> Option<&ApprovalRule> {
+        Some(&self.rule)
     }
 
     fn touches(&self, arguments: &Value) -> Option<String> {

@@ -5,7 +5,10 @@ use std::time::Duration;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::world::{Upstream, World};
+use crate::{
+    agents::agent,
+    world::{Provider, Turn, Upstream, World},
+};
 
 /// A definition of these steps, put by somebody who may.
 async fn put(world: &World, name: &str, definition: Value) {
@@ -160,4 +163,20 @@ async fn a_run_does_not_start_itself_without_end() {
     assert_eq!(failed["error"]["code"], "child_not_completed");
     let page = world.viewer().get("/workflow/runs?limit=200").await.expect(200);
     assert!((2..40).contains(&page["items"].as_array().unwrap().len()));
+}
+
+#[tokio::test]
+async fn a_run_that_a_model_wants_to_start_is_held_since_its_steps_are_not() {
+    let (provider, upstream) = (Provider::start().await, Upstream::start().await);
+    let world = World::with(|settings| settings.llm.providers = provider.settings().collect()).await;
+    let post = json!({ "method": "POST", "url": upstream.url("/pay"), "json": {} });
+    put(&world, "pay", json!({ "steps": [{ "id": "pay", "uses": "http.request", "with": post }] })).await;
+    agent(&world, "clerk", "fake-openai", json!({ "tools": ["run.*"] })).await;
+    provider.script([Turn::call("run_start", json!({ "workflow": "pay" })), Turn::say("Paid.")]);
+    let run = world.owner().execute(json!({ "agent": "clerk", "goal": "Pay" })).await;
+    let held = run.hold().await;
+    assert!(upstream.requests_to("/pay").is_empty());
+    world.approver().approve(&held).await;
+    run.completes().await;
+    assert_eq!(upstream.requests_to("/pay").len(), 1);
 }
