@@ -8,7 +8,7 @@ use std::{
 use serde_json::{Map, Value, json};
 
 use crate::{
-    journal::{ApprovalTerms, Budget, Estimate, Forecast, Outlook, Plan, Step, turn_of},
+    journal::{ApprovalTerms, Budget, Estimate, Forecast, Outlook, Plan, Step, as_f64, turn_of},
     kernel::{
         TenantId,
         template::{self, Context, Scope},
@@ -27,8 +27,8 @@ const TOUCHES: usize = 100;
 #[derive(Clone, Debug)]
 pub struct Foresight {
     tools: Registry,
-    /// What calls are expected to take, by the ids of their steps.
-    calls: HashMap<String, Estimate>,
+    /// What a call is expected to take and how many there are, by the ids of their steps.
+    calls: HashMap<String, (Estimate, u64)>,
     /// What is left of their tenant's day.
     day: Budget,
 }
@@ -42,7 +42,7 @@ impl Foresight {
         let mut asked: BTreeMap<&str, Vec<(&Step, Value)>> = BTreeMap::new();
         for step in &plan.steps {
             match turn_of(step) {
-                Some(_) => drop(calls.insert(step.id.clone(), turn(plan))),
+                Some(_) => drop(calls.insert(step.id.clone(), (turn(plan), 1))),
                 None => asked.entry(&step.uses).or_default().push((step, known(step, &context, &mut room))),
             }
         }
@@ -53,8 +53,10 @@ impl Foresight {
                 Err(_) => vec![],
             };
             let told = told.into_iter().chain(std::iter::repeat(Estimate::default()));
-            let each = steps.iter().zip(told);
-            calls.extend(each.map(|((step, _), told)| (step.id.clone(), Estimate { tool_calls: 1, ..told })));
+            for ((step, _), told) in steps.iter().zip(told) {
+                let call = Estimate { tool_calls: 1, ..told };
+                calls.insert(step.id.clone(), (call, items(step, &context, &mut room)));
+            }
         }
         Self { tools: tools.clone(), calls, day }
     }
@@ -79,9 +81,14 @@ impl Foresight {
         let mut before = Estimate::default();
         let mut all = Vec::new();
         for step in steps {
-            let told = self.calls.get(&step.id).copied().unwrap_or_default();
+            let (told, times) = self.calls.get(&step.id).copied().unwrap_or((Estimate::default(), 1));
             let mut one = of_step(step, &self.tools, told);
-            let call = Estimate { cost: one.cost.unwrap_or_default(), ..told };
+            one.cost = one.cost.map(|cost| cost * as_f64(times));
+            let call = Estimate {
+                cost: one.cost.unwrap_or_default(),
+                tokens: told.tokens.saturating_mul(times),
+                tool_calls: told.tool_calls.saturating_mul(times),
+            };
             let whose =
                 [(left, "run would be past its budget"), (self.day, "tenant would be past its budget of the day")];
             let past = whose.into_iter().find(|(left, _)| is_past(left, before, call));
@@ -120,6 +127,18 @@ fn known(step: &Step, context: &Context, room: &mut usize) -> Value {
         }
     }
     Value::Object(known)
+}
+
+/// How many calls a step makes: one for each item of its list, as far as that hangs on nothing but the input; else one.
+fn items(step: &Step, context: &Context, room: &mut usize) -> u64 {
+    let list = step.for_each.as_ref().filter(|list| *room > 0 && is_of_input(list));
+    match list.and_then(|list| template::render(list, context).ok()) {
+        Some(Value::Array(items)) => {
+            *room = room.saturating_sub(items.len());
+            u64::try_from(items.len()).unwrap_or(u64::MAX)
+        }
+        _ => 1,
+    }
 }
 
 fn is_of_input(value: &Value) -> bool {
@@ -212,7 +231,8 @@ mod tests {
         let settings = ToolSettings { debug: true, ..ToolSettings::default() };
         let tools = Registry::builtin(&settings, &Default::default(), tool::fixture::ports(&settings)).unwrap();
         let plan: Plan = serde_json::from_value(json!({ "steps": steps })).unwrap();
-        let calls = plan.steps.iter().map(|step| (step.id.clone(), Estimate { tool_calls: 1, ..Estimate::default() }));
+        let calls =
+            plan.steps.iter().map(|step| (step.id.clone(), (Estimate { tool_calls: 1, ..Estimate::default() }, 1)));
         let foresight = Foresight { tools, calls: calls.collect(), day };
         foresight.forecast(&plan.steps, left).iter().map(|one| serde_json::to_value(one).unwrap()).collect()
     }
@@ -277,6 +297,29 @@ mod tests {
         let mut room = r#"{"config":"mine"}"#.len();
         let some = super::known(&step, &context, &mut room);
         assert_eq!((&some["config"], &some["list"], room), (&json!("mine"), &with["list"], 0));
+    }
+
+    #[tokio::test]
+    async fn a_step_for_each_of_a_list_takes_as_many_calls_as_that_has_items() {
+        let tools = Registry::new([Arc::new(Meter::default()) as Arc<dyn Tool>], &LimitSettings::default()).unwrap();
+        let step = |id: &str, list: Value| json!({ "id": id, "uses": "meter", "forEach": list });
+        let steps = [
+            step("written", json!([1, 2, "{{ input.a }}"])),
+            step("given", json!("{{ input.all }}")),
+            step("later", json!("{{ steps.written.output }}")),
+            step("none", json!([])),
+            step("wrong", json!("{{ input.a }}")),
+        ];
+        let plan: Plan = serde_json::from_value(json!({ "steps": steps })).unwrap();
+        let input = Arc::new(json!({ "a": 1, "all": [1, 2, 3, 4] }));
+        let foresight = Foresight::of(&tools, Id::new(Timestamp::UNIX_EPOCH), (&plan, &input), Budget::default()).await;
+        let told = |left: Budget| foresight.forecast(&plan.steps, left);
+        let costs: Vec<_> = told(Budget::default()).iter().map(|one| one.cost).collect();
+        assert_eq!(costs, [Some(3.0), Some(4.0), Some(1.0), Some(0.0), Some(1.0)]);
+        // So are they counted against what is left.
+        let held = |left| told(left).iter().position(|one| one.verdict == Outlook::Hold);
+        assert_eq!(held(Budget { tool_calls: Some(6), ..Budget::default() }), Some(1));
+        assert_eq!(held(Budget { cost: Some(7.5), ..Budget::default() }), Some(2));
     }
 
     #[test]
