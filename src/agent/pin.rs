@@ -174,7 +174,10 @@ impl Agents {
     /// The configuration that is meant now, which is named in, or missing from, that field, and what it falls back on.
     async fn chain(&self, tenant: TenantId, field: &str, name: Option<&str>) -> Result<Vec<Document<ModelConfig>>> {
         let wanted = name.unwrap_or("default-smart").parse().map_err(|e: &str| Error::internal(e))?;
-        self.models.chain(tenant, &Choice::Named(wanted)).await.map_err(|error| {
+        self.models.usable(tenant, &Choice::Named(wanted)).await.map_err(|error| {
+            if error.retryable {
+                return Error::unavailable(error.message);
+            }
             let detail = format!("{}: put the configuration, or have the operator set a key", error.message);
             Error::new(Problem::NoPlanner, detail).with("field", field)
         })

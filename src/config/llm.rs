@@ -34,6 +34,8 @@ embed = "gemini-embedding-001"
 [llm.providers.huggingface]
 api = "openai"
 url = "https://router.huggingface.co/v1/"
+smart = "openai/gpt-oss-120b"
+fast = "openai/gpt-oss-20b"
 "#;
 
 /// `[llm]`.

@@ -89,6 +89,22 @@ impl Models {
         self.chains(tenant, &[choice]).await?.pop().unwrap_or_else(|| Ok(vec![]))
     }
 
+    /// The same, of which at least one can be called as things stand: its provider is known, and there is a key.
+    ///
+    /// # Errors
+    /// When the first is not there or not in use; why it cannot be called, where none can.
+    pub async fn usable(&self, tenant: TenantId, choice: &Choice) -> Result<Vec<Document<ModelConfig>>, AskError> {
+        let chain = self.chain(tenant, choice).await?;
+        let mut why = None;
+        for config in &chain {
+            match self.providers.target(tenant, config.clone()).await {
+                Ok(_) => return Ok(chain),
+                Err(failure) => why = why.or(Some(failure)),
+            }
+        }
+        why.map_or(Ok(chain), Err)
+    }
+
     /// The same of many choices, in their order, read all at once.
     async fn chains(
         &self,

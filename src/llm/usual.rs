@@ -77,6 +77,10 @@ mod tests {
         let named: Vec<_> = found.iter().map(|it| (it.name.as_str(), it.body.provider.as_str())).collect();
         let (smart, fast) = (("default-smart", "anthropic"), ("default-fast", "anthropic"));
         assert_eq!(named, [smart, fast, ("default-embed", "gemini")], "each of the first that has a model for it");
+        let mut settings = LlmSettings::default();
+        settings.providers.get_mut("huggingface").unwrap().key = Some(SecretString::from("k"));
+        let named: Vec<_> = configs(&settings).into_iter().map(|it| it.name).collect();
+        assert_eq!(named, ["default-smart", "default-fast"], "whoever has the key");
         assert!(found.iter().all(|it| it.body.check(&it.name).is_ok()));
         assert!(templates().iter().all(|it| it.body.check(&it.name).is_ok()));
     }

@@ -377,3 +377,28 @@ async fn a_plan_that_would_cost_more_than_there_is_waits_until_somebody_raises_t
     assert_eq!(world.approver().get(&format!("/approvals/{again}")).await.expect(200)["status"], "cancelled");
     assert_eq!(provider.asked().len(), 2);
 }
+
+#[tokio::test]
+async fn a_configuration_that_cannot_be_asked_is_none_to_plan_with() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
+    let body = json!({ "provider": "fake-openai", "model": "m", "key": "lost" });
+    let path = "/llm/configs/default-smart";
+    world.admin().request(Method::PUT, path).json(&body).send().await.expect(201);
+    let problem = world.operator().post("/agent/plan", &json!({ "goal": "Compute" })).await.problem(422, "no-planner");
+    assert!(problem["detail"].as_str().unwrap().contains("no sealed key `lost`"), "{problem}");
+    // One to fall back on is enough.
+    world
+        .admin()
+        .request(Method::PUT, "/llm/configs/spare")
+        .json(&json!({ "provider": "fake-openai", "model": "spare" }))
+        .send()
+        .await
+        .expect(201);
+    let mut body = body;
+    body["fallback"] = json!(["spare"]);
+    world.admin().request(Method::PUT, path).json(&body).send().await.expect(201);
+    provider.script([draft(one("a", "data.transform", json!({ "value": 7 })))]);
+    ready(&plan(&world, "Compute").await).await;
+    assert_eq!(provider.asked()[0].body["model"], "spare");
+}
