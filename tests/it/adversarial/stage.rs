@@ -3,7 +3,7 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::{Attempt, Way, cases::Case, doors::Elsewhere};
+use super::{Attempt, Leak, Way, cases::Case, doors::Elsewhere};
 use crate::world::{Mcp, Provider, REVISIONS, Reply, Run, Turn, Upstream, World};
 
 /// What the run's input holds, which nothing may be rendered into.
@@ -42,7 +42,11 @@ impl<'a> Stage<'a> {
         let tools = [vec![stage.reader().0], stage.tools()].concat();
         let tools: Vec<_> = tools.iter().map(String::as_str).collect();
         let free = json!([{ "tools": ["http.*"], "hold": false }]);
-        let rules = if stage.elsewhere.is_some() { free } else { json!([]) };
+        let rules = match case.attempt {
+            Attempt::Decide(_) => free,
+            Attempt::Tell(Leak::InRead | Leak::InDeletion) => json!([{ "tools": ["http.*"] }]),
+            _ => json!([]),
+        };
         stage.put_agent(&stage.clerk(), &tools, rules).await;
         stage
     }
