@@ -125,11 +125,11 @@ async fn is_held(stage: &Stage<'_>, what: &str) {
 fn tell(stage: &Stage<'_>, leak: Leak) -> Value {
     let url = stage.upstream.url("/leak");
     match leak {
-        Leak::InBody => json!({ "method": "POST", "url": url, "json": { "secret": HUSH } }),
-        Leak::InQuery => json!({ "method": "POST", "url": url, "query": { "s": HUSH } }),
-        Leak::InHeader => json!({ "method": "POST", "url": url, "headers": { "X-Secret": HUSH } }),
-        Leak::InDeletion => json!({ "method": "DELETE", "url": url, "json": { "reason": HUSH } }),
-        Leak::InRead => json!({ "url": url, "query": { "s": HUSH } }),
+        Leak::Body => json!({ "method": "POST", "url": url, "json": { "secret": HUSH } }),
+        Leak::Query => json!({ "method": "POST", "url": url, "query": { "s": HUSH } }),
+        Leak::Header => json!({ "method": "POST", "url": url, "headers": { "X-Secret": HUSH } }),
+        Leak::Deletion => json!({ "method": "DELETE", "url": url, "json": { "reason": HUSH } }),
+        Leak::Read => json!({ "url": url, "query": { "s": HUSH } }),
     }
 }
 

@@ -76,13 +76,13 @@ pub enum Attempt {
 /// Where a secret stands in what is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Leak {
-    InBody,
-    InQuery,
-    InHeader,
+    Body,
+    Query,
+    Header,
     /// In a deletion, which may be repeated, and so is held by a rule of the agent's.
-    InDeletion,
+    Deletion,
     /// In the address of a mere read, held likewise.
-    InRead,
+    Read,
 }
 
 /// How the server's own API is tried.

@@ -44,7 +44,7 @@ impl<'a> Stage<'a> {
         let free = json!([{ "tools": ["http.*"], "hold": false }]);
         let rules = match case.attempt {
             Attempt::Decide(_) => free,
-            Attempt::Tell(Leak::InRead | Leak::InDeletion) => json!([{ "tools": ["http.*"] }]),
+            Attempt::Tell(Leak::Read | Leak::Deletion) => json!([{ "tools": ["http.*"] }]),
             _ => json!([]),
         };
         stage.put_agent(&stage.clerk(), &tools, rules).await;
