@@ -174,6 +174,8 @@ impl Request {
         let (method, path, response) = self.exchange().await;
         let response = response?;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        // As it went out: without the segments `.` and `..`, which no URL keeps, not even as `%2E`.
+        let asked = response.url().path().to_owned();
         let to = format!("{method} {path}");
         let body = if only_open && headers.get("content-type").is_some_and(|kind| kind == "text/event-stream") {
             Bytes::new()
@@ -182,7 +184,7 @@ impl Request {
         };
         let answer = Answer { status, headers, body, to };
         if checked {
-            contract::check(method.as_str(), &path, &answer);
+            contract::check(method.as_str(), &asked, &answer);
         }
         Ok(answer)
     }

@@ -24,9 +24,9 @@ pub fn document() -> &'static Value {
     &DOCUMENT
 }
 
-/// Refuses an answer that the description does not promise. Paths it does not have are nobody's promise.
+/// Refuses an answer to a path (without its query) that the description does not promise. Paths it does not have are
+/// nobody's promise.
 pub fn check(method: &str, path: &str, answer: &Answer) {
-    let path = path.split('?').next().unwrap_or_default();
     let path = path.strip_prefix("/v1").filter(|rest| rest.starts_with('/')).unwrap_or(path);
     let Some((template, item)) = find(path) else { return };
     let Some(operation) = item.get(method.to_ascii_lowercase()) else { return };
