@@ -3,13 +3,13 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde_json::{Value, json};
 
 use super::{
-    compact::{Given, Past, compact},
+    compact::{Given, Past, Told, compact},
     grow::said,
     names,
 };
 use crate::{
     journal::{AgentPin, Denial, RunHead, RunState, SkipReason, Stage, StepKey, call_id, turn_id},
-    llm::{Message, Prompt, ToolCall, ToolSpec},
+    llm::{Counted, Message, Prompt, ToolCall, ToolSpec},
     tool::{Conversation, OUTPUT_READ, Registry},
 };
 
@@ -59,11 +59,20 @@ pub fn conversation(state: &RunState, head: &RunHead, agent: &AgentPin, n: u32, 
         max_tokens: None,
         bounded: false,
         reasoning: agent.reasoning,
+        counted: None,
     };
-    let (past, compacted) = compact(past, prompt.bytes(), agent.window, reader.as_deref());
-    prompt.messages.extend(if prompt.tools.is_empty() { told(past) } else { past });
+    let Told { messages, compacted, before } = compact(past, prompt.bytes(), agent.window, reader.as_deref());
+    prompt.counted = before.and_then(|before| counted(state, agent, n - 1, prompt.messages.len() + before));
+    prompt.messages.extend(if prompt.tools.is_empty() { told(messages) } else { messages });
     let (config, fallback, window) = (agent.config.clone(), agent.fallback.clone(), agent.window);
     Conversation { agent: agent.agent.clone(), config, fallback, prompt, names: known.0, window, compacted }
+}
+
+/// What the provider counted of the question of a turn, which had so many messages and was the same agent's.
+fn counted(state: &RunState, agent: &AgentPin, turn: u32, messages: usize) -> Option<Counted> {
+    let speaker = state.agent_of(state.step(&StepKey::whole(&turn_id(turn)))?)?;
+    let said = said(state, turn).filter(|said| speaker.agent == agent.agent && said.usage.input_tokens > 0)?;
+    Some(Counted { by: said.config, messages, tokens: said.usage.input_tokens })
 }
 
 /// The tools of an agent by the names that its model knows them by, hand-offs among them.

@@ -244,7 +244,7 @@ fn rate(chain: &[Document<ModelConfig>]) -> Option<TurnRate> {
     let rates = chain.iter().filter_map(|Document { body, .. }| {
         let price = body.price?;
         let answer = f64::from(body.longest_answer()) * price.output / 1_000_000.0;
-        Some(TurnRate { input: price.input, answer })
+        Some(TurnRate { input: price.dearest_input(), answer })
     });
     rates.reduce(|one, other| TurnRate { input: one.input.max(other.input), answer: one.answer.max(other.answer) })
 }

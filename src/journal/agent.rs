@@ -61,12 +61,12 @@ pub struct AgentPin {
     /// What it is for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
-    /// The model configuration, as `name@version`.
-    #[schema(value_type = String, example = "default-smart@0")]
+    /// The model configuration, as `name@version`; what the server brings along with its provider and model.
+    #[schema(value_type = String, example = "default-smart@0=openai/gpt-5.4")]
     pub config: Pinned,
-    /// Those that are asked, in this order, when it gives no answer, each as `name@version`.
+    /// Those that are asked, in this order, when it gives no answer, each as that.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schema(value_type = Vec<String>, example = json!(["default-fast@0"]))]
+    #[schema(value_type = Vec<String>, example = json!(["default-fast@0=openai/gpt-5.4-mini"]))]
     pub fallback: Vec<Pinned>,
     /// What the model is told to be, in full.
     pub instructions: String,

@@ -12,7 +12,7 @@ use crate::kernel::Pinned;
 pub struct ModelPins {
     /// By the name of a configuration: its version and, after it, those that are asked when it gives no answer.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    #[schema(value_type = BTreeMap<String, Vec<String>>, example = json!({ "support": ["support@3", "default-fast@0"] }))]
+    #[schema(value_type = BTreeMap<String, Vec<String>>, example = json!({ "support": ["support@3", "default-fast@0=openai/gpt-5.4-mini"] }))]
     pub configs: BTreeMap<String, Vec<Pinned>>,
     /// By the name of a prompt template: its version.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]

@@ -32,8 +32,8 @@ pub struct Planning {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Planner {
-    /// The model configuration, as `name@version`.
-    #[schema(value_type = String, example = "default-smart@0")]
+    /// The model configuration, as `name@version`; what the server brings along with its provider and model.
+    #[schema(value_type = String, example = "default-smart@0=openai/gpt-5.4")]
     pub config: Pinned,
     /// Those to fall back on, in this order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

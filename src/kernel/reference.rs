@@ -32,19 +32,30 @@ impl FromStr for Reference {
     }
 }
 
-/// One version, once it is settled which: `crm-sync@3`, or `default-smart@0` of what the server brings along. Nobody asks
-/// for that by its number, as it is not the same for ever.
+/// One version, once it is settled which: `crm-sync@3`, or `default-smart@0=openai/gpt-5.4` of what the server brings along.
+/// Nobody asks for that by its number, as it is not the same for ever: so what it was is written with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pinned {
     /// The name.
     pub name: String,
     /// The version, from 1; 0 is what the server brings along.
     pub version: i32,
+    /// The provider and the model of a configuration that the server brings along.
+    pub model: Option<(String, String)>,
+}
+
+impl Pinned {
+    /// `name@version`.
+    #[must_use]
+    pub fn reference(&self) -> String {
+        format!("{}@{}", self.name, self.version)
+    }
 }
 
 impl fmt::Display for Pinned {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}@{}", self.name, self.version)
+        f.write_str(&self.reference())?;
+        self.model.as_ref().map_or(Ok(()), |(provider, model)| write!(f, "={provider}/{model}"))
     }
 }
 
@@ -53,7 +64,12 @@ impl FromStr for Pinned {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (name, version) = text.split_once('@').filter(|(name, _)| is_name(name)).ok_or(WRITTEN)?;
-        Ok(Self { name: name.to_owned(), version: number(version, 0).ok_or(WRITTEN)? })
+        let (version, model) = match version.split_once('=') {
+            Some((version, model)) => (version, Some(model.split_once('/').ok_or(WRITTEN)?)),
+            None => (version, None),
+        };
+        let model = model.map(|(provider, model)| (provider.to_owned(), model.to_owned()));
+        Ok(Self { name: name.to_owned(), version: number(version, 0).ok_or(WRITTEN)?, model })
     }
 }
 
@@ -124,10 +140,10 @@ mod tests {
 
     #[test]
     fn what_is_pinned_has_its_version_and_may_be_the_servers_own() {
-        for text in ["default-smart@0", "crm-sync@12"] {
+        for text in ["default-smart@0", "crm-sync@12", "default-smart@0=huggingface/openai/gpt-oss-120b"] {
             assert_eq!(text.parse::<Pinned>().map(|pinned| pinned.to_string()), Ok(text.to_owned()));
         }
-        for wrong in ["", "a", "A@1", "a@", "a@-1", "a@+1", "a@x", "a@1@2", "@1", "a@99999999999"] {
+        for wrong in ["", "a", "A@1", "a@", "a@-1", "a@+1", "a@x", "a@1@2", "@1", "a@99999999999", "a@0=b"] {
             assert!(wrong.parse::<Pinned>().is_err(), "{wrong}");
         }
     }

@@ -243,7 +243,7 @@ struct Chat<'a> {
 impl Question for Chat<'_> {
     type Given = Said;
 
-    fn expects(&self, config: &ModelConfig) -> Estimate {
+    fn expects(&self, config: &Document<ModelConfig>) -> Estimate {
         config.estimate(self.prompt)
     }
 

@@ -70,13 +70,13 @@ impl Models {
         &self,
         tenant: TenantId,
         asked: Vec<Option<(Choice, T)>>,
-        of: impl Fn(&T, &ModelConfig) -> Estimate,
+        of: impl Fn(&T, &Document<ModelConfig>) -> Estimate,
     ) -> Vec<Estimate> {
         let choices: Vec<_> = asked.iter().flatten().map(|(choice, _)| choice).collect();
         let mut chains = self.chains(tenant, &choices).await.unwrap_or_default().into_iter();
         let mut most = |(_, it): &(Choice, T)| {
             let chain = chains.next().and_then(Result::ok).unwrap_or_default();
-            chain.iter().fold(Estimate::default(), |most, config| most.most(of(it, &config.body)))
+            chain.iter().fold(Estimate::default(), |most, config| most.most(of(it, config)))
         };
         asked.iter().map(|asked| asked.as_ref().map(&mut most).unwrap_or_default()).collect()
     }
@@ -112,7 +112,10 @@ impl Models {
         choices: &[&Choice],
     ) -> Result<Vec<Result<Vec<Document<ModelConfig>>, AskError>>> {
         let wanted: Vec<_> = choices.iter().map(|choice| choice.references()).collect();
-        let found = self.configs(tenant, &wanted).await?;
+        let mut found = self.configs(tenant, &wanted).await?;
+        for (choice, found) in choices.iter().zip(&mut found) {
+            choice.keep_models(found);
+        }
         let fallbacks = choices.iter().zip(&found).map(|(choice, found)| match (choice, found.first()) {
             (Choice::Named(_), Some(Some(first))) => fallback(&first.body),
             _ => vec![],
@@ -182,6 +185,16 @@ impl Choice {
             Self::Pinned(pinned) => pinned.iter().map(Reference::from).collect(),
         }
     }
+
+    /// Has what the server brought along be what it was when it was pinned, whatever the settings name now.
+    fn keep_models(&self, found: &mut [Option<Document<ModelConfig>>]) {
+        let Self::Pinned(pinned) = self else { return };
+        for (pin, found) in pinned.iter().zip(found) {
+            if let Some((provider, model)) = &pin.model {
+                *found = Some(Document::brought(&pin.name, ModelConfig::of(provider, model)));
+            }
+        }
+    }
 }
 
 /// Of what was found, the first and those after it that are in use.
@@ -205,8 +218,11 @@ fn fallback(config: &ModelConfig) -> Vec<Reference> {
 }
 
 /// The version that is meant, or that the server brings along where there is none.
-fn pinned<T>(meant: Meant, brought: &[Document<T>]) -> Option<Pinned> {
+fn pinned<T: DocumentKind>(meant: Meant, brought: &[Document<T>]) -> Option<Pinned> {
     let Meant { reference, version, active } = meant;
-    let version = version.or_else(|| usual::meant(brought, &reference).map(|found| found.version))?;
-    active.then_some(Pinned { name: reference.name, version })
+    let pinned = match version {
+        Some(version) => Pinned { name: reference.name, version, model: None },
+        None => usual::meant(brought, &reference)?.pinned(),
+    };
+    active.then_some(pinned)
 }

@@ -1,7 +1,10 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Prompt, Usage, document::DocumentKind};
+use super::{
+    Prompt, Usage,
+    document::{Document, DocumentKind},
+};
 use crate::{
     journal::{Estimate, LONGEST_ANSWER, WINDOW},
     kernel::{Error, Result, Span, is_name},
@@ -92,17 +95,12 @@ impl ModelConfig {
         window.saturating_sub(self.longest_answer()).max(window / 2)
     }
 
-    /// What asking this is expected to take at most.
-    #[must_use]
-    pub fn estimate(&self, prompt: &Prompt) -> Estimate {
-        self.estimate_of(prompt.tokens(), prompt.max_tokens.unwrap_or_else(|| self.longest_answer()))
-    }
-
-    /// What so many tokens, asked and said, are expected to take.
+    /// What so many tokens, asked and said, take at most.
     #[must_use]
     pub fn estimate_of(&self, asked: u32, said: u32) -> Estimate {
         let usage = Usage { input_tokens: asked.into(), cached_tokens: 0, output_tokens: said.into() };
-        let cost = self.price.as_ref().map_or(0.0, |price| usage.cost(price));
+        let dearest = |price: &Price| Price { input: price.dearest_input(), ..*price };
+        let cost = self.price.as_ref().map_or(0.0, |price| usage.cost(&dearest(price)));
         Estimate { cost, tokens: usage.input_tokens + usage.output_tokens, ..Estimate::default() }
     }
 
@@ -110,6 +108,15 @@ impl ModelConfig {
     #[must_use]
     pub fn is_active(&self) -> bool {
         self.active.unwrap_or(true)
+    }
+}
+
+impl Document<ModelConfig> {
+    /// What asking this takes at most.
+    #[must_use]
+    pub fn estimate(&self, prompt: &Prompt) -> Estimate {
+        let said = prompt.max_tokens.unwrap_or_else(|| self.body.longest_answer());
+        self.body.estimate_of(prompt.most_tokens(&self.reference()), said)
     }
 }
 
@@ -152,6 +159,14 @@ pub struct Price {
     pub cached: Option<f64>,
 }
 
+impl Price {
+    /// What a token asked costs at most, for a million: with some providers, what their cache writes is dearer.
+    #[must_use]
+    pub fn dearest_input(&self) -> f64 {
+        self.input.max(self.cached.unwrap_or_default())
+    }
+}
+
 /// What an answer has to be, besides not empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
@@ -173,6 +188,10 @@ impl DocumentKind for ModelConfig {
     const NOUN: &'static str = "model configuration";
     const PUT: &'static str = "llm.config.put";
     const DELETE: &'static str = "llm.config.delete";
+
+    fn model(&self) -> Option<(String, String)> {
+        Some((self.provider.clone(), self.model.clone()))
+    }
 
     fn check(&self, name: &str) -> Result<()> {
         let price = self.price.into_iter().flat_map(|price| [Some(price.input), Some(price.output), price.cached]);

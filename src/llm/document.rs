@@ -26,6 +26,11 @@ pub trait DocumentKind: Serialize + DeserializeOwned + PartialEq + Send + Sync +
     /// # Errors
     /// Invalid (422), naming the field.
     fn check(&self, name: &str) -> Result<()>;
+
+    /// The provider and the model, of a configuration.
+    fn model(&self) -> Option<(String, String)> {
+        None
+    }
 }
 
 /// One version of a named document.
@@ -58,13 +63,16 @@ impl<T> Document<T> {
     /// `name@version`.
     #[must_use]
     pub fn reference(&self) -> String {
-        self.pinned().to_string()
+        format!("{}@{}", self.name, self.version)
     }
+}
 
+impl<T: DocumentKind> Document<T> {
     /// This very version.
     #[must_use]
     pub fn pinned(&self) -> Pinned {
-        Pinned { name: self.name.clone(), version: self.version }
+        let model = if self.version == 0 { self.body.model() } else { None };
+        Pinned { name: self.name.clone(), version: self.version, model }
     }
 }
 

@@ -6,7 +6,7 @@ use genai::{
 };
 
 use super::{
-    AskError, Choice, Given, ModelConfig, Models, Teller, Usage,
+    AskError, Choice, Document, Given, ModelConfig, Models, Teller, Usage,
     fault::Fault,
     prompt,
     provider::Target,
@@ -31,15 +31,20 @@ pub struct Texts {
 }
 
 impl Texts {
-    /// About how many tokens they have.
+    /// The most tokens that they can have: one for each byte.
     #[must_use]
-    pub fn tokens(&self) -> u32 {
-        tokens(&self.texts)
+    pub fn most_tokens(&self) -> u32 {
+        most_tokens(&self.texts)
     }
 }
 
 fn tokens(texts: &[String]) -> u32 {
     texts.iter().map(|text| prompt::tokens(text.len())).fold(0, u32::saturating_add)
+}
+
+fn most_tokens(texts: &[String]) -> u32 {
+    // Some models put a token before each text, and one behind it.
+    texts.iter().map(|text| u32::try_from(text.len() + 2).unwrap_or(u32::MAX)).fold(0, u32::saturating_add)
 }
 
 impl Models {
@@ -102,8 +107,8 @@ struct Batch<'a> {
 impl Question for Batch<'_> {
     type Given = Vec<Vec<f32>>;
 
-    fn expects(&self, config: &ModelConfig) -> Estimate {
-        config.estimate_of(self.tokens(), 0)
+    fn expects(&self, config: &Document<ModelConfig>) -> Estimate {
+        config.body.estimate_of(most_tokens(self.texts), 0)
     }
 
     fn tokens(&self) -> u32 {

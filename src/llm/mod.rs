@@ -35,7 +35,7 @@ pub use config::{Expected, ModelConfig, Price, Reasoning};
 pub use document::{Author, Document, DocumentKind};
 pub use embed::Texts;
 pub use key::{KeySummary, Keys};
-pub use prompt::{Image, Message, Prompt, ToolSpec};
+pub use prompt::{Counted, Image, Message, Prompt, ToolSpec};
 pub use routes::{LlmRoutes, routes};
 pub use speech::{Audio, AudioFormat, Recording, Sound, Utterance};
 pub use template::PromptTemplate;

@@ -23,6 +23,19 @@ pub struct Prompt {
     pub bounded: bool,
     /// Whether what it thinks is wanted as well.
     pub reasoning: bool,
+    /// What is known of its length, where a provider has counted how it begins.
+    pub counted: Option<Counted>,
+}
+
+/// What a provider counted of how a question begins, when that was the whole question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counted {
+    /// The configuration that was asked, as `name@version`: another may count otherwise.
+    pub by: String,
+    /// So many of the messages, and all that stands before them.
+    pub messages: usize,
+    /// Tokens, at the most.
+    pub tokens: u64,
 }
 
 /// One thing that was said.
@@ -92,6 +105,10 @@ pub struct ToolSpec {
 const FRAME: usize = 16;
 /// What an image counts for, in bytes.
 const IMAGE: usize = 4096;
+/// The most tokens that an image is: GPT-4o mini makes 48,169 of one that is three times as wide as it is high.
+const IMAGE_TOKENS: usize = 50_000;
+/// The most tokens that providers and models put before a question themselves, with tools and without.
+const PREAMBLE: [usize; 2] = [1024, 128];
 
 impl Message {
     /// By a model, whichever that was.
@@ -103,13 +120,18 @@ impl Message {
     /// About how many bytes of it a model reads.
     #[must_use]
     pub fn bytes(&self) -> usize {
+        self.weight(IMAGE)
+    }
+
+    /// Its bytes, with such a number for each image.
+    fn weight(&self, image: usize) -> usize {
         let call = |call: &ToolCall| {
             let signatures = call.signatures.iter().flatten().map(String::len).sum::<usize>();
             call.id.len() + call.name.len() + call.arguments.to_string().len() + signatures
         };
         FRAME
             + match self {
-                Self::User { text, images } => text.len() + images.len() * IMAGE,
+                Self::User { text, images } => text.len() + images.len() * image,
                 Self::Assistant { text, calls, thoughts, .. } => {
                     let blocks = thoughts.iter().flat_map(|thoughts| &thoughts.blocks);
                     let thought = blocks.map(|block| block.to_string().len()).sum::<usize>();
@@ -127,10 +149,14 @@ impl Prompt {
     /// About how many bytes of it a model reads.
     #[must_use]
     pub fn bytes(&self) -> usize {
+        self.head() + self.messages.iter().map(Message::bytes).sum::<usize>()
+    }
+
+    /// Those of what is no message.
+    fn head(&self) -> usize {
         let json = |value: &Arc<Value>| value.to_string().len();
         let tool = |tool: &ToolSpec| FRAME + tool.name.len() + tool.description.len() + json(&tool.arguments);
         self.system.as_ref().map_or(0, String::len)
-            + self.messages.iter().map(Message::bytes).sum::<usize>()
             + self.tools.iter().map(tool).sum::<usize>()
             + self.schema.as_ref().map_or(0, json)
     }
@@ -140,9 +166,42 @@ impl Prompt {
     pub fn tokens(&self) -> u32 {
         tokens(self.bytes())
     }
+
+    /// The most tokens that it can have for a configuration (`name@version`): those that its provider counted before, and
+    /// one for each byte of the rest, since no tokenizer makes more of them.
+    #[must_use]
+    pub fn most_tokens(&self, config: &str) -> u32 {
+        let [with_tools, without] = PREAMBLE;
+        let (known, messages) = match &self.counted {
+            Some(Counted { by, messages, tokens }) if by == config => (*tokens, *messages),
+            _ => ((self.head() + if self.tools.is_empty() { without } else { with_tools }) as u64, 0),
+        };
+        let rest: usize = self.messages.iter().skip(messages).map(|message| message.weight(IMAGE_TOKENS)).sum();
+        u32::try_from(known.saturating_add(rest as u64)).unwrap_or(u32::MAX)
+    }
 }
 
 /// About how many tokens so many bytes of text are.
 pub(super) fn tokens(bytes: usize) -> u32 {
     u32::try_from(bytes / Prompt::TOKEN + 1).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_question_has_no_more_tokens_than_bytes_but_those_that_were_counted() {
+        let user = |text: &str, images: usize| {
+            let image = Image { media_type: "image/png".to_owned(), data: None, url: None };
+            Message::User { text: text.to_owned(), images: vec![image; images] }
+        };
+        let mut prompt = Prompt { messages: vec![user(&"7".repeat(1000), 0)], ..Prompt::default() };
+        assert_eq!(prompt.most_tokens("a@1"), 1000 + 16 + 128);
+        prompt.messages.extend([Message::said("ok".to_owned(), vec![]), user("and this", 1)]);
+        assert_eq!(prompt.most_tokens("a@1"), 1000 + 2 + 8 + 3 * 16 + 128 + 50_000);
+        prompt.counted = Some(Counted { by: "a@1".to_owned(), messages: 1, tokens: 300 });
+        assert_eq!(prompt.most_tokens("a@1"), 300 + 2 + 8 + 2 * 16 + 50_000);
+        assert!(prompt.most_tokens("b@1") > 51_000, "another counts otherwise");
+    }
 }

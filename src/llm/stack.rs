@@ -28,8 +28,8 @@ pub(super) trait Question: Sync {
     /// What it gives.
     type Given: Send;
 
-    /// What a call is expected to take by a configuration.
-    fn expects(&self, config: &ModelConfig) -> Estimate;
+    /// What a call takes by a configuration, at most.
+    fn expects(&self, config: &Document<ModelConfig>) -> Estimate;
 
     /// About how many tokens it asks.
     fn tokens(&self) -> u32;
@@ -67,6 +67,8 @@ pub(super) struct Asking<'a> {
     pub(super) present: Given<()>,
     /// What those before it took, as what a call is expected to take.
     before: Estimate,
+    /// Whether what the next call takes was reserved before.
+    pub(super) foreseen: bool,
     /// A place among the news for what was taken, should the asking be called off.
     last_word: Option<OwnedPermit<News>>,
 }
@@ -115,10 +117,10 @@ impl Asking<'_> {
         }
     }
 
-    /// Whether there is room in the budget for another call, after those that took something already.
+    /// Whether there is room in the budget for another call, after those before it.
     async fn has_room(&self, next: Estimate) -> bool {
         let taken = self.taken();
-        if taken == Estimate::default() {
+        if self.foreseen && taken == Estimate::default() {
             return true;
         }
         let (granted, answer) = oneshot::channel();
@@ -156,7 +158,7 @@ impl Models {
         let left = self.chain(tenant, choice).await?.into_iter();
         let last_word = teller.clone().reserve_owned().await.ok();
         let (present, before) = (Given::default(), Estimate::default());
-        Ok(Asking { tenant, teller, left, failed: None, failures: 0, present, before, last_word })
+        Ok(Asking { tenant, teller, left, failed: None, failures: 0, present, before, foreseen: true, last_word })
     }
 
     /// The next model to ask.
@@ -168,6 +170,8 @@ impl Models {
             if let Some(failure) = asking.failed.take() {
                 metrics::counter!("fermata_llm_fallbacks_total", "to" => config.body.provider.clone()).increment(1);
                 asking.tell(News::FellBack { because: failure.message, to: config.reference() }).await;
+                // It may count the same words otherwise than the one that was expected to answer.
+                asking.foreseen = false;
             }
             asking.failures = 0;
             let (provider, model) = (config.body.provider.clone(), config.body.model.clone());
@@ -190,7 +194,7 @@ impl Models {
         question: &Q,
     ) -> Result<Q::Given, AskError> {
         loop {
-            if !asking.has_room(question.expects(&target.config.body)).await {
+            if !asking.has_room(question.expects(&target.config)).await {
                 let message = format!("the budget has no room to ask {} again", place(target));
                 return Err(AskError::new(BUDGET_EXCEEDED, message));
             }

@@ -153,7 +153,9 @@ impl Turn {
     async fn expects(&self, step: &Step, key: &StepKey, intent: &Intent) -> Estimate {
         if turn_of(step).is_some() {
             let turn = self.conversation(step).zip(self.state.agent_of(step));
-            return turn.map(|(turn, agent)| agent.turn(turn.prompt.tokens())).unwrap_or_default();
+            return turn
+                .map(|(turn, agent)| agent.turn(turn.prompt.most_tokens(&agent.config.reference())))
+                .unwrap_or_default();
         }
         let told = match self.tools.tool(&intent.tool) {
             Ok(tool) => tool.expects(self.state.tenant_id, &intent.arguments, self.models().as_deref()).await,

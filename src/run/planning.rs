@@ -34,7 +34,7 @@ impl Turn {
             self.starved = true;
             return Ok(());
         };
-        let asked = conversation.prompt.tokens();
+        let asked = conversation.prompt.most_tokens(&planner.config.reference());
         let call = Estimate::of_question(planner.rate, asked, planner.longest_answer);
         let arguments = match conversation.digest() {
             Ok(arguments) => Arc::new(arguments),

@@ -243,6 +243,47 @@ async fn the_dearest_that_may_answer_is_reserved_for_as_the_run_pinned_it() {
     is_near(&lack(&run).await["raise"], 0.5);
 }
 
+/// An agent whose goal is long, with tools, under a cap on tokens that leaves room for one question of unknown length.
+async fn long_winded(world: &World, fallback: &[&str]) -> Run {
+    let config = json!({ "provider": "fake-openai", "model": "m", "maxTokens": 20, "fallback": fallback });
+    let agent = json!({ "instructions": "Help.", "config": "winded", "tools": ["data.transform"] });
+    for (path, body) in [("/llm/configs/winded", config), ("/agents/winded", agent)] {
+        world.admin().request(Method::PUT, path).json(&body).send().await.expect(201);
+    }
+    let (goal, budget) = ("7 ".repeat(2000), json!({ "tokens": 6_500 }));
+    world.owner().execute(json!({ "agent": "winded", "goal": goal, "budget": budget })).await
+}
+
+#[tokio::test]
+async fn what_a_provider_has_counted_is_not_reserved_for_by_the_byte_again() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
+    let call = || Turn::call("data_transform", json!({ "value": "x".repeat(1000) }));
+    provider.script([call(), Turn::say("Done.")]);
+    let run = long_winded(&world, &[]).await;
+    run.completes().await;
+    assert!(run.events().await.iter().all(|event| event["step"] != "awaiting_approval"));
+}
+
+#[tokio::test]
+async fn a_model_that_has_counted_nothing_yet_asks_for_room_by_the_byte_before_it_answers_instead() {
+    let provider = Provider::start().await;
+    let world = World::with(|settings| {
+        settings.llm.providers = provider.settings().collect();
+        settings.llm.max_retries = 0;
+    })
+    .await;
+    talker(&world).await;
+    let call = || Turn::call("data_transform", json!({ "value": "x".repeat(1000) }));
+    provider.script([call(), Turn::Status(500, vec![])]);
+    let run = long_winded(&world, &["talker"]).await;
+    let asked = lack(&run).await;
+    assert_eq!((&asked["raises"], provider.asked().len()), (&json!("tokens"), 2), "{asked}");
+    provider.script([Turn::Status(500, vec![]), Turn::say("Done.")]);
+    approve(&world, &asked).await;
+    assert_eq!(run.completes().await["output"], "Done.");
+}
+
 #[tokio::test]
 async fn an_answer_under_a_budget_keeps_to_the_length_that_is_reserved_for_it() {
     let provider = Provider::start().await;

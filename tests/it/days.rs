@@ -93,6 +93,39 @@ async fn runs_side_by_side_never_exceed_their_tenants_day_together() {
 }
 
 #[tokio::test]
+async fn runs_side_by_side_never_exceed_their_day_together_though_each_byte_is_a_token() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
+    talker(&world).await;
+    provider.dense();
+    cap_day(&world, &json!({ "tokens": 20_000 })).await;
+    provider.answering(|_| Turn::SayHeld(twenty(), 2));
+    let goal = "7 ".repeat(2000);
+    let mut runs = Vec::new();
+    for _ in 0..6 {
+        runs.push(world.owner().execute(json!({ "agent": "talker", "goal": goal })).await);
+    }
+    // Each is some six thousand tokens: three have room, and each of the others asks for more.
+    let mut questions = world.approver().follow_tenant("?from=start&types=awaiting_approval").await;
+    let mut waits = Vec::new();
+    for _ in 0..3 {
+        let asked = questions.next().await.unwrap().data;
+        let payload = &asked["payload"];
+        assert_eq!((&payload["question"], &payload["raises"]), (&json!("budget"), &json!("tokens")));
+        waits.push(asked["runId"].clone());
+    }
+    provider.asked_times(3).await;
+    provider.release();
+    for run in runs.iter().filter(|run| !waits.contains(&json!(run.id))) {
+        run.completes().await;
+    }
+    let standing = day(&world).await;
+    let spent = standing["spent"]["tokens"].as_u64().unwrap();
+    assert!((12_000..=20_000).contains(&spent), "{standing}");
+    assert_eq!(standing["reserved"]["tokens"], 0);
+}
+
+#[tokio::test]
 async fn calls_of_tools_and_tokens_of_a_day_are_capped_too_and_tomorrow_is_another_day() {
     let provider = Provider::start().await;
     let world = world_with(&provider).await;

@@ -1,5 +1,6 @@
 //! A run stays with the versions of models and templates that it was opened with.
 
+use fermata::{app::Role, config::Settings};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -53,8 +54,7 @@ async fn a_step_asks_what_its_names_meant_when_the_run_was_opened() {
     template(&world, "Say").await;
     let with = json!({ "config": "mine", "template": "say", "prompt": "hello" });
     let (run, approval) = held(&world, json!({ "uses": "llm.generate", "with": with })).await;
-    let pinned =
-        json!({ "configs": { "mine": ["mine@1", "other@1", "default-fast@0"] }, "templates": { "say": "say@1" } });
+    let pinned = json!({ "configs": { "mine": ["mine@1", "other@1", "default-fast@0=fake-anthropic/small"] }, "templates": { "say": "say@1" } });
     assert_eq!(run.get().await["plan"]["models"], pinned);
     // Everything changes, and comes over what the server brings along.
     config(&world, "mine", "new", &[]).await;
@@ -74,6 +74,37 @@ async fn a_step_asks_what_its_names_meant_when_the_run_was_opened() {
     world.owner().approve(&approval).await;
     assert_eq!(run.completes().await["output"]["config"], "mine@2");
     assert!(provider.asked()[3].body.to_string().contains("Sing hello"));
+}
+
+#[tokio::test]
+async fn what_the_server_brings_along_stays_the_model_that_it_was() {
+    let provider = Provider::start().await;
+    let world = World::without_worker(|settings| settings.llm.providers = provider.settings().collect()).await;
+    let held_for = json!([{ "tools": ["data.transform"] }]);
+    let agent = json!({ "instructions": "Help.", "tools": ["data.transform"], "approval": held_for });
+    put(&world, "/agents/plain", agent).await;
+    let worker = world.server(Role::Worker).await;
+    provider.script([Turn::call("data_transform", json!({ "value": 1 }))]);
+    let talk = world.owner().execute(json!({ "agent": "plain", "goal": "Talk" })).await;
+    let consent = talk.hold().await;
+    let with = json!({ "config": "default-fast", "prompt": "hello" });
+    let (run, approval) = held(&world, json!({ "uses": "llm.generate", "with": with })).await;
+    worker.stop().await;
+    // The server is started again by an operator who has found better models, of another provider.
+    let better = |settings: &mut Settings| {
+        let named = settings.llm.providers.iter_mut();
+        for (name, provider) in named {
+            let speaks = |_: &String| name == "fake-openai";
+            provider.smart = Some("better".to_owned()).filter(speaks);
+            provider.fast = Some("faster".to_owned()).filter(speaks);
+        }
+    };
+    let _worker = world.server_with(Role::Worker, better).await;
+    world.approver().approve(&consent).await;
+    talk.completes().await;
+    world.owner().approve(&approval).await;
+    assert_eq!(run.completes().await["output"]["provider"], "fake-anthropic");
+    assert_eq!(models(&provider.asked()), ["big", "big", "small"]);
 }
 
 #[tokio::test]

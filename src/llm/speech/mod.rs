@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    AskError, Choice, Given, ModelConfig, Models, Teller, Usage,
+    AskError, Choice, Document, Given, ModelConfig, Models, Teller, Usage,
     fault::Fault,
     fetch::{Kind, essence},
     prompt,
@@ -108,6 +108,12 @@ pub enum Sound {
     Url(String),
 }
 
+/// The most tokens of a recording and of its transcript: Voxtral takes 40 minutes at 12.5 tokens a second, and what others
+/// take is less.
+const LONGEST_RECORDING: u32 = 32_768;
+/// The fewest bytes that make one, where there is silence.
+const SILENCE: usize = 4;
+
 const RECORDING: Kind = Kind { name: "audio", all: "the recording", one: "the recording", is_of };
 
 /// Reads texts aloud.
@@ -150,8 +156,8 @@ struct Reading<'a>(&'a dyn TextToSpeech, &'a Utterance);
 impl Question for Reading<'_> {
     type Given = Audio;
 
-    fn expects(&self, config: &ModelConfig) -> Estimate {
-        config.estimate_of(self.tokens(), 0)
+    fn expects(&self, config: &Document<ModelConfig>) -> Estimate {
+        config.body.estimate_of(self.tokens(), 0)
     }
 
     fn tokens(&self) -> u32 {
@@ -173,8 +179,9 @@ struct Dictation<'a>(&'a dyn SpeechToText, &'a Heard<'a>);
 impl Question for Dictation<'_> {
     type Given = String;
 
-    fn expects(&self, _: &ModelConfig) -> Estimate {
-        Estimate::default()
+    fn expects(&self, config: &Document<ModelConfig>) -> Estimate {
+        let most = u32::try_from(self.1.audio.bytes.len() / SILENCE + 1).unwrap_or(u32::MAX).min(LONGEST_RECORDING);
+        config.body.estimate_of(most, most)
     }
 
     fn tokens(&self) -> u32 {
@@ -231,6 +238,8 @@ impl Models {
     ) -> Result<Given<String>, AskError> {
         let mut asking = self.asking(tenant, choice, teller).await?;
         let heard = self.hear(tenant, recording).await?;
+        // How long it is was not known before it was here.
+        asking.foreseen = false;
         loop {
             let target = self.next(&mut asking).await?;
             let Some(ear) = ear(target.api) else {

@@ -98,9 +98,9 @@ impl Tool for Embed {
     async fn expects_each(&self, tenant: TenantId, calls: &[&Value], models: Option<&ModelPins>) -> Vec<Estimate> {
         let asked = calls.iter().map(|arguments| {
             let (config, texts) = Arguments::deserialize(*arguments).ok()?.split();
-            Some((choice(models, config), texts.tokens()))
+            Some((choice(models, config), texts.most_tokens()))
         });
-        self.models.expects(tenant, asked.collect(), |tokens, config| config.estimate_of(*tokens, 0)).await
+        self.models.expects(tenant, asked.collect(), |tokens, config| config.body.estimate_of(*tokens, 0)).await
     }
 
     async fn call(&self, call: Call) -> Result<Outcome, ToolError> {

@@ -110,7 +110,7 @@ impl Tool for Synthesize {
             let (config, wanted) = Words::deserialize(*arguments).ok()?.split(self.most);
             Some((choice(models, config), wanted.tokens()))
         });
-        self.models.expects(tenant, asked.collect(), |tokens, config| config.estimate_of(*tokens, 0)).await
+        self.models.expects(tenant, asked.collect(), |tokens, config| config.body.estimate_of(*tokens, 0)).await
     }
 
     async fn call(&self, call: Call) -> Result<Outcome, ToolError> {

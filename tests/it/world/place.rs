@@ -232,7 +232,14 @@ impl World {
 
     /// One more server over the same database; [`Client::at`] speaks to it.
     pub async fn server(&self, role: Role) -> Server {
-        Server::start(&self.settings, &self.logins, &self.clock, role).await
+        self.server_with(role, |_| ()).await
+    }
+
+    /// The same, under settings that have changed since.
+    pub async fn server_with(&self, role: Role, change: impl FnOnce(&mut Settings)) -> Server {
+        let mut settings = self.settings.clone();
+        change(&mut settings);
+        Server::start(&settings, &self.logins, &self.clock, role).await
     }
 
     /// One more server, which can be killed.
