@@ -329,6 +329,30 @@ async fn a_list_is_believed_for_a_minute_unless_the_server_says_that_it_changed(
 }
 
 #[tokio::test]
+async fn a_tool_that_was_hidden_for_a_while_is_what_it_was_or_is_asked_about() {
+    for revision in REVISIONS {
+        let world = World::new().await;
+        let server = reading(&world, revision).await;
+        for _ in 0..2 {
+            server.remove("echo");
+            let hidden = look(&world, &server).await;
+            assert_eq!(hidden["body"]["gone"][0]["name"], "echo", "{hidden:#}");
+        }
+        server.list("echo", EVIL);
+        let back = look(&world, &server).await;
+        assert_eq!((&back["changes"][0]["seen"]["description"], &back["body"]["gone"]), (&json!(EVIL), &Value::Null));
+        assert_eq!(questions(&world).await.len(), 1);
+        assert_eq!(failure(&run(&world, "echo", json!({})).await).await["code"], "tool_changed");
+        assert!(server.calls("echo").is_empty());
+        server.remove("echo");
+        look(&world, &server).await;
+        server.list("echo", "Does echo.");
+        assert_eq!(look(&world, &server).await["changes"], json!([]));
+        run(&world, "echo", json!({})).await.completes().await;
+    }
+}
+
+#[tokio::test]
 async fn a_tool_that_is_gone_is_not_called() {
     let world = World::new().await;
     let server = registered(&world, Revision::Newer, json!({ "effects": { "*": "pure" } })).await;

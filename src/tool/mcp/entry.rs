@@ -102,6 +102,9 @@ pub struct McpEntry {
     pub implementation: Option<String>,
     /// The tools that may be used, each pinned as it was listed.
     pub tools: Vec<Pinned>,
+    /// Those that an earlier version had and this one does not, as they were pinned: should they come back, it is as that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gone: Vec<Pinned>,
 }
 
 impl McpServer {
@@ -194,17 +197,19 @@ impl McpServer {
 }
 
 impl McpEntry {
-    /// Puts back what was pinned before of the same server's tools; those that have changed since, as they are now. To put
-    /// a server again is not to approve of what its tools have become. Each of those comes with its pin.
+    /// Puts back what was pinned before of the same server's tools, also of those that it hid for a while; those that have
+    /// changed since, as they are now. To put a server again is not to approve of what its tools have become. Each of those
+    /// comes with its pin.
     pub(super) fn keep_pins(&mut self, before: Self) -> Vec<(Pinned, Pinned)> {
         if !self.is_at_the_place_of(&before) {
             return vec![];
         }
         let mut changed = Vec::new();
-        for pinned in before.tools {
-            let now = self.tools.iter_mut().find(|tool| tool.tool.name == pinned.tool.name);
-            if let Some(tool) = now.filter(|tool| tool.digest != pinned.digest) {
-                changed.push((pinned.clone(), std::mem::replace(tool, pinned)));
+        for pinned in before.tools.into_iter().chain(before.gone) {
+            match self.tools.iter_mut().find(|tool| tool.tool.name == pinned.tool.name) {
+                Some(tool) if tool.digest == pinned.digest => {}
+                Some(tool) => changed.push((pinned.clone(), std::mem::replace(tool, pinned))),
+                None => self.gone.push(pinned),
             }
         }
         changed
@@ -319,7 +324,7 @@ mod tests {
             let tool = json!({ "name": "send", "description": description, "inputSchema": {} });
             let tools = vec![serde_json::from_value::<Listed>(tool).unwrap().pin().unwrap()];
             let settings = server(json!({ "url": url }));
-            McpEntry { settings, protocol: String::new(), implementation: None, tools }
+            McpEntry { settings, protocol: String::new(), implementation: None, tools, gone: vec![] }
         };
         let before = entry("https://a.example/", "Sends.");
         let stands = |now: McpEntry| now.stands(&before, before.pinned("send"));

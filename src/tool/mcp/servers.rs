@@ -119,6 +119,15 @@ impl Servers {
             return Err(Error::invalid("name", format!("there are {SERVERS} MCP servers already; delete one")));
         }
         let changed = known.map(|known| entry.keep_pins(known.body)).unwrap_or_default();
+        let bytes = serde_json::to_vec(&entry.gone).map_err(Error::internal)?.len();
+        if entry.gone.len() > TOOLS || bytes > PINNED {
+            let detail = format!(
+                "of the server's tools {} are gone, of {bytes} bytes; up to {TOOLS} and {PINNED} bytes are remembered: \
+                 delete the server and put it again where all of it is to be pinned anew",
+                entry.gone.len()
+            );
+            return Err(Error::invalid("tools", detail));
+        }
         let (document, new) = shelf::write(&mut tx, ctx, name, entry).await?;
         store::forget(&mut tx, &document.name, None).await?;
         let still: Vec<_> = changed.iter().map(|(pinned, _)| pinned.tool.name.as_str()).collect();
@@ -151,7 +160,7 @@ impl Servers {
             );
             return Err(Error::invalid("tools", detail));
         }
-        Ok(McpEntry { settings, protocol, implementation, tools })
+        Ok(McpEntry { settings, protocol, implementation, tools, gone: vec![] })
     }
 
     /// A server with what its tools have become.

@@ -126,6 +126,13 @@ impl Mcp {
         self.shared.told().tools.get_mut(tool).unwrap()[field] = value;
     }
 
+    /// Lists a tool that it had not, or had no longer.
+    pub fn list(&self, tool: &str, description: &str) {
+        let schema = json!({ "type": "object", "properties": { "text": { "type": "string" } } });
+        let listed = json!({ "name": tool, "description": description, "inputSchema": schema });
+        self.shared.told().tools.insert(tool.to_owned(), listed);
+    }
+
     pub fn remove(&self, tool: &str) {
         self.shared.told().tools.remove(tool);
     }
