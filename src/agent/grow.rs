@@ -192,6 +192,7 @@ mod tests {
                 fallback: vec![],
                 instructions: format!("Be {name}."),
                 tools: vec![format!("{name}.act")],
+                missing: vec![],
                 handoffs: vec![format!("{other}@1")],
                 approval: vec![],
                 max_turns,

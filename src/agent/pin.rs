@@ -131,6 +131,7 @@ impl Agents {
         input: &Value,
     ) -> Result<AgentPin> {
         let body = &agent.body;
+        let patterns = body.tools.as_deref().unwrap_or_default();
         let chain = self.chain(tenant, "agent", body.config.as_deref()).await?;
         let [config, fallback @ ..] = &chain[..] else { return Err(Error::internal("a chain without a beginning")) };
         Ok(AgentPin {
@@ -139,7 +140,8 @@ impl Agents {
             config: config.pinned(),
             fallback: fallback.iter().map(Document::pinned).collect(),
             instructions: instructions(&body.instructions, goal, input)?,
-            tools: given(&agent.name, tools, body.tools.as_deref().unwrap_or_default()),
+            tools: given(&agent.name, tools, patterns),
+            missing: missing(&agent.name, tools, patterns),
             handoffs,
             approval: body.approval.clone().unwrap_or_default(),
             max_turns: body.max_turns.unwrap_or(10),
@@ -223,15 +225,23 @@ fn narrowest(chain: &[Document<ModelConfig>]) -> u32 {
 /// read what they gave: from the beginning, so that the list stays as it is from turn to turn, and what a provider has
 /// cached of a question is of use for the next.
 pub(super) fn given(agent: &str, tools: &[String], patterns: &[String]) -> Vec<String> {
-    let itself = tool::name(agent);
-    let is_given = |name: &&String| {
-        patterns.iter().any(|pattern| if **name == itself { pattern == *name } else { fits(pattern, name) })
-    };
+    let is_given = |name: &&String| patterns.iter().any(|pattern| means(agent, pattern, name));
     let mut given: Vec<_> = tools.iter().filter(is_given).cloned().collect();
     if !given.is_empty() && !given.iter().any(|name| name == OUTPUT_READ) {
         given.push(OUTPUT_READ.to_owned());
     }
     given
+}
+
+/// The names and patterns that mean none of the tools.
+fn missing(agent: &str, tools: &[String], patterns: &[String]) -> Vec<String> {
+    let is_missing = |pattern: &&String| !tools.iter().any(|name| means(agent, pattern, name));
+    patterns.iter().filter(is_missing).cloned().collect()
+}
+
+/// Whether an agent that was given this was given that tool.
+fn means(agent: &str, pattern: &str, tool: &str) -> bool {
+    if tool == tool::name(agent) { pattern == tool } else { fits(pattern, tool) }
 }
 
 /// The most tokens of an answer, whichever of them gives it.

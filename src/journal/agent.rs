@@ -72,6 +72,9 @@ pub struct AgentPin {
     pub instructions: String,
     /// The tools it was given; any other is forbidden, whatever the model says.
     pub tools: Vec<String>,
+    /// The names and patterns that it was given and that meant no tool.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<String>,
     /// The agents that it may hand the conversation to, each as `name@version`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(example = json!(["billing@2"]))]

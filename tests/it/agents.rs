@@ -269,13 +269,14 @@ async fn a_budget_parks_the_run_until_somebody_raises_it() {
 async fn an_agent_that_names_no_model_has_the_usual_one() {
     let provider = Provider::start().await;
     let world = world_with(&provider).await;
-    let body = json!({ "instructions": "Help." });
+    let body = json!({ "instructions": "Help.", "tools": ["data.transfrom", "mcp:gone/*", "data.*"] });
     world.admin().request(Method::PUT, "/agents/plain").json(&body).send().await.expect(201);
     let done = begin(&world, "plain", "Say hello").await.completes().await;
     assert_eq!(
         (&done["output"], &done["plan"]["agent"]["config"]),
         (&json!("Hello there."), &json!("default-smart@0=fake-anthropic/big"))
     );
+    assert_eq!(done["plan"]["agent"]["missing"], json!(["data.transfrom", "mcp:gone/*"]), "what means no tool is told");
     assert_eq!(provider.asked()[0].body["model"], "big");
 }
 
