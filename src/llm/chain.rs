@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::{
-    AskError, Document, DocumentKind, ModelConfig, Models, PromptTemplate,
+    AskError, Document, DocumentKind, ModelConfig, Models, PromptTemplate, Worded,
     store::{self, Meant},
     usual,
 };
@@ -26,21 +26,21 @@ pub enum Choice {
 }
 
 impl Models {
-    /// The words of a template with these variables in their places, and the template as `name@version`.
+    /// A prompt in the words of a template with these variables in their places, and the template as `name@version`.
     ///
     /// # Errors
     /// When there is no such template, or it fails over them.
-    pub async fn render(
+    pub async fn word(
         &self,
         tenant: TenantId,
         template: &Reference,
         variables: &Map<String, Value>,
-    ) -> Result<(String, String), AskError> {
+        prompt: Option<&str>,
+    ) -> Result<(Worded, String), AskError> {
         let found = self.templates(tenant, std::slice::from_ref(template)).await?.pop().flatten();
         let found = found
             .ok_or_else(|| AskError::new(UNKNOWN_TEMPLATE, format!("there is no prompt template `{template}`")))?;
-        let text = found.body.render(variables)?;
-        Ok((text, found.reference()))
+        Ok((found.body.word(variables, prompt)?, found.reference()))
     }
 
     /// The templates that are meant, in the order of the references; none for what is not there.

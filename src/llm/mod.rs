@@ -38,5 +38,5 @@ pub use key::{KeySummary, Keys};
 pub use prompt::{Counted, Image, Message, Prompt, ToolSpec};
 pub use routes::{LlmRoutes, routes};
 pub use speech::{Audio, AudioFormat, Recording, Sound, Utterance};
-pub use template::PromptTemplate;
+pub use template::{PromptTemplate, Worded};
 pub use thoughts::Thoughts;

@@ -42,6 +42,15 @@ pub struct Variable {
     pub default: Option<Value>,
 }
 
+/// A question in the words of a template.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Worded {
+    /// Who the model is to be, where the template says that.
+    pub system: Option<String>,
+    /// What it is asked.
+    pub text: String,
+}
+
 const LONGEST: usize = 65_536;
 const MOST_VARIABLES: usize = 64;
 
@@ -105,6 +114,21 @@ impl PromptTemplate {
             .map_err(|error| Error::invalid("variables", format!("the template fails: {error}")))
     }
 
+    /// A prompt in its words. They are the question where they have a place for the prompt (the variable `prompt`), or where
+    /// there is none; else they say who the model is to be, and the prompt is the question as it stands.
+    ///
+    /// # Errors
+    /// As with [`render`](Self::render).
+    pub fn word(&self, variables: &Map<String, Value>, prompt: Option<&str>) -> Result<Worded> {
+        let Some(prompt) = prompt else { return Ok(Worded { system: None, text: self.render(variables)? }) };
+        if !self.declares("prompt") {
+            return Ok(Worded { system: Some(self.render(variables)?), text: prompt.to_owned() });
+        }
+        let mut variables = variables.clone();
+        variables.insert("prompt".to_owned(), Value::from(prompt));
+        Ok(Worded { system: None, text: self.render(&variables)? })
+    }
+
     fn variables(&self) -> impl Iterator<Item = (&String, &Variable)> + Clone {
         self.variables.iter().flatten()
     }
@@ -146,6 +170,21 @@ mod tests {
         let whole = template("{{ n }}", json!({ "n": {} }));
         assert_eq!(rendered(&whole, &json!({ "n": 7 })).unwrap(), "7");
         assert_eq!(rendered(&template("no places", json!({})), &json!({})).unwrap(), "no places");
+    }
+
+    #[test]
+    fn a_template_without_a_place_for_the_prompt_says_who_the_model_is() {
+        let given = json!({ "shop": "Hem" });
+        let word = |template: &PromptTemplate, prompt| {
+            let Worded { system, text } = template.word(given.as_object().unwrap(), prompt).unwrap();
+            (system, text)
+        };
+        let asks = template("For {{ shop }}: {{ prompt }}", json!({ "shop": {}, "prompt": { "default": "Hi" } }));
+        assert_eq!(word(&asks, Some("Hello")), (None, "For Hem: Hello".to_owned()));
+        assert_eq!(word(&asks, None), (None, "For Hem: Hi".to_owned()));
+        let is = template("You answer for {{ shop }}.", json!({ "shop": {} }));
+        assert_eq!(word(&is, Some("Hello")), (Some("You answer for Hem.".to_owned()), "Hello".to_owned()));
+        assert_eq!(word(&is, None), (None, "You answer for Hem.".to_owned()));
     }
 
     #[test]

@@ -57,6 +57,22 @@ async fn a_job_is_queued_processed_and_completed_and_streams_like_any_run() {
 }
 
 #[tokio::test]
+async fn a_template_without_a_place_for_the_prompt_says_who_the_model_is_to_be() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
+    let template = json!({ "content": "You answer for {{ shop }}.", "variables": { "shop": { "default": "Hem" } } });
+    world.admin().request(Method::PUT, "/llm/templates/main-agent").json(&template).send().await.expect(201);
+    let body = json!({ "prompt": "Where is order 1042?", "template_name": "main-agent" });
+    let job = world.operator().post("/jobs", &body).await.expect(202);
+    let run = world.operator().run(job["job_id"].as_str().unwrap());
+    assert_eq!(run.completes().await["plan"]["models"]["templates"], json!({ "main-agent": "main-agent@1" }));
+    let asked = &provider.asked()[0].body;
+    assert!(asked["system"].to_string().contains("You answer for Hem."), "{asked}");
+    let said = asked["messages"].to_string();
+    assert!(said.contains("Where is order 1042?") && !said.contains("Hem"), "{asked}");
+}
+
+#[tokio::test]
 async fn what_a_caller_writes_is_no_template() {
     let provider = Provider::start().await;
     let world = world_with(&provider).await;

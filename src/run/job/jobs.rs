@@ -32,7 +32,8 @@ struct JobBody {
     /// The model configuration (`default-smart` when absent).
     #[schema(example = "default-smart")]
     config_name: Option<String>,
-    /// The prompt template, with `prompt` as one of its variables; the prompt as it is when absent.
+    /// The prompt template: the question, where it has the variable `prompt`, else who the model is to be; the prompt as it is
+    /// when absent.
     #[schema(example = "default-assistant")]
     template_name: Option<String>,
     /// The template's other variables.

@@ -111,10 +111,10 @@ async fn check_template(state: &RunRoutes, ctx: &Ctx<RunsWrite>, input: &Map<Str
         };
     };
     let template: Reference = template.parse().map_err(|why: &str| invalid("template_name", why.to_owned()))?;
-    let mut variables = input.get("variables").and_then(Value::as_object).cloned().unwrap_or_default();
-    variables.extend(input.get("prompt").map(|prompt| ("prompt".to_owned(), prompt.clone())));
-    let rendered = state.models.render(ctx.tenant_id, &template, &variables).await;
-    rendered.map(drop).map_err(|error| match error.code.as_str() {
+    let variables = input.get("variables").and_then(Value::as_object).cloned().unwrap_or_default();
+    let prompt = input.get("prompt").and_then(Value::as_str);
+    let worded = state.models.word(ctx.tenant_id, &template, &variables, prompt).await;
+    worded.map(drop).map_err(|error| match error.code.as_str() {
         UNKNOWN_TEMPLATE => invalid("template_name", error.message),
         _ if error.retryable => Error::unavailable(error.message),
         _ => invalid("variables", error.message),

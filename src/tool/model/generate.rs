@@ -8,7 +8,7 @@ use super::{PATIENCE, answered, ask, choice, failure, reference, unless_cancelle
 use crate::{
     journal::{Effect, Estimate, ModelPins},
     kernel::{Reference, TenantId},
-    llm::{Answer, Image, Message, Models, Prompt},
+    llm::{Answer, Image, Message, Models, Prompt, Worded},
     tool::{Call, Outcome, Tool, ToolError},
 };
 
@@ -66,7 +66,7 @@ impl Tool for Generate {
             "dependentRequired": { "variables": ["template"] },
             "properties": {
                 "config": { "$ref": "#/$defs/reference", "default": USUAL, "description": "A model configuration." },
-                "template": { "$ref": "#/$defs/reference", "description": "A prompt template; `prompt` is one of its variables." },
+                "template": { "$ref": "#/$defs/reference", "description": "A prompt template. Where it has no variable `prompt`, it says who the model is to be." },
                 "variables": { "type": "object", "description": "The template's other variables." },
                 "system": { "type": "string", "minLength": 1, "maxLength": 65536, "description": "Who the model is to be." },
                 "prompt": { "type": "string", "minLength": 1, "description": "What it is asked." },
@@ -126,11 +126,11 @@ impl Tool for Generate {
         let mut found = self.models.templates(tenant, &wanted).await.unwrap_or_default().into_iter();
         let asked = calls.into_iter().map(|call| {
             let call = call?;
-            let text = match &call.template {
-                Some(_) => found.next().flatten()?.body.render(&call.variables()).ok()?,
-                None => call.prompt.clone().unwrap_or_default(),
+            let words = match &call.template {
+                Some(_) => found.next().flatten()?.body.word(&call.variables, call.prompt.as_deref()).ok()?,
+                None => call.plain(),
             };
-            Some((choice(models, call.config.clone()), call.asking(text)))
+            Some((choice(models, call.config.clone()), call.asking(words)))
         });
         self.models.expects(tenant, asked.collect(), |prompt, config| config.estimate(prompt)).await
     }
@@ -145,16 +145,16 @@ impl Generate {
         let arguments: Arguments = call.read()?;
         let (pins, tenant) = (call.models.as_deref(), call.tenant_id);
         let choice = choice(pins, arguments.config.clone());
-        let (text, template) = match arguments.template(pins) {
+        let (words, template) = match arguments.template(pins) {
             Some(template) => {
-                let variables = arguments.variables();
-                let rendering = self.models.render(tenant, &template, &variables);
-                let (text, version) = unless_cancelled(call, async { rendering.await.map_err(failure) }).await?;
-                (text, Some(version))
+                let (variables, prompt) = (&arguments.variables, arguments.prompt.as_deref());
+                let wording = self.models.word(tenant, &template, variables, prompt);
+                let (words, version) = unless_cancelled(call, async { wording.await.map_err(failure) }).await?;
+                (words, Some(version))
             }
-            None => (arguments.prompt.clone().unwrap_or_default(), None),
+            None => (arguments.plain(), None),
         };
-        let answer = ask(&self.models, call, &choice, &arguments.asking(text)).await?;
+        let answer = ask(&self.models, call, &choice, &arguments.asking(words)).await?;
         Ok(Outcome::Done { cost: Some(answer.spent), output: output(answer, template) })
     }
 }
@@ -167,15 +167,15 @@ impl Arguments {
         Some(pinned.map_or_else(|| template.clone(), Reference::from))
     }
 
-    /// What the template is given.
-    fn variables(&self) -> Map<String, Value> {
-        let prompt = self.prompt.iter().map(|prompt| ("prompt".to_owned(), Value::from(prompt.as_str())));
-        self.variables.clone().into_iter().chain(prompt).collect()
+    /// The prompt as it stands.
+    fn plain(&self) -> Worded {
+        Worded { system: None, text: self.prompt.clone().unwrap_or_default() }
     }
 
     /// The question, in these words.
-    fn asking(self, text: String) -> Prompt {
+    fn asking(self, Worded { system: told, text }: Worded) -> Prompt {
         let Self { system, images, schema, max_tokens, reasoning, .. } = self;
+        let system = [system, told].into_iter().flatten().reduce(|own, told| format!("{own}\n\n{told}"));
         let messages = vec![Message::User { text, images }];
         Prompt { system, messages, schema, max_tokens, reasoning, ..Prompt::default() }
     }
