@@ -184,7 +184,11 @@ impl Models {
         let prompt = self.see(tenant, prompt.clone()).await?;
         loop {
             let target = self.next(&mut asking).await?;
-            match self.ask_one(&mut asking, &target, prompt.clone(), teller).await {
+            let answered = self.ask_one(&mut asking, &target, prompt.clone(), teller).await;
+            if answered.is_ok() || asking.is_last() {
+                span::by(&target);
+            }
+            match answered {
                 Ok(answer) => {
                     asking.settle();
                     let reasoning = answer.reasoning.filter(|_| prompt.reasoning);

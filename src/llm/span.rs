@@ -27,6 +27,17 @@ pub(super) fn of(target: &Target, operation: &'static str) -> Span {
     span
 }
 
+/// Says on the span that this task works in who it was that answered, or was the last that did not.
+pub(super) fn by(target: &Target) {
+    let config = &target.config.body;
+    Span::current().note(|| {
+        [
+            KeyValue::new("gen_ai.provider.name", provider(target.api, &config.provider)),
+            KeyValue::new("gen_ai.request.model", config.model.clone()),
+        ]
+    });
+}
+
 /// Begins that of a question for words.
 pub(super) fn of_chat(target: &Target, prompt: &Prompt) -> Span {
     let (span, config) = (of(target, "chat"), &target.config.body);

@@ -78,6 +78,11 @@ impl Asking<'_> {
         drop(self.teller.send(news).await);
     }
 
+    /// Whether there is no other to ask.
+    pub(super) fn is_last(&self) -> bool {
+        self.left.len() == 0
+    }
+
     /// The present model gives nothing, whatever it took.
     pub(super) async fn fail(&mut self, failure: AskError) {
         self.leave().await;
@@ -213,7 +218,7 @@ impl Models {
     /// waits of himself and there is another.
     fn bears_waiting(&self, asking: &Asking<'_>, fault: &Fault) -> bool {
         let asked = fault.retry_after.unwrap_or_default().as_secs_f64();
-        let is_long = asked > self.settings.retry_max_delay && asking.left.len() > 0;
+        let is_long = asked > self.settings.retry_max_delay && !asking.is_last();
         asking.failures < self.settings.max_retries && !is_long
     }
 

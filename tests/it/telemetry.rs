@@ -131,7 +131,8 @@ async fn a_run_of_an_agent_is_a_trace_by_the_conventions() {
         says(
             turn,
             json!({ "gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": "support",
-            "gen_ai.agent.version": "1", "gen_ai.conversation.id": run.id, "fermata.step.outcome": "completed" }),
+            "gen_ai.agent.version": "1", "gen_ai.conversation.id": run.id, "fermata.step.outcome": "completed",
+            "gen_ai.provider.name": "anthropic", "gen_ai.request.model": "m-1" }),
         );
         assert_eq!((&chat.trace_id, &chat.parent_span_id), (&turn.trace_id, &turn.span_id));
         assert!(chat.kind == 3 && chat.end_time_unix_nano > chat.start_time_unix_nano);
