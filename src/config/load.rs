@@ -267,6 +267,31 @@ mod tests {
         extract(environment(usual().merge(Toml::string("[http]\nbody_limit = 7")), variables))
     }
 
+    /// A name that counts without the prefix, its default, something else, and how the settings say it.
+    type Bare = (&'static str, &'static str, &'static str, fn(&Settings) -> String);
+
+    #[test]
+    fn what_is_done_about_models_and_jobs_is_set_under_the_names_that_everybody_knows() {
+        let known: [Bare; 10] = [
+            ("LLM_DEFAULT_TIMEOUT_SECONDS", "120", "7", |it| it.llm.default_timeout_seconds.to_string()),
+            ("LLM_MAX_RETRIES", "3", "7", |it| it.llm.max_retries.to_string()),
+            ("LLM_RETRY_INITIAL_DELAY", "1.0", "7.5", |it| format!("{:?}", it.llm.retry_initial_delay)),
+            ("LLM_RETRY_MAX_DELAY", "60.0", "7.5", |it| format!("{:?}", it.llm.retry_max_delay)),
+            ("CIRCUIT_BREAKER_FAILURE_THRESHOLD", "5", "7", |it| it.circuit_breaker.failure_threshold.to_string()),
+            ("CIRCUIT_BREAKER_SUCCESS_THRESHOLD", "2", "7", |it| it.circuit_breaker.success_threshold.to_string()),
+            ("CIRCUIT_BREAKER_TIMEOUT_SECONDS", "60.0", "7.5", |it| {
+                format!("{:?}", it.circuit_breaker.timeout_seconds)
+            }),
+            ("JOB_DEFAULT_MAX_RETRIES", "3", "7", |it| it.job.default_max_retries.to_string()),
+            ("JOB_RETRY_DELAY_MIN", "5.0", "7.5", |it| format!("{:?}", it.job.retry_delay_min)),
+            ("JOB_RETRY_DELAY_MAX", "300.0", "777.5", |it| format!("{:?}", it.job.retry_delay_max)),
+        ];
+        for (name, usual, other, said) in known {
+            assert_eq!(said(&read_variables(&[]).expect("defaults")), usual, "{name}");
+            assert_eq!(said(&read_variables(&[(name, other)]).expect(name)), other, "{name}");
+        }
+    }
+
     #[test]
     fn the_environment_wins_and_text_stays_text() {
         let settings = read_variables(&[

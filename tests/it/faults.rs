@@ -139,6 +139,8 @@ fn faults(asker: Asker, provider: &str) -> Vec<Fault> {
         retried(broken(Midway::Short), "model_broke_off"),
         retried(Turn::Garbled(words()), "model_broke_off"),
         retried(broken(Midway::Garbled), "model_broke_off"),
+        retried(Turn::Unframed(words()), "model_broke_off"),
+        retried(Turn::Torn(words()), "model_unavailable"),
         retried(Turn::ErrorInside(words()), "model_unavailable"),
         retried(broken(Midway::Error), "model_unavailable"),
         retried(Turn::WrongJson, "model_broke_off"),

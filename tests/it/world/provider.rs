@@ -69,6 +69,10 @@ pub enum Turn {
     Broken(String, Value, Midway),
     /// The words, and among them a frame that is no JSON.
     Garbled(Vec<String>),
+    /// The words, and then a page of some gateway in the same body, in no frame at all.
+    Unframed(Vec<String>),
+    /// The words, the last of them in bytes that are no UTF-8, and the end.
+    Torn(Vec<String>),
     /// JSON of quite another kind, with status 200.
     WrongJson,
     /// An answer without words.
@@ -316,6 +320,11 @@ async fn answer(State(shared): State<Arc<Shared>>, uri: Uri, headers: HeaderMap,
             all.insert(1, garbled(api));
             frames(all)
         }
+        Turn::Unframed(words) => {
+            let page = "<html><body>502 Bad Gateway</body></html>\n".to_owned();
+            frames([words_of(api, &words), vec![page]].concat())
+        }
+        Turn::Torn(words) => torn(whole(&words, true), words.last().map_or("", String::as_str)),
         Turn::Broken(name, arguments, midway) => {
             let all = calling_half(api, &name, &arguments, midway);
             match midway {
@@ -351,6 +360,17 @@ fn counted(all: Vec<String>, tokens: Option<usize>) -> Vec<String> {
 fn frames(all: Vec<String>) -> Response {
     let body = Body::from_stream(stream::iter(all.into_iter().map(Ok::<_, Infallible>)));
     ([(header::CONTENT_TYPE, "text/event-stream")], body).into_response()
+}
+
+/// With bytes that are no UTF-8 where this word stands.
+fn torn(all: Vec<String>, word: &str) -> Response {
+    let bytes = |frame: String| match frame.split_once(word) {
+        Some((before, after)) => [before.as_bytes(), &[0xff, 0xfe, 0xc3], after.as_bytes()].concat(),
+        None => frame.into_bytes(),
+    };
+    let all = all.into_iter().map(move |frame| Ok::<_, Infallible>(bytes(frame)));
+    ([(header::CONTENT_TYPE, "text/event-stream")], Body::from_stream(stream::iter(all.collect::<Vec<_>>())))
+        .into_response()
 }
 
 fn slowly(all: Vec<String>, pause: Duration) -> Response {
