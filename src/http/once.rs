@@ -123,6 +123,21 @@ impl Once {
         }
     }
 
+    /// The answer of the first time, where this is a repeated request that cannot be taken any more: what it names may be
+    /// another thing by now, or gone.
+    ///
+    /// # Errors
+    /// `refused`, where there is none; idempotency-mismatch (422) when the key came with another request before.
+    pub async fn again<P: Permit>(&self, ctx: &Ctx<P>, refused: Error) -> Result<Response> {
+        let Some(key) = &self.key else { return Err(refused) };
+        let slot = store::Slot { tenant_id: ctx.tenant_id, route: &self.route, key };
+        match store::find(&mut ctx.begin_reading().await?, slot, ctx.now()).await? {
+            Some(Reservation::Done { print, .. }) if print != self.fingerprint(ctx.subject.as_str()) => Err(mismatch()),
+            Some(Reservation::Done { status, body, .. }) => replay(status, body),
+            _ => Err(refused),
+        }
+    }
+
     /// What makes two requests the same: who, what target, what body.
     fn fingerprint(&self, subject: &str) -> [u8; 32] {
         let body = self.arrival.body_hash.get().copied().unwrap_or_else(|| Sha256::digest([]).into());

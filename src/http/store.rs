@@ -79,7 +79,7 @@ async fn insert(
     Ok(inserted.is_some())
 }
 
-async fn find(tx: &mut TenantTx, slot: Slot<'_>, now: Timestamp) -> Result<Option<Reservation>> {
+pub(super) async fn find(tx: &mut TenantTx, slot: Slot<'_>, now: Timestamp) -> Result<Option<Reservation>> {
     let row: Option<(Vec<u8>, Option<i16>, Option<String>)> = sqlx::query_as(
         "select body_hash, status, response from idempotency_keys
          where tenant_id = $1 and route = $2 and key = $3 and expires_at > $4",

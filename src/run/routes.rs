@@ -262,8 +262,10 @@ async fn plan(
     prefer: Prefer,
     Json(body): Json<PlanBody>,
 ) -> Result<Response> {
-    let request = body.into_request(&state, &ctx).await?;
-    state.open(&ctx, once, prefer, request).await
+    match body.into_request(&state, &ctx).await {
+        Ok(request) => state.open(&ctx, once, prefer, request).await,
+        Err(refused) => once.again(&ctx, refused).await,
+    }
 }
 
 /// Begin a run
@@ -282,7 +284,10 @@ async fn execute(
     Json(body): Json<ExecuteBody>,
 ) -> Result<Response> {
     match body.split()? {
-        Err(body) => state.open(&ctx, once, prefer, body.into_request(&state, &ctx).await?).await,
+        Err(body) => match body.into_request(&state, &ctx).await {
+            Ok(request) => state.open(&ctx, once, prefer, request).await,
+            Err(refused) => once.again(&ctx, refused).await,
+        },
         Ok(run_id) => {
             let work =
                 async |tx: &mut _| Reply::json(StatusCode::ACCEPTED, &state.runs.execute(tx, &ctx, run_id).await?);

@@ -55,8 +55,10 @@ async fn test(
     Json(body): Json<TestBody>,
 ) -> Result<Response> {
     let tools = state.tools.with(ctx.tenant_id, [name.as_str()]).await?;
-    let request = request(&tools, &name, body.arguments.unwrap_or_default())?;
-    state.open(&ctx, once, prefer, request).await
+    match request(&tools, &name, body.arguments.unwrap_or_default()) {
+        Ok(request) => state.open(&ctx, once, prefer, request).await,
+        Err(refused) => once.again(&ctx, refused).await,
+    }
 }
 
 /// The run that calls it.

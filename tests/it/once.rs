@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::world::{Answer, Client, Upstream, World};
+use crate::world::{Answer, Client, Provider, Upstream, World};
 
 fn body() -> Value {
     json!({ "plan": [{ "id": "a", "uses": "debug.echo", "approval": {} }] })
@@ -94,6 +94,44 @@ async fn a_decision_and_a_cancel_happen_once_too() {
     first.expect(202);
     assert_eq!(cancel().await.body, first.body);
     assert_eq!(run.wait_end().await["status"], "cancelled");
+}
+
+#[tokio::test]
+async fn a_repeated_request_has_its_answer_also_when_what_it_names_is_gone() {
+    let provider = Provider::start().await;
+    let world = World::with(|settings| settings.llm.providers = provider.settings().collect()).await;
+    let server = Upstream::start().await;
+    let tool = json!({ "description": "Looks", "method": "GET", "url": server.url("/look"), "effect": "pure" });
+    let config = json!({ "provider": "fake-openai", "model": "m" });
+    let agent = json!({ "instructions": "Help.", "config": "mine" });
+    for (path, body) in [("/tools/http/shop.look", &tool), ("/llm/configs/mine", &config), ("/agents/mine", &agent)] {
+        world.admin().request(Method::PUT, path).json(body).send().await.expect(201);
+    }
+    let begun = json!({ "agent": "mine", "goal": "Talk" });
+    let requests = [
+        ("/tools/shop.look/test", json!({})),
+        ("/jobs", json!({ "prompt": "x", "config_name": "mine" })),
+        ("/agent/execute", begun.clone()),
+    ];
+    let send = async |(path, body): &(&str, Value), key: &str| {
+        world.operator().request(Method::POST, path).json(body).key(key).send().await
+    };
+    let mut first = vec![];
+    for request in &requests {
+        let answer = send(request, "k").await;
+        answer.expect(202);
+        first.push(answer.body.clone());
+    }
+    for path in ["/tools/http/shop.look", "/agents/mine", "/llm/configs/mine"] {
+        world.admin().request(Method::DELETE, path).send().await.expect(204);
+    }
+    for (request, first) in requests.iter().zip(first) {
+        let again = send(request, "k").await;
+        assert_eq!((again.status, again.header("idempotency-replayed"), &again.body), (202, Some("true"), &first));
+        assert!(send(request, "new").await.status >= 400, "{request:?}");
+    }
+    let other = json!({ "prompt": "y", "config_name": "mine" });
+    send(&("/jobs", other), "k").await.problem(422, "idempotency-mismatch");
 }
 
 #[tokio::test]

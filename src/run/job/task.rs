@@ -42,7 +42,10 @@ impl Kind {
         (body, retry): (impl Serialize, Option<Retry>),
         taken: fn(RunId) -> T,
     ) -> Result<Response> {
-        let request = Request { retry, ..self.request(state, ctx, json!(body)).await? };
+        let request = match self.request(state, ctx, json!(body)).await {
+            Ok(request) => Request { retry, ..request },
+            Err(refused) => return once.again(ctx, refused).await,
+        };
         let (opening, run_id) = Opening::by(ctx);
         let work = async |tx: &mut _| {
             state.runs.open(tx, opening, request).await.map_err(|error| self.refused(error))?;
@@ -84,6 +87,9 @@ impl Kind {
         let (asked, _) = tool::named(&plan.steps, &Arc::new(json!(input)));
         if !asked.contains(&wanted) {
             return Ok(());
+        }
+        if error.retryable {
+            return Err(Error::unavailable(error.message));
         }
         let detail = format!("{}: put the configuration, or have the operator set a key", error.message);
         Err(Error::new(Problem::NoPlanner, detail).with("field", field))
