@@ -99,36 +99,48 @@ impl Turn {
     }
 
     /// Says to the calls that wait for it whether there is room for more than they were expected to take.
-    pub(super) async fn grant(&mut self, now: Timestamp) {
-        for Want { step, attempt, total, granted } in std::mem::take(&mut self.wants) {
-            let room = match self.estimates.get(&step).copied() {
+    ///
+    /// # Errors
+    /// When a budget cannot be asked now; whoever waits goes on waiting.
+    pub(super) async fn grant(&mut self, now: Timestamp) -> Result<()> {
+        while let Some(want) = self.wants.pop() {
+            let room = match self.estimates.get(&want.step).copied() {
                 // Nothing bounds it.
-                None => true,
-                Some(had) => self.widen((&step, attempt), had, total, now).await,
+                None => Ok(true),
+                Some(had) => self.widen((&want.step, want.attempt), had, want.total, now).await,
             };
-            // It may have been called off meanwhile.
-            let _ = granted.send(room);
+            match room {
+                // It may have been called off meanwhile.
+                Ok(room) => drop(want.granted.send(room)),
+                Err(error) => {
+                    self.wants.push(want);
+                    return Err(error);
+                }
+            }
         }
+        Ok(())
     }
 
-    async fn widen(&mut self, attempt: (&StepKey, u32), had: Estimate, total: Estimate, now: Timestamp) -> bool {
+    async fn widen(
+        &mut self,
+        attempt: (&StepKey, u32),
+        had: Estimate,
+        total: Estimate,
+        now: Timestamp,
+    ) -> Result<bool> {
         // That it is a call is counted.
         let total = Estimate { tool_calls: 0, ..total.most(had) };
         if total.is_within(had) {
-            return true;
+            return Ok(true);
         }
         let out = self.out(attempt.0) + self.state.purse.lent_besides(attempt.0);
         let lacks = match self.state.lacks(total, out, now) {
             Some(raise) => Some(raise),
             None => {
                 let total = Estimate { tool_calls: had.tool_calls, ..total };
-                match self.shared.days.reserve(self.run_key(), attempt, &total, Some(&had), now).await {
-                    Ok(Share::Lacks(raise)) => Some(raise),
-                    Ok(_) => None,
-                    Err(error) => {
-                        tracing::warn!(?error, run = %self.state.run_id, "a budget could not be asked");
-                        return false;
-                    }
+                match self.shared.days.reserve(self.run_key(), attempt, &total, Some(&had), now).await? {
+                    Share::Lacks(raise) => Some(raise),
+                    Share::Reserved | Share::Unbounded => None,
                 }
             }
         };
@@ -136,7 +148,7 @@ impl Turn {
             Some(raise) => drop(self.short.insert(attempt.0.clone(), raise)),
             None => drop(self.estimates.insert(attempt.0.clone(), Estimate { tool_calls: had.tool_calls, ..total })),
         }
-        lacks.is_none()
+        Ok(lacks.is_none())
     }
 
     /// The question whether the budget is raised for a call that had to stop for want of it.

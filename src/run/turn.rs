@@ -191,7 +191,7 @@ impl Turn {
         self.passed_at = now;
         self.stock().await?;
         self.hear_reports();
-        self.grant(now).await;
+        self.grant(now).await?;
         self.pin_drafts(now).await?;
         for command in self.heard.clone() {
             self.decide_heard(command, now);

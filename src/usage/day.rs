@@ -91,10 +91,18 @@ impl Days {
             _ => return Ok(Share::Unbounded),
         }
         let mut tx = self.db.tenant(tenant).await?;
+        let since = match had {
+            Some(_) => store::since(&mut tx, (tenant, run), (step, attempt)).await?,
+            None => None,
+        };
         let share = store::reserve(&mut tx, (tenant, run), (step, attempt), call, now).await?;
         if let (Share::Lacks(_), Some(had)) = (&share, had) {
             // Under the lock of the day's book, so nobody takes it meanwhile.
             store::reserve(&mut tx, (tenant, run), (step, attempt), had, now).await?;
+        }
+        if let Some(since) = since {
+            // The time that it has taken already is not forgotten.
+            store::begun(&mut tx, (tenant, run), (step, attempt), since).await?;
         }
         // The day's book may have been opened, whatever came of it.
         tx.commit().await?;

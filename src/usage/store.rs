@@ -205,6 +205,45 @@ pub(super) async fn reserve(
     })
 }
 
+/// Since when an attempt takes time of what it has reserved.
+pub(super) async fn since(
+    tx: &mut TenantTx,
+    (tenant, run): (TenantId, RunId),
+    (step, attempt): (&StepKey, u32),
+) -> Result<Option<Timestamp>> {
+    let since = sqlx::query_scalar::<_, Option<Timestamp>>(
+        "select since from usage_reservations where tenant_id = $1 and run_id = $2 and step_id = $3 and attempt = $4",
+    )
+    .bind(tenant.uuid())
+    .bind(run.uuid())
+    .bind(step.to_string())
+    .bind(i32::try_from(attempt).unwrap_or(i32::MAX))
+    .fetch_optional(tx.conn())
+    .await?;
+    Ok(since.flatten())
+}
+
+/// Puts that right.
+pub(super) async fn begun(
+    tx: &mut TenantTx,
+    (tenant, run): (TenantId, RunId),
+    (step, attempt): (&StepKey, u32),
+    since: Timestamp,
+) -> Result<()> {
+    sqlx::query(
+        "update usage_reservations set since = $5
+         where tenant_id = $1 and run_id = $2 and step_id = $3 and attempt = $4",
+    )
+    .bind(tenant.uuid())
+    .bind(run.uuid())
+    .bind(step.to_string())
+    .bind(i32::try_from(attempt).unwrap_or(i32::MAX))
+    .bind(since)
+    .execute(tx.conn())
+    .await?;
+    Ok(())
+}
+
 const SUMS: &str = "sum(calls)::bigint as calls, sum(input_tokens)::bigint as input_tokens,
      sum(cached_tokens)::bigint as cached_tokens, sum(output_tokens)::bigint as output_tokens, sum(cost) as cost";
 

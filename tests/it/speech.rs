@@ -408,3 +408,26 @@ async fn a_budget_counts_vectors_and_speech_before_they_are_asked_for() {
         assert_eq!(provider.asked().len(), before, "nobody is asked before");
     }
 }
+
+#[tokio::test]
+async fn how_long_a_recording_is_counts_once_it_is_here_and_is_given_back() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
+    configure(&world, "fake-openai", json!({ "price": null })).await;
+    let caps = json!({ "tokens": 1_000_000 });
+    world.admin().request(Method::PUT, "/usage/budget").json(&caps).send().await.expect(200);
+    let audio = BASE64_STANDARD.encode("x".repeat(4000));
+    let with = json!({ "config": "fake-openai", "audio": audio, "mediaType": "audio/mpeg" });
+    run(&world, "speech.transcribe", "fake-openai", &with).await.completes().await;
+    let day = world.viewer().get("/usage/budget").await.expect(200);
+    assert_eq!(day["reserved"]["tokens"], 0, "{day}");
+    // Four bytes may be a token asked, and one said.
+    let plan = json!([{ "id": "ask", "uses": "speech.transcribe", "with": with }]);
+    let held = world.operator().execute(json!({ "plan": plan, "budget": { "tokens": 2000 } })).await;
+    let asked = held.wait_for("awaiting_approval").await.data["payload"].clone();
+    assert_eq!(
+        (&asked["raises"], &asked["raise"], provider.asked().len()),
+        (&json!("tokens"), &json!(2.0), 1),
+        "{asked}"
+    );
+}

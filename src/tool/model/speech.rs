@@ -198,6 +198,15 @@ impl Tool for Transcribe {
         PATIENCE
     }
 
+    async fn expects_each(&self, tenant: TenantId, calls: &[&Value], models: Option<&ModelPins>) -> Vec<Estimate> {
+        let asked = calls.iter().map(|arguments| {
+            let Dictation { config, .. } = Dictation::deserialize(*arguments).ok()?;
+            Some((choice(models, config), ()))
+        });
+        // How long it is nobody knows before it is here; that it takes something is known.
+        self.models.expects(tenant, asked.collect(), |(), config| config.body.estimate_of(1, 1)).await
+    }
+
     fn touches(&self, arguments: &Value) -> Option<String> {
         Some(format!("GET {}", arguments["audioUrl"].as_str()?))
     }
