@@ -13,6 +13,7 @@ mod fault;
 mod fetch;
 mod image;
 mod key;
+mod parameters;
 mod prompt;
 mod provider;
 mod quota;

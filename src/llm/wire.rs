@@ -26,6 +26,7 @@ use serde_json::{Value, json};
 use super::{
     Message, Prompt, Reasoning, Stop, Thoughts, ToolCall, Usage,
     fault::{Fault, FaultKind},
+    parameters::Parameters,
     provider::Target,
     thoughts::Trail,
 };
@@ -215,20 +216,18 @@ fn options(target: &Target, prompt: &Prompt, thinks: bool) -> ChatOptions {
 
 fn request(target: &Target, prompt: &Prompt, trail: Option<&Trail>) -> ChatRequest {
     let config = target.config.reference();
-    let tools: Vec<_> = prompt
-        .tools
-        .iter()
-        .map(|tool| {
-            let described = Tool::new(tool.name.as_str()).with_description(tool.description.as_str());
-            described.with_schema(Value::clone(&tool.arguments))
-        })
-        .collect();
+    let (mut tools, mut system) = (vec![], prompt.system.clone());
+    for tool in &prompt.tools {
+        let Parameters { schema, description, more } = Parameters::of(tool, target.api);
+        tools.push(Tool::new(tool.name.as_str()).with_description(description).with_schema(schema));
+        system = [system, more].into_iter().flatten().reduce(|said, more| format!("{said}\n\n{more}"));
+    }
     let told = |(place, of): (usize, &Message)| {
         let blocks = trail.map_or(&[][..], |trail| trail.blocks(place, of));
         message(of, blocks, |by| signs_calls(target.api) && by.is_none_or(|by| *by == config))
     };
     ChatRequest {
-        system: prompt.system.clone(),
+        system,
         messages: prompt.messages.iter().enumerate().map(told).collect(),
         tools: (!tools.is_empty()).then_some(tools),
         ..ChatRequest::default()

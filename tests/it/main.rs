@@ -43,6 +43,7 @@ mod recovery;
 mod resilience;
 mod retention;
 mod runs;
+mod schemas;
 mod smoke;
 mod speech;
 mod streams;

@@ -286,6 +286,29 @@ pub(super) fn calling_half(api: Api, name: &str, arguments: &Value, midway: Midw
     all
 }
 
+/// Why the provider does not take the tools as they are told.
+pub(super) fn untaken(api: Api, body: &Value) -> Option<String> {
+    let (tools, description, schema) = match api {
+        Api::Openai => (&body["tools"], "/function/description", "/function/parameters"),
+        Api::OpenaiResponses => (&body["tools"], "/description", "/parameters"),
+        Api::Anthropic => (&body["tools"], "/description", "/input_schema"),
+        Api::Gemini => (&body["tools"][0]["functionDeclarations"], "/description", "/parametersJsonSchema"),
+    };
+    let is_bad = |schema: &Value| {
+        let together = ["oneOf", "anyOf", "allOf", "enum", "not"].iter().any(|word| !schema[word].is_null());
+        together || schema["type"] != "object" || !schema["properties"].is_object()
+    };
+    let is_openai = matches!(api, Api::Openai | Api::OpenaiResponses);
+    tools.as_array().into_iter().flatten().find_map(|tool| {
+        let text = tool.pointer(description).and_then(Value::as_str).unwrap_or_default();
+        if is_openai && text.chars().count() > 1024 {
+            return Some(format!("{tool}: string too long. Expected a string with maximum length 1024"));
+        }
+        let schema = tool.pointer(schema).unwrap_or(&Value::Null);
+        is_bad(schema).then(|| format!("{tool}: schema must have type 'object' and not have 'oneOf'/'anyOf'/'allOf'/'enum'/'not' at the top level"))
+    })
+}
+
 /// A frame that is no JSON.
 pub(super) fn garbled(api: Api) -> String {
     let name = if api == Api::Anthropic { "event: content_block_delta\n" } else { "" };

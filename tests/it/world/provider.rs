@@ -25,7 +25,7 @@ use tokio::{net::TcpListener, sync::watch};
 use super::{
     frames::{
         Midway, calling, calling_half, end_of, error_of, garbled, images, is_paired, lacks_thought, outputs,
-        thoughtful, words_of,
+        thoughtful, untaken, words_of,
     },
     plain::Plain,
     within,
@@ -291,7 +291,7 @@ async fn answer(State(shared): State<Arc<Shared>>, uri: Uri, headers: HeaderMap,
         path if path.contains(":streamGenerateContent") => Api::Gemini,
         other => panic!("no model is asked at {other}"),
     };
-    let (is_paired, lack) = (is_paired(api, &body), lacks_thought(api, &body));
+    let (is_paired, lack) = (is_paired(api, &body), lacks_thought(api, &body).or_else(|| untaken(api, &body)));
     if let Some(lack) = lack {
         shared.note(Asked { path, headers, body }, is_paired);
         return refused(&lack);
