@@ -27,6 +27,8 @@ const NOTE: usize = 4096;
 #[derive(Clone, Debug)]
 pub(super) struct Past {
     pub(super) n: u32,
+    /// The tokens of the question that it answered, as its provider counted; 0 where nobody did.
+    pub(super) asked: u64,
     /// What the model said; with a call for each of the outputs.
     pub(super) said: Message,
     pub(super) given: Vec<Given>,
@@ -57,21 +59,12 @@ enum View {
     Place,
 }
 
-/// What was said after the goal, as a model is told.
-pub(super) struct Told {
-    pub(super) messages: Vec<Message>,
-    /// What is left out of it.
-    pub(super) compacted: Compacted,
-    /// So many of the messages were all of them in the question before, where the last turn is all that came since.
-    pub(super) before: Option<usize>,
-}
-
-/// What was said after the goal. `fixed` are the bytes of all else in the question, `window` the most tokens of it, `reader`
-/// the tool that reads outputs, by the name that the model knows it by.
-pub(super) fn compact(past: Vec<Past>, fixed: usize, window: u32, reader: Option<&str>) -> Told {
-    let tokens = usize::try_from(window.saturating_sub(1)).unwrap_or(usize::MAX);
-    let room = tokens.saturating_mul(Prompt::TOKEN);
-    let mut history = History { fixed, room, reader, turns: vec![], bytes: vec![], out: 0, note: None, grows: false };
+/// What was said after the goal, as the model is told, and what is left out of it. `fixed` are the bytes of all else in
+/// the question, `window` the most tokens of it, `reader` the tool that reads outputs, by the name that the model knows it by.
+pub(super) fn compact(past: Vec<Past>, fixed: usize, window: u32, reader: Option<&str>) -> (Vec<Message>, Compacted) {
+    let window = usize::try_from(window.saturating_sub(1)).unwrap_or(usize::MAX);
+    let room = window.saturating_mul(Prompt::TOKEN);
+    let mut history = History { fixed, window, room, reader, turns: vec![], bytes: vec![], out: 0, note: None };
     for turn in past {
         history.add(turn);
     }
@@ -80,7 +73,9 @@ pub(super) fn compact(past: Vec<Past>, fixed: usize, window: u32, reader: Option
 
 struct History<'a> {
     fixed: usize,
-    /// The most bytes of the whole question.
+    /// The most tokens of the whole question.
+    window: usize,
+    /// The bytes that are as many.
     room: usize,
     reader: Option<&'a str>,
     turns: Vec<Past>,
@@ -89,18 +84,16 @@ struct History<'a> {
     /// So many of them are left out, the oldest, and the note stands in their place.
     out: usize,
     note: Option<Message>,
-    /// Whether nothing had to be left out for the last turn.
-    grows: bool,
 }
 
 impl History<'_> {
     /// One more turn, and what had to be left out of the question that followed it.
     fn add(&mut self, turn: Past) {
+        self.measure(turn.asked);
         self.bytes.push(turn.bytes(self.reader));
         self.turns.push(turn);
         let most = self.room / 4 * 3;
-        self.grows = self.bytes() <= most;
-        if self.grows {
+        if self.bytes() <= most {
             return;
         }
         let old = self.turns.len().saturating_sub(LAST);
@@ -116,6 +109,15 @@ impl History<'_> {
         }
         // Rather the last turn alone than none.
         self.leave_out(self.turns.len().saturating_sub(1), self.room);
+    }
+
+    /// Learns from the tokens that a provider counted of the question so far how many bytes make one, where it is fewer than
+    /// usual. It is one at least.
+    fn measure(&mut self, tokens: u64) {
+        let (tokens, bytes) = (u128::from(tokens), self.bytes() as u128);
+        if let Some(room) = (self.window as u128 * bytes.max(tokens)).checked_div(tokens) {
+            self.room = usize::try_from(room).unwrap_or(usize::MAX).min(self.window.saturating_mul(Prompt::TOKEN));
+        }
     }
 
     /// The bytes of the whole question.
@@ -166,9 +168,8 @@ impl History<'_> {
         }
     }
 
-    fn told(self) -> Told {
+    fn told(self) -> (Vec<Message>, Compacted) {
         let mut compacted = Compacted { turns: self.out, ..Compacted::default() };
-        let last = self.turns.last().map_or(0, |turn| 1 + turn.given.len());
         let mut messages = Vec::from_iter(self.note);
         for turn in self.turns.into_iter().skip(self.out) {
             let seen = |view: fn(View) -> bool| turn.given.iter().filter(|given| view(given.view)).count();
@@ -177,8 +178,7 @@ impl History<'_> {
             messages.push(turn.said);
             messages.extend(turn.given.into_iter().map(|given| given.told(self.reader)));
         }
-        let before = self.grows.then(|| messages.len() - last);
-        Told { messages, compacted, before }
+        (messages, compacted)
     }
 }
 
@@ -286,7 +286,7 @@ mod tests {
             false => Given::output(&id(place), "act", &json!("é".repeat(bytes / 2))),
         };
         let said = Message::said("w".repeat(words), calls.iter().enumerate().map(call).collect());
-        Past { n, said, given: calls.iter().enumerate().map(given).collect() }
+        Past { n, asked: 0, said, given: calls.iter().enumerate().map(given).collect() }
     }
 
     fn bytes(messages: &[Message]) -> usize {
@@ -304,7 +304,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_question_stays_within_the_window_and_whole(past in histories(), fixed in 0..9000_usize, window in 500..60_000_u32) {
-            let Told { messages: told, compacted, .. } = compact(past.clone(), fixed, window, READER);
+            let (told, compacted) = compact(past.clone(), fixed, window, READER);
             let room = (window as usize - 1) * Prompt::TOKEN;
             if fixed + bytes(&told) > room {
                 // What is left is the last turn alone, with next to nothing of what its calls gave.
@@ -342,12 +342,9 @@ mod tests {
         fn what_is_left_out_stays_out(past in histories(), window in 500..60_000_u32) {
             let asked: Vec<_> = (0..=past.len()).map(|n| compact(past[..n].to_vec(), 100, window, READER)).collect();
             for pair in asked.windows(2) {
-                prop_assert!(pair[0].compacted.turns <= pair[1].compacted.turns);
-                if let Some(before) = pair[1].before {
-                    prop_assert_eq!(&pair[1].messages[..before], &pair[0].messages[..], "it goes on");
-                }
-                let [before, after] = [&pair[0], &pair[1]].map(|told| {
-                    told.messages.iter().filter_map(|message| match message {
+                prop_assert!(pair[0].1.turns <= pair[1].1.turns);
+                let [before, after] = [&pair[0].0, &pair[1].0].map(|told| {
+                    told.iter().filter_map(|message| match message {
                         Message::Tool { call_id, output, .. } => Some((call_id.clone(), output.len())),
                         _ => None,
                     }).collect::<std::collections::BTreeMap<_, _>>()
@@ -363,17 +360,16 @@ mod tests {
     fn a_question_mostly_begins_as_the_one_before() {
         let past: Vec<_> = (1..=90).map(|n| turn(n, 40, &[(20, 4000, false), (20, 900, true)])).collect();
         let asked: Vec<_> = (0..=90).map(|n| compact(past[..n].to_vec(), 2000, 20_000, READER)).collect();
-        assert!(asked.iter().all(|told| bytes(&told.messages) + 2000 <= 60_000), "the limit is three quarters");
-        let anew = asked.windows(2).filter(|pair| !pair[1].messages.starts_with(&pair[0].messages)).count();
+        assert!(asked.iter().all(|(told, _)| bytes(told) + 2000 <= 60_000), "the limit is three quarters");
+        let anew = asked.windows(2).filter(|pair| !pair[1].0.starts_with(&pair[0].0)).count();
         assert!((5..=25).contains(&anew), "{anew} of 90 questions begin anew");
-        assert_eq!(asked[1..].iter().filter(|told| told.before.is_none()).count(), anew, "and it is known which");
     }
 
     #[test]
     fn outputs_go_before_turns_and_each_says_where_it_is() {
         let told = |turns: u32, window, reader| {
             let past = (1..=turns).map(|n| turn(n, 10, &[(10, 3000, false), (10, 30, true)])).collect();
-            let Told { messages: told, compacted, .. } = compact(past, 0, window, reader);
+            let (told, compacted) = compact(past, 0, window, reader);
             let texts = told.into_iter().filter_map(|message| match message {
                 Message::User { text, .. } => Some(text),
                 Message::Tool { output, .. } if output.starts_with('[') || output.contains("[cut") => Some(output),

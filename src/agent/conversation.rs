@@ -3,14 +3,14 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde_json::{Value, json};
 
 use super::{
-    compact::{Given, Past, Told, compact},
+    compact::{Given, Past, compact},
     grow::said,
     names,
 };
 use crate::{
     journal::{AgentPin, Denial, RunHead, RunState, SkipReason, Stage, StepKey, call_id, turn_id},
     llm::{Counted, Message, Prompt, ToolCall, ToolSpec},
-    tool::{Conversation, OUTPUT_READ, Registry},
+    tool::{Asked, Conversation, OUTPUT_READ, Registry, TurnOutput},
 };
 
 /// What every agent is told besides.
@@ -43,7 +43,8 @@ pub fn conversation(state: &RunState, head: &RunHead, agent: &AgentPin, n: u32, 
             .collect();
         let given = calls.iter().map(|call| given(state, &call.id, &call.name)).collect();
         let (by, thoughts) = (Some(said.config), said.thoughts);
-        Some(Past { n: turn, said: Message::Assistant { text: said.text, calls, by, thoughts }, given })
+        let asked = said.asked.map_or(0, |asked| asked.tokens);
+        Some(Past { n: turn, asked, said: Message::Assistant { text: said.text, calls, by, thoughts }, given })
     });
     let past = past.collect();
     let specs = tools.describe().into_iter().filter(|tool| agent.may_call(&tool.name)).map(|tool| ToolSpec {
@@ -61,18 +62,18 @@ pub fn conversation(state: &RunState, head: &RunHead, agent: &AgentPin, n: u32, 
         reasoning: agent.reasoning,
         counted: None,
     };
-    let Told { messages, compacted, before } = compact(past, prompt.bytes(), agent.window, reader.as_deref());
-    prompt.counted = before.and_then(|before| counted(state, agent, n - 1, prompt.messages.len() + before));
-    prompt.messages.extend(if prompt.tools.is_empty() { told(messages) } else { messages });
+    let (past, compacted) = compact(past, prompt.bytes(), agent.window, reader.as_deref());
+    prompt.messages.extend(if prompt.tools.is_empty() { told(past) } else { past });
+    prompt.counted = n.checked_sub(1).and_then(|before| counted(&prompt, said(state, before)?));
     let (config, fallback, window) = (agent.config.clone(), agent.fallback.clone(), agent.window);
     Conversation { agent: agent.agent.clone(), config, fallback, prompt, names: known.0, window, compacted }
 }
 
-/// What the provider counted of the question of a turn, which had so many messages and was the same agent's.
-fn counted(state: &RunState, agent: &AgentPin, turn: u32, messages: usize) -> Option<Counted> {
-    let speaker = state.agent_of(state.step(&StepKey::whole(&turn_id(turn)))?)?;
-    let said = said(state, turn).filter(|said| speaker.agent == agent.agent && said.usage.input_tokens > 0)?;
-    Some(Counted { by: said.config, messages, tokens: said.usage.input_tokens })
+/// What the provider counted of a question, where that is how this one begins.
+fn counted(prompt: &Prompt, said: TurnOutput) -> Option<Counted> {
+    let Asked { messages, request, tokens } = said.asked?;
+    let begins = messages <= prompt.messages.len() && prompt.digest(messages) == request;
+    begins.then_some(Counted { by: said.config, messages, tokens })
 }
 
 /// The tools of an agent by the names that its model knows them by, hand-offs among them.

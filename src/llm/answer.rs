@@ -27,6 +27,8 @@ pub struct Answer {
     pub cost: f64,
     /// What all that were asked cost, those before it that gave nothing as well.
     pub spent: f64,
+    /// Tokens of the question as it was asked the last time, as the provider counted.
+    pub asked: u64,
     /// The configuration that answered, as `name@version`.
     pub config: String,
     /// Its provider.

@@ -297,8 +297,9 @@ impl Question for Chat<'_> {
 }
 
 fn answer(asking: &Asking<'_>, said: Said) -> Answer {
-    let Said { text, reasoning, calls, thoughts, stop, .. } = said;
+    let Said { text, reasoning, calls, thoughts, stop, usage: Usage { input_tokens: asked, .. } } = said;
     let Given { usage, cost, config, provider, model, reply, .. } = asking.present.clone();
     let spent = asking.spent();
-    Answer { text, json: None, reasoning, calls, thoughts, stop, usage, cost, spent, config, provider, model, reply }
+    let json = None;
+    Answer { text, json, reasoning, calls, thoughts, stop, usage, cost, spent, asked, config, provider, model, reply }
 }

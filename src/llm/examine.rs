@@ -141,6 +141,7 @@ mod tests {
             usage: Usage::default(),
             cost: 0.0,
             spent: 0.0,
+            asked: 0,
             config: "c@1".to_owned(),
             provider: "p".to_owned(),
             model: "m".to_owned(),

@@ -1,7 +1,8 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use super::{Thoughts, ToolCall};
 
@@ -103,6 +104,8 @@ pub struct ToolSpec {
 
 /// What surrounds a message, in bytes: its role and its marks.
 const FRAME: usize = 16;
+/// What surrounds a tool.
+const TOOL_FRAME: usize = 96;
 /// What an image counts for, in bytes.
 const IMAGE: usize = 4096;
 /// The most tokens that an image is: GPT-4o mini makes 48,169 of one that is three times as wide as it is high.
@@ -155,10 +158,21 @@ impl Prompt {
     /// Those of what is no message.
     fn head(&self) -> usize {
         let json = |value: &Arc<Value>| value.to_string().len();
-        let tool = |tool: &ToolSpec| FRAME + tool.name.len() + tool.description.len() + json(&tool.arguments);
+        let tool = |tool: &ToolSpec| TOOL_FRAME + tool.name.len() + tool.description.len() + json(&tool.arguments);
         self.system.as_ref().map_or(0, String::len)
             + self.tools.iter().map(tool).sum::<usize>()
             + self.schema.as_ref().map_or(0, json)
+    }
+
+    /// `sha256:` over who it is to be, its first messages, so many, and its tools.
+    #[must_use]
+    pub fn digest(&self, messages: usize) -> String {
+        let tools: Vec<_> =
+            self.tools.iter().map(|tool| json!([tool.name, tool.description, tool.arguments])).collect();
+        let messages: Vec<_> = self.messages.iter().take(messages).collect();
+        let whole = json!({ "system": self.system, "messages": messages, "tools": tools });
+        let hex: String = Sha256::digest(whole.to_string()).iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("sha256:{hex}")
     }
 
     /// About how many tokens it has.

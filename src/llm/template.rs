@@ -115,13 +115,13 @@ impl PromptTemplate {
     }
 
     /// A prompt in its words. They are the question where they have a place for the prompt (the variable `prompt`), or where
-    /// there is none; else they say who the model is to be, and the prompt is the question as it stands.
+    /// nothing is asked; else they say who the model is to be, and the prompt is the question as it stands.
     ///
     /// # Errors
     /// As with [`render`](Self::render).
     pub fn word(&self, variables: &Map<String, Value>, prompt: Option<&str>) -> Result<Worded> {
         let Some(prompt) = prompt else { return Ok(Worded { system: None, text: self.render(variables)? }) };
-        if !self.declares("prompt") {
+        if !self.places("prompt") {
             return Ok(Worded { system: Some(self.render(variables)?), text: prompt.to_owned() });
         }
         let mut variables = variables.clone();
@@ -131,6 +131,11 @@ impl PromptTemplate {
 
     fn variables(&self) -> impl Iterator<Item = (&String, &Variable)> + Clone {
         self.variables.iter().flatten()
+    }
+
+    /// Whether its words have a place for that variable.
+    fn places(&self, name: &str) -> bool {
+        template::check(&self.content).is_ok_and(|names| names.roots.iter().any(|root| root == name))
     }
 
     fn declares(&self, name: &str) -> bool {
@@ -185,6 +190,8 @@ mod tests {
         let is = template("You answer for {{ shop }}.", json!({ "shop": {} }));
         assert_eq!(word(&is, Some("Hello")), (Some("You answer for Hem.".to_owned()), "Hello".to_owned()));
         assert_eq!(word(&is, None), (None, "You answer for Hem.".to_owned()));
+        let unused = template("You answer for {{ shop }}.", json!({ "shop": {}, "prompt": { "default": "" } }));
+        assert_eq!(word(&unused, Some("Hello")), (Some("You answer for Hem.".to_owned()), "Hello".to_owned()));
     }
 
     #[test]

@@ -36,7 +36,7 @@ mod toolbox;
 pub use child::{AGENT, ChildRequest, ChildRuns, ChildSource, child_output, child_run_id};
 pub use http::{HttpTool, HttpTools};
 pub use mcp::{Credentials, McpEntry, McpRoutes, McpServer, Question, Questions, Servers, routes as mcp_routes};
-pub use model::{Compacted, Conversation, TurnCall, TurnOutput, named};
+pub use model::{Asked, Compacted, Conversation, TurnCall, TurnOutput, named};
 pub use output::{OUTPUT_READ, text};
 pub use progress::{Progress, Said, Told};
 pub use registry::{Described, Ports, Registry};

@@ -250,7 +250,7 @@ async fn long_winded(world: &World, fallback: &[&str]) -> Run {
     for (path, body) in [("/llm/configs/winded", config), ("/agents/winded", agent)] {
         world.admin().request(Method::PUT, path).json(&body).send().await.expect(201);
     }
-    let (goal, budget) = ("7 ".repeat(2000), json!({ "tokens": 6_500 }));
+    let (goal, budget) = ("7 ".repeat(2000), json!({ "tokens": 7_000 }));
     world.owner().execute(json!({ "agent": "winded", "goal": goal, "budget": budget })).await
 }
 
@@ -263,6 +263,25 @@ async fn what_a_provider_has_counted_is_not_reserved_for_by_the_byte_again() {
     let run = long_winded(&world, &[]).await;
     run.completes().await;
     assert!(run.events().await.iter().all(|event| event["step"] != "awaiting_approval"));
+}
+
+#[tokio::test]
+async fn what_a_provider_has_counted_does_not_count_for_a_fork_that_asks_something_else() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
+    talker(&world).await;
+    let call = || Turn::call("data_transform", json!({ "value": 7 }));
+    provider.script([call(), Turn::say("Done.")]);
+    let body = json!({ "agent": "talker", "goal": "Talk", "budget": { "tokens": 6_500 } });
+    let source = world.owner().execute(body).await;
+    source.completes().await;
+    let fork = async |edit: Value| {
+        let forked = world.owner().post(&source.path("/fork"), &json!({ "stepId": "turn-2", "edit": edit })).await;
+        world.owner().run(forked.expect(202)["runId"].as_str().unwrap())
+    };
+    provider.script([Turn::say("Done.")]);
+    fork(json!({ "goal": "Talk more" })).await.completes().await;
+    assert_eq!(lack(&fork(json!({ "goal": "7 ".repeat(2000) })).await).await["raises"], "tokens");
 }
 
 #[tokio::test]

@@ -75,6 +75,21 @@ async fn an_agent_goes_on_to_its_end_within_the_window_of_its_model() {
 }
 
 #[tokio::test]
+async fn what_is_denser_than_usual_stays_within_the_window_too() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
+    provider.dense();
+    agent(&world, "dense", "fake-openai", 10_000).await;
+    provider.script((0..20).map(|_| giving(1500)).chain([Turn::say("Seen.")]));
+    let run = begin(&world, "dense", "Look at all of it").await;
+    run.completes().await;
+    let said = run.events().await.into_iter().filter(|event| event["step"] == "message.completed");
+    let asked: Vec<_> = said.map(|event| event["payload"]["inputTokens"].as_u64().unwrap()).collect();
+    assert_eq!(asked.len(), 21);
+    assert!(asked.iter().all(|tokens| *tokens <= 9800) && asked.iter().any(|tokens| *tokens > 5000), "{asked:?}");
+}
+
+#[tokio::test]
 async fn a_large_output_is_cut_where_it_is_shown_and_read_on_in_parts() {
     let provider = Provider::start().await;
     let world = world_with(&provider).await;

@@ -24,7 +24,7 @@ pub(super) use generate::Generate;
 pub use named::named;
 pub(super) use speech::{Synthesize, Transcribe};
 pub(super) use turn::AgentTurn;
-pub use turn::{Compacted, Conversation, TurnCall, TurnOutput};
+pub use turn::{Asked, Compacted, Conversation, TurnCall, TurnOutput};
 
 /// How long a call may take. Repetitions and fallbacks have time-outs of their own.
 const PATIENCE: Duration = Duration::from_secs(1800);

@@ -3,7 +3,6 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use super::{PATIENCE, ask};
 use crate::{
@@ -60,12 +59,9 @@ impl Conversation {
             );
             return Err(Failure::new("window_exceeded", message));
         }
-        let Prompt { system, messages, tools, .. } = &self.prompt;
-        let tools: Vec<_> = tools.iter().map(|tool| json!([tool.name, tool.description, tool.arguments])).collect();
-        let whole = json!({ "system": system, "messages": messages, "tools": tools });
-        let hex: String = Sha256::digest(whole.to_string()).iter().map(|byte| format!("{byte:02x}")).collect();
-        let mut digest =
-            json!({ "config": self.config, "messages": messages.len(), "request": format!("sha256:{hex}") });
+        let messages = self.prompt.messages.len();
+        let request = self.prompt.digest(messages);
+        let mut digest = json!({ "config": self.config, "messages": messages, "request": request });
         if self.compacted != Compacted::default() {
             digest["compacted"] = json!(self.compacted);
         }
@@ -101,6 +97,20 @@ pub struct TurnOutput {
     pub provider: String,
     /// Its model.
     pub model: String,
+    /// What it was asked, as far as the next question is held against that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked: Option<Asked>,
+}
+
+/// A question that a provider has counted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asked {
+    /// How many messages it had.
+    pub messages: usize,
+    /// Its digest.
+    pub request: String,
+    /// Its tokens, at the most.
+    pub tokens: u64,
 }
 
 /// A call that an agent's model wants made.
@@ -169,7 +179,7 @@ impl Tool for AgentTurn {
 }
 
 fn output(answer: Answer, conversation: &Arc<Conversation>) -> Result<Value, ToolError> {
-    let Answer { text, json, reasoning, calls, thoughts, stop, usage, config, provider, model, .. } = answer;
+    let Answer { text, json, reasoning, calls, thoughts, stop, usage, asked, config, provider, model, .. } = answer;
     let calls = calls.into_iter().map(|call| TurnCall {
         // A name that is none of ours is passed on, and the gate forbids it.
         tool: conversation.names.get(&call.name).cloned().unwrap_or(call.name),
@@ -177,6 +187,9 @@ fn output(answer: Answer, conversation: &Arc<Conversation>) -> Result<Value, Too
         signatures: call.signatures,
     });
     let calls = calls.collect();
-    let output = TurnOutput { text, json, reasoning, calls, thoughts, stop, usage, config, provider, model };
+    let messages = conversation.prompt.messages.len();
+    let counted = || Asked { messages, request: conversation.prompt.digest(messages), tokens: asked };
+    let asked = (asked > 0).then(counted);
+    let output = TurnOutput { text, json, reasoning, calls, thoughts, stop, usage, config, provider, model, asked };
     serde_json::to_value(output).map_err(|error| ToolError::failed("internal", Error::internal(error).detail()))
 }
