@@ -68,6 +68,10 @@ impl Agents {
         drop(tx);
         let agent = Reached { agent: agent.ok_or_else(|| Error::not_found("agent"))?, handoffs: vec![] };
         let pin = self.pin(tenant, agent, &self.names(tenant).await?, goal, input).await?;
+        if pin.tools.is_empty() {
+            let detail = "the agent was given no tools, so there is nothing that a plan of its could do: execute it, or give it some";
+            return Err(Error::invalid("agent", detail));
+        }
         self.check_size(&pin)?;
         Ok(Planner::of(pin))
     }

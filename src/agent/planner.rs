@@ -74,13 +74,18 @@ fn is_given(planner: &Planner, tool: &str) -> bool {
     planner.agent.as_ref().is_none_or(|agent| agent.may_call(tool))
 }
 
-/// The tools that the plan may use, in half of the window; those that a draft used come first.
+/// The tools that the plan may use, in half of the window; where that is too little, those that a draft used come first.
 fn given(planner: &Planner, refused: &[PlanRefused], tools: &Registry) -> String {
     let steps = refused.iter().filter_map(|draft| draft.plan.as_ref()?["steps"].as_array()).flatten();
     let used: BTreeSet<_> = steps.filter_map(|step| step["uses"].as_str()).collect();
     let mut given: Vec<_> = tools.describe().into_iter().filter(|tool| is_given(planner, &tool.name)).collect();
+    let room = usize::try_from(planner.window).unwrap_or(usize::MAX).saturating_mul(Prompt::TOKEN) / 2;
+    let all = told(&given, usize::MAX);
+    if all.len() <= room {
+        return all;
+    }
     given.sort_by_key(|tool| !used.contains(&*tool.name));
-    told(&given, usize::try_from(planner.window).unwrap_or(usize::MAX).saturating_mul(Prompt::TOKEN) / 2)
+    told(&given, room)
 }
 
 /// These tools, one a line, in so many bytes. Where that is too little for all of each, what they do comes before the schemas

@@ -183,7 +183,7 @@ pub struct Forecast {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub effect: Option<Effect>,
     /// What it is expected to cost: what its approval or its tool says, else, of a model, the question and the longest
-    /// answer; of a `forEach` step, one item.
+    /// answer; of a `forEach` step, all items as far as they are known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost: Option<f64>,
     /// Whom it would reach, where its arguments tell: `POST https://shop.example/refunds`. Templates stand as they are.

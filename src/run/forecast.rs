@@ -13,7 +13,6 @@ use crate::{
         TenantId,
         template::{self, Context, Scope},
     },
-    llm::Prompt,
     tool::{Registry, fits},
 };
 
@@ -105,7 +104,7 @@ impl Foresight {
 
 /// What the turn of an agent is expected to take.
 fn turn(plan: &Plan) -> Estimate {
-    let asked = |text: &str| u32::try_from(text.len() / Prompt::TOKEN).unwrap_or(u32::MAX);
+    let asked = |text: &str| u32::try_from(text.len()).unwrap_or(u32::MAX);
     plan.agent.as_ref().map(|agent| agent.turn(asked(&agent.instructions))).unwrap_or_default()
 }
 
