@@ -66,8 +66,9 @@ pub async fn load(tx: &mut TenantTx, runs: &[(TenantId, RunId)], lock: Lock) -> 
     let held = lock == Lock::Held && !tx.only_reads();
     let mut loaded = Vec::with_capacity(runs.len());
     for row in &store::runs(tx.conn(), runs, held).await? {
-        loaded.extend(fold(tx, row, |_, _, _| true).await?);
+        loaded.extend(fold(row, |_, _, _| true)?);
     }
+    fetch_outputs(tx, &mut loaded).await?;
     Ok(loaded)
 }
 
@@ -107,18 +108,14 @@ async fn load_one(
     run: RunId,
     past: impl FnMut(u64, Timestamp, &Event) -> bool,
 ) -> Result<Option<Loaded>> {
-    match store::runs(tx.conn(), &[(tenant, run)], false).await?.first() {
-        Some(row) => fold(tx, row, past).await,
-        None => Ok(None),
-    }
+    let rows = store::runs(tx.conn(), &[(tenant, run)], false).await?;
+    let Some(mut loaded) = rows.first().map(|row| fold(row, past)).transpose()?.flatten() else { return Ok(None) };
+    fetch_outputs(tx, std::slice::from_mut(&mut loaded)).await?;
+    Ok(Some(loaded))
 }
 
-/// Takes in the events until one is not `past`.
-async fn fold(
-    tx: &mut TenantTx,
-    row: &PgRow,
-    mut past: impl FnMut(u64, Timestamp, &Event) -> bool,
-) -> Result<Option<Loaded>> {
+/// Takes in the events until one is not `past`. Outputs that are kept apart are still to be fetched.
+fn fold(row: &PgRow, mut past: impl FnMut(u64, Timestamp, &Event) -> bool) -> Result<Option<Loaded>> {
     let (mut state, head) = read_head(row)?;
     // Retention drops the first events first.
     let (Some(1), Some(last)) = (row.try_get::<Option<i64>, _>("first")?, row.try_get::<Option<i64>, _>("last")?)
@@ -136,7 +133,6 @@ async fn fold(
     }
     // Reports of progress are not among them, and count.
     state.seq = last;
-    fetch_outputs(tx, &mut state).await?;
     Ok(Some(Loaded { head, state }))
 }
 
@@ -171,17 +167,21 @@ fn read_head(row: &PgRow) -> Result<(RunState, RunHead)> {
     Ok((state, head))
 }
 
-/// Puts outputs that were too large for their events back in place.
-async fn fetch_outputs(tx: &mut TenantTx, state: &mut RunState) -> Result<()> {
+/// Puts outputs that were too large for their events back in place, of all the runs at once.
+async fn fetch_outputs(tx: &mut TenantTx, loaded: &mut [Loaded]) -> Result<()> {
     let absent = |stage: &Stage| matches!(stage, Stage::Completed { output: None });
-    let steps: Vec<_> =
-        state.steps.iter().filter(|(_, step)| absent(&step.stage)).map(|(key, _)| key.to_string()).collect();
-    if steps.is_empty() {
+    let of_one = |(at, Loaded { state, .. }): (usize, &Loaded)| {
+        let steps = state.steps.iter().filter(|(_, step)| absent(&step.stage));
+        steps.map(|(key, _)| (at, state.tenant_id, state.run_id, key.to_string())).collect::<Vec<_>>()
+    };
+    let wanted: Vec<_> = loaded.iter().enumerate().flat_map(of_one).collect();
+    if wanted.is_empty() {
         return Ok(());
     }
-    for (step, value) in store::outputs(tx.conn(), state.tenant_id, state.run_id, &steps).await? {
+    for (at, step, value) in store::outputs(tx.conn(), &wanted).await? {
         let key: StepKey = step.parse()?;
-        if let Some(Stage::Completed { output }) = state.steps.get_mut(&key).map(|step| &mut step.stage) {
+        let step = loaded.get_mut(at).and_then(|it| it.state.steps.get_mut(&key));
+        if let Some(Stage::Completed { output }) = step.map(|step| &mut step.stage) {
             *output = Some(Arc::new(value));
         }
     }

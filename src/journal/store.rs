@@ -278,18 +278,30 @@ pub(super) async fn runs(conn: &mut PgConnection, runs: &[(TenantId, RunId)], lo
 /// Outputs that were too large for their events.
 pub(super) async fn outputs(
     conn: &mut PgConnection,
-    tenant: TenantId,
-    run: RunId,
-    steps: &[String],
-) -> Result<Vec<(String, serde_json::Value)>> {
+    wanted: &[(usize, TenantId, RunId, String)],
+) -> Result<Vec<(usize, String, serde_json::Value)>> {
+    let (mut places, mut tenants, mut runs, mut steps) = (vec![], vec![], vec![], vec![]);
+    for (place, tenant, run, step) in wanted {
+        places.push(i64::try_from(*place).map_err(Error::internal)?);
+        tenants.push(tenant.uuid());
+        runs.push(run.uuid());
+        steps.push(step.as_str());
+    }
     let rows = sqlx::query(
-        "select step_id, output from run_steps
-         where tenant_id = $1 and run_id = $2 and step_id = any ($3) and output is not null",
+        "select w.place, s.step_id, s.output
+         from unnest($1::bigint[], $2::uuid[], $3::uuid[], $4::text[]) as w (place, tenant_id, run_id, step_id)
+         join run_steps s on s.tenant_id = w.tenant_id and s.run_id = w.run_id and s.step_id = w.step_id
+         where s.output is not null",
     )
-    .bind(tenant.uuid())
-    .bind(run.uuid())
+    .bind(places)
+    .bind(tenants)
+    .bind(runs)
     .bind(steps)
     .fetch_all(conn)
     .await?;
-    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+    let read = |row: &PgRow| {
+        let place = usize::try_from(row.try_get::<i64, _>(0)?).map_err(Error::internal)?;
+        Ok((place, row.try_get(1)?, row.try_get(2)?))
+    };
+    rows.iter().map(read).collect()
 }

@@ -57,6 +57,14 @@ async fn a_job_is_queued_processed_and_completed_and_streams_like_any_run() {
 }
 
 #[tokio::test]
+async fn a_job_that_nobody_is_at_is_queued() {
+    let provider = Provider::start().await;
+    let world = World::without_worker(|settings| settings.llm.providers = provider.settings().collect()).await;
+    let id = submit(&world.operator(), json!({ "prompt": "Write" })).await;
+    assert_eq!(job(&world.operator(), &id).await["status"], "QUEUED");
+}
+
+#[tokio::test]
 async fn a_template_without_a_place_for_the_prompt_says_who_the_model_is_to_be() {
     let provider = Provider::start().await;
     let world = world_with(&provider).await;
