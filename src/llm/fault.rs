@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use reqwest::{StatusCode, header::HeaderMap};
 use secrecy::{ExposeSecret, SecretString};
@@ -86,8 +86,8 @@ impl Fault {
         body: &str,
         now: Timestamp,
     ) -> Self {
-        let message = format!("{} answered {}: {}", place(target), status.as_u16(), reason(body));
-        let message = without_key(message, target.key.as_ref());
+        let said = reason(body, target.key.as_ref());
+        let message = format!("{} answered {}: {said}", place(target), status.as_u16());
         Self { kind: of_status(status), message, retry_after: retry_after(headers, now) }
     }
 
@@ -96,8 +96,8 @@ impl Fault {
         if let Some(refusal) = Refusal::behind(error, target.url.host_str().unwrap_or_default()) {
             return Self::plain(FaultKind::Unreachable, refusal.to_string());
         }
-        let message = format!("{} cannot be reached, or hung up: {}", place(target), innermost(error));
-        Self::plain(FaultKind::Away, without_key(message, target.key.as_ref()))
+        let why = innermost(error, target.key.as_ref());
+        Self::plain(FaultKind::Away, format!("{} cannot be reached, or hung up: {why}", place(target)))
     }
 
     /// Whether the provider refuses the thoughts of before, or that some are missing.
@@ -138,14 +138,15 @@ impl Fault {
             }
             (None, _) => (FaultKind::Refused, "cannot be asked this".to_owned()),
         };
+        let key = target.key.as_ref();
         let told = match inner {
             E::HttpError { body, .. }
-            | E::WebModelCall { webc_error: webc::Error::ResponseFailedStatus { body, .. }, .. } => reason(body),
-            E::ChatResponse { body, .. } => reason(&body.to_string()),
-            E::WebStream { .. } | E::WebModelCall { .. } | E::WebAdapterCall { .. } => innermost(source),
-            other => brief(&other.to_string()),
+            | E::WebModelCall { webc_error: webc::Error::ResponseFailedStatus { body, .. }, .. } => reason(body, key),
+            E::ChatResponse { body, .. } => reason(&body.to_string(), key),
+            E::WebStream { .. } | E::WebModelCall { .. } | E::WebAdapterCall { .. } => innermost(source, key),
+            other => brief(&other.to_string(), key),
         };
-        let message = without_key(format!("{} {why}: {told}", place(target)), target.key.as_ref());
+        let message = format!("{} {why}: {told}", place(target));
         let retry_after = inner.headers().and_then(|headers| retry_after(headers, now));
         Self { kind, message, retry_after }
     }
@@ -173,21 +174,24 @@ fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
 }
 
 /// What a provider says of itself: the message in its JSON, or the beginning of whatever it sent.
-fn reason(body: &str) -> String {
+fn reason(body: &str, key: Option<&SecretString>) -> String {
     let json = serde_json::from_str::<Value>(body).ok();
     let message = json.as_ref().and_then(|json| {
         let first = json.get(0).unwrap_or(json);
         first.pointer("/error/message").or_else(|| first.get("message")).or_else(|| first.get("error"))?.as_str()
     });
-    brief(message.unwrap_or(body))
+    brief(message.unwrap_or(body), key)
 }
 
-fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+fn innermost(error: &(dyn std::error::Error + 'static), key: Option<&SecretString>) -> String {
     let last = std::iter::successors(Some(error), |&e| e.source()).last();
-    brief(&last.map_or_else(String::new, ToString::to_string))
+    brief(&last.map_or_else(String::new, ToString::to_string), key)
 }
 
-fn brief(text: &str) -> String {
+/// The beginning of it on one line, without the key.
+fn brief(text: &str, key: Option<&SecretString>) -> String {
+    // Hidden before anything is cut: half a key would be found no more.
+    let text = without_key(text, key);
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
     match line.char_indices().nth(MESSAGE) {
         Some((end, _)) => format!("{}…", line.get(..end).unwrap_or_default()),
@@ -195,9 +199,9 @@ fn brief(text: &str) -> String {
     }
 }
 
-fn without_key(text: String, key: Option<&SecretString>) -> String {
+fn without_key<'t>(text: &'t str, key: Option<&SecretString>) -> Cow<'t, str> {
     match key.map(ExposeSecret::expose_secret).filter(|key| !key.is_empty()) {
-        Some(key) => text.replace(key, "[the key]"),
-        None => text,
+        Some(key) => text.replace(key, "[the key]").into(),
+        None => text.into(),
     }
 }

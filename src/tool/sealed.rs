@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use memchr::memmem;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 
@@ -32,6 +33,43 @@ impl Sealed {
         self.0.iter().map(ExposeSecret::expose_secret).fold(Cow::Borrowed(text), |text, secret| {
             if text.contains(secret) { Cow::Owned(text.replace(secret, PLACE)) } else { text }
         })
+    }
+
+    /// The bytes without them.
+    pub(super) fn without_in(&self, bytes: Vec<u8>) -> Vec<u8> {
+        self.secrets().fold(bytes, |bytes, secret| {
+            let mut places = memmem::find_iter(&bytes, secret).peekable();
+            if places.peek().is_none() {
+                drop(places);
+                return bytes;
+            }
+            let (mut shown, mut end) = (Vec::with_capacity(bytes.len()), 0);
+            for place in places {
+                shown.extend_from_slice(bytes.get(end..place).unwrap_or_default());
+                shown.extend_from_slice(PLACE.as_bytes());
+                end = place + secret.len();
+            }
+            shown.extend_from_slice(bytes.get(end..).unwrap_or_default());
+            shown
+        })
+    }
+
+    /// Takes them out of bytes that come piece by piece.
+    pub(super) fn veil(&self) -> Veil<'_> {
+        Veil { sealed: self, held: Vec::new() }
+    }
+
+    fn secrets(&self) -> impl Iterator<Item = &[u8]> {
+        self.0.iter().map(|secret| secret.expose_secret().as_bytes())
+    }
+
+    /// How many of the last bytes may be the beginning of a secret.
+    fn begun(&self, bytes: &[u8]) -> usize {
+        let begun = |secret: &[u8]| {
+            let is_begun = |count: &usize| secret.get(..*count).is_some_and(|begin| bytes.ends_with(begin));
+            (1..secret.len()).rev().find(is_begun).unwrap_or(0)
+        };
+        self.secrets().map(begun).max().unwrap_or(0)
     }
 
     /// Takes them out of a value, wherever they stand in it.
@@ -70,8 +108,31 @@ impl Sealed {
     }
 }
 
+/// What comes piece by piece, a secret perhaps in two of them.
+#[derive(Debug)]
+pub(super) struct Veil<'s> {
+    sealed: &'s Sealed,
+    held: Vec<u8>,
+}
+
+impl Veil<'_> {
+    /// What can be shown with one more piece: all but what may be the beginning of a secret.
+    pub(super) fn pass(&mut self, piece: &[u8]) -> Vec<u8> {
+        self.held.extend_from_slice(piece);
+        let mut shown = self.sealed.without_in(std::mem::take(&mut self.held));
+        self.held = shown.split_off(shown.len() - self.sealed.begun(&shown));
+        shown
+    }
+
+    /// What is left at the end of all.
+    pub(super) fn end(self) -> Vec<u8> {
+        self.held
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
@@ -86,5 +147,28 @@ mod tests {
         let error = ToolError::unknown("x", "not sk-12345678").with(json!(["token-abcdef"]));
         let ToolError::Unknown(failure) = sealed.hidden(error) else { panic!("still unknown") };
         assert_eq!((&failure.message[..], *failure.detail.unwrap()), ("not [sealed key]", json!(["[sealed key]"])));
+    }
+
+    proptest! {
+        #[test]
+        fn what_comes_in_pieces_is_hidden_as_the_whole_is(
+            parts in proptest::collection::vec(("[abc\n]{0,6}", any::<bool>()), 0..6),
+            cut in 1..9_usize,
+        ) {
+            let key = "abcab\nca-sealed";
+            let sealed = Sealed::new([key]);
+            let whole: String = parts.iter().map(|(text, has)| format!("{text}{}", if *has { key } else { "" })).collect();
+            let (mut veil, mut shown) = (sealed.veil(), Vec::new());
+            for piece in whole.as_bytes().chunks(cut) {
+                shown.extend(veil.pass(piece));
+                // What is cut off now is no part of the key.
+                let so_far = String::from_utf8(shown.clone()).unwrap();
+                prop_assert!(sealed.without(&whole).starts_with(&so_far), "{so_far:?} of {whole:?}");
+            }
+            shown.extend(veil.end());
+            let hidden = sealed.without(&whole).into_owned().into_bytes();
+            prop_assert_eq!(&shown, &hidden);
+            prop_assert_eq!(sealed.without_in(whole.into_bytes()), hidden);
+        }
     }
 }

@@ -7,7 +7,7 @@ use super::{hosts::Hosts, request::Request, response::settle};
 use crate::{
     http::{Door, Refusal},
     kernel::crash::{self, Side},
-    tool::{Call, ToolError},
+    tool::{Call, ToolError, sealed::Sealed},
 };
 
 /// One call's way through its requests.
@@ -15,6 +15,8 @@ pub(super) struct Exchange<'a> {
     pub(super) call: &'a Call,
     pub(super) door: &'a Door,
     pub(super) hosts: &'a Hosts,
+    /// What nobody is to be told, whoever says it.
+    pub(super) sealed: &'a Sealed,
 }
 
 impl Exchange<'_> {
@@ -54,7 +56,7 @@ impl Exchange<'_> {
         if let Some(next) = request.next(response.status(), response.headers())? {
             return Ok(Step::Next(Box::new(next)));
         }
-        settle(request, response, self.call).await.map(Step::Done)
+        settle(request, response, self.call, self.sealed).await.map(Step::Done)
     }
 }
 

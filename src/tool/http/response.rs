@@ -11,7 +11,7 @@ use super::request::Request;
 use crate::{
     http::retry_after,
     journal::{Effect, Failure},
-    tool::{Call, ToolError},
+    tool::{Call, ToolError, sealed::Sealed},
 };
 
 /// How much of a refusal's body goes into the failure.
@@ -38,16 +38,22 @@ pub(super) fn schema() -> Value {
     })
 }
 
-/// The output of an expected response, or the failure of another.
-pub(super) async fn settle(request: &Request, response: Response, call: &Call) -> Result<Value, ToolError> {
+/// The output of an expected response, or the failure of another. What is sealed is taken out of whatever would hide it:
+/// what is cut, and what is encoded.
+pub(super) async fn settle(
+    request: &Request,
+    response: Response,
+    call: &Call,
+    sealed: &Sealed,
+) -> Result<Value, ToolError> {
     if request.expects(response.status()) {
-        output(request, response).await
+        output(request, response, sealed).await
     } else {
-        Err(refusal(response, call).await)
+        Err(refusal(response, call, sealed).await)
     }
 }
 
-async fn output(request: &Request, mut response: Response) -> Result<Value, ToolError> {
+async fn output(request: &Request, mut response: Response, sealed: &Sealed) -> Result<Value, ToolError> {
     let too_large = || {
         let message = format!("`{}` answered with more than {} bytes", request.host(), request.max_bytes);
         ToolError::failed("response_too_large", message)
@@ -64,7 +70,7 @@ async fn output(request: &Request, mut response: Response) -> Result<Value, Tool
         }
         bytes.extend_from_slice(&chunk);
     }
-    let (encoding, body) = body(response.headers(), bytes);
+    let (encoding, body) = body(response.headers(), bytes, sealed);
     Ok(json!({
         "status": response.status().as_u16(),
         "headers": headers(response.headers()),
@@ -74,7 +80,7 @@ async fn output(request: &Request, mut response: Response) -> Result<Value, Tool
     }))
 }
 
-fn body(headers: &HeaderMap, bytes: Vec<u8>) -> (&'static str, Value) {
+fn body(headers: &HeaderMap, bytes: Vec<u8>, sealed: &Sealed) -> (&'static str, Value) {
     if bytes.is_empty() {
         return ("none", Value::Null);
     }
@@ -83,11 +89,12 @@ fn body(headers: &HeaderMap, bytes: Vec<u8>) -> (&'static str, Value) {
     {
         return ("json", value);
     }
-    match String::from_utf8(bytes) {
-        Ok(text) if !text.contains('\0') => ("text", Value::String(text)),
-        Ok(binary) => ("base64", Value::String(BASE64_STANDARD.encode(binary))),
-        Err(binary) => ("base64", Value::String(BASE64_STANDARD.encode(binary.as_bytes()))),
-    }
+    let binary = match String::from_utf8(bytes) {
+        Ok(text) if !text.contains('\0') => return ("text", Value::String(text)),
+        Ok(binary) => binary.into_bytes(),
+        Err(binary) => binary.into_bytes(),
+    };
+    ("base64", Value::String(BASE64_STANDARD.encode(sealed.without_in(binary))))
 }
 
 /// `application/json`, `application/problem+json; charset=utf-8` …
@@ -112,14 +119,15 @@ fn headers(headers: &HeaderMap) -> Map<String, Value> {
     named.collect()
 }
 
-async fn refusal(mut response: Response, call: &Call) -> ToolError {
+async fn refusal(mut response: Response, call: &Call, sealed: &Sealed) -> ToolError {
     let status = response.status();
-    let mut bytes = Vec::new();
+    let (mut bytes, mut veil) = (Vec::new(), sealed.veil());
     let read = async {
-        while let Ok(Some(chunk)) = response.chunk().await {
-            bytes.extend_from_slice(&chunk);
-            if bytes.len() > REFUSAL_BYTES {
-                break;
+        while bytes.len() <= REFUSAL_BYTES {
+            match response.chunk().await {
+                Ok(Some(chunk)) => bytes.extend(veil.pass(&chunk)),
+                Ok(None) => return bytes.extend(veil.end()),
+                Err(_) => return,
             }
         }
     };
@@ -171,8 +179,16 @@ mod tests {
             ("text/plain", b"a\0b", ("base64", json!("YQBi"))),
             ("image/png", b"\x89PNG", ("base64", json!("iVBORw=="))),
         ] {
-            assert_eq!(body(&typed(media_type), bytes.to_vec()), expected, "{media_type} {bytes:?}");
+            assert_eq!(body(&typed(media_type), bytes.to_vec(), &Sealed::default()), expected, "{media_type} {bytes:?}");
         }
+    }
+
+    #[test]
+    fn what_is_sealed_is_not_encoded() {
+        let sealed = Sealed::new(["sk-12345678"]);
+        let (encoding, hidden) = body(&typed("image/png"), b"\x89\0sk-12345678\0".to_vec(), &sealed);
+        let expected = BASE64_STANDARD.encode(b"\x89\0[sealed key]\0");
+        assert_eq!((encoding, hidden), ("base64", json!(expected)));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     http::{Door, Outbound},
     kernel::Problem,
-    tool::{Call, ToolError},
+    tool::{Call, ToolError, sealed::Sealed},
 };
 
 /// How many requests of one tenant to one host may be open at once.
@@ -35,17 +35,19 @@ impl Sender {
         self.output_limit
     }
 
-    /// Sends what the arguments of `http.request` say, and a header that nobody is told of.
+    /// Sends what the arguments of `http.request` say, and a header that nobody is told of: what is sealed of it is hidden
+    /// where the answer is cut or encoded, and by the caller where it stands in plain text.
     pub(super) async fn send(
         &self,
         call: &Call,
         arguments: &Value,
         secret: Option<(HeaderName, HeaderValue)>,
+        sealed: &Sealed,
     ) -> Result<Value, ToolError> {
         let mut request = Request::of(call, arguments, self.output_limit)?;
         request.headers.extend(secret);
         let door = unless_cancelled(call, self.door(call)).await??;
-        Exchange { call, door: &door, hosts: &self.hosts }.run(request).await
+        Exchange { call, door: &door, hosts: &self.hosts, sealed }.run(request).await
     }
 
     async fn door(&self, call: &Call) -> Result<Door, ToolError> {

@@ -4,7 +4,7 @@ use serde_json::Value;
 use super::{Sender, request, response};
 use crate::{
     journal::Effect,
-    tool::{Call, Outcome, Tool, ToolError},
+    tool::{Call, Outcome, Tool, ToolError, sealed::Sealed},
 };
 
 /// The tool.
@@ -55,6 +55,6 @@ impl Tool for HttpRequest {
     }
 
     async fn call(&self, call: Call) -> Result<Outcome, ToolError> {
-        self.sender.send(&call, &call.arguments, None).await.map(Outcome::done)
+        self.sender.send(&call, &call.arguments, None, &Sealed::default()).await.map(Outcome::done)
     }
 }

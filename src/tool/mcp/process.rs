@@ -6,7 +6,7 @@ use std::{io, process::Stdio, time::Duration};
 use rustix::process::{Pid, Signal, kill_process_group};
 use secrecy::ExposeSecret;
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, BufReader},
+    io::AsyncReadExt,
     process::{Child, ChildStderr, ChildStdin, ChildStdout, Command},
 };
 
@@ -15,7 +15,7 @@ use crate::{config::McpCommand, tool::sealed::Sealed};
 /// How long it may take to end by itself, and again when it is told to.
 const GRACE: Duration = Duration::from_secs(2);
 /// The longest line of its standard error that is logged, in bytes.
-const LINE: u64 = 2000;
+const LINE: usize = 2000;
 
 /// The process, with all that it started.
 #[derive(Debug)]
@@ -52,16 +52,25 @@ pub(super) fn start(
     Ok((Process { child, group }, output, input))
 }
 
-async fn log(name: String, errors: ChildStderr, sealed: Sealed) {
-    let mut errors = BufReader::new(errors);
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        match (&mut errors).take(LINE).read_until(b'\n', &mut line).await {
-            Ok(0) | Err(_) => return,
-            Ok(_) => {
-                let line = String::from_utf8_lossy(&line);
-                tracing::info!(server = name, said = %sealed.without(line.trim_end()), "an MCP server");
+async fn log(name: String, mut errors: ChildStderr, sealed: Sealed) {
+    let (mut veil, mut line, mut piece) = (sealed.veil(), Vec::new(), [0; LINE]);
+    while let Ok(read @ 1..) = errors.read(&mut piece).await {
+        // Hidden before it is cut into lines: a secret may go over their ends.
+        write(&name, &mut line, veil.pass(piece.get(..read).unwrap_or_default()));
+    }
+    write(&name, &mut line, veil.end());
+    write(&name, &mut line, vec![b'\n']);
+}
+
+/// Logs the lines that are whole, or long enough, and keeps the rest for what follows.
+fn write(name: &str, line: &mut Vec<u8>, said: Vec<u8>) {
+    for byte in said {
+        line.push(byte);
+        if byte == b'\n' || line.len() == LINE {
+            let said = String::from_utf8_lossy(line).trim_end().to_owned();
+            line.clear();
+            if !said.is_empty() {
+                tracing::info!(server = name, said, "an MCP server");
             }
         }
     }

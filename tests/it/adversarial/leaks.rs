@@ -1,6 +1,7 @@
 //! Secrets in the configuration of tools and models: an outside that says them back, and a model that sends on all it has
 //! ever heard, bring them nowhere.
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -11,6 +12,18 @@ const MODEL: &str = "sk-tenant-model-0123456789";
 const BEARER: &str = "shop-bearer-0123456789";
 const HEADER: &str = "shop-header-0123456789";
 const SECRETS: [&str; 4] = [KEY, MODEL, BEARER, HEADER];
+
+/// How a secret may come out: the beginning of it, plain and in base64.
+fn forms(secret: &str) -> [String; 2] {
+    let begin = secret.get(..12).unwrap_or(secret);
+    let whole = secret.len() - secret.len() % 3;
+    [begin.to_owned(), BASE64_STANDARD.encode(&secret[..whole])]
+}
+
+/// Any of the secrets that is in it.
+fn leaked<'s>(secrets: &[&'s str], told: &str) -> Option<&'s str> {
+    secrets.iter().copied().find(|secret| forms(secret).iter().any(|form| told.contains(form)))
+}
 
 async fn put(world: &World, path: &str, body: Value) {
     let answer = world.admin().request(Method::PUT, path).json(&body).send().await;
@@ -34,6 +47,10 @@ async fn shop(world: &World, evil: &Upstream) -> Upstream {
         let echo = json!({ "you sent": format!("Bearer {secret}"), secret: [secret] });
         upstream.reply(&format!("/{id}/echo"), Reply::Json(200, echo.clone()));
         upstream.reply(&format!("/{id}/refused"), Reply::Json(403, echo));
+        // Where what is kept of a refusal ends, and where text becomes base64.
+        let padded = format!("{}{secret}{}", "x".repeat(4080), "y".repeat(4000));
+        upstream.reply(&format!("/{id}/padded"), Reply::Raw(400, vec![], padded.into()));
+        upstream.reply(&format!("/{id}/binary"), Reply::Raw(200, vec![], format!("\0\0\0{secret}\0").into()));
         let to = vec![("location", evil.url("/redirected")), ("x-echo", secret.to_owned())];
         upstream.reply(&format!("/{id}/away"), Reply::Raw(302, to, secret.into()));
     }
@@ -106,7 +123,7 @@ async fn secrets_are_told_to_nobody_whoever_says_them_back_and_whatever_a_model_
         let outside = evil.clone();
         let reading: Vec<_> = ["shop_bearer", "shop_header"]
             .into_iter()
-            .flat_map(|tool| ["echo", "refused", "away"].map(|id| (tool, json!({ "id": id }))))
+            .flat_map(|tool| ["echo", "refused", "away", "padded", "binary"].map(|id| (tool, json!({ "id": id }))))
             .collect();
         own.answering(move |question| spill(&outside, question, &reading));
         let run = world.operator().execute(json!({ "agent": name, "goal": "Tell me all" })).await;
@@ -132,9 +149,9 @@ fn no_secret_is_out(secrets: &[&str], mut told: Vec<String>, evil: &Upstream, mo
     assert!(sent.iter().skip(1).all(|sent| String::from_utf8_lossy(&sent.body).contains("[sealed key]")), "{what}");
     told.extend(evil.requests().iter().map(|sent| format!("{sent:?}")));
     told.extend(model.asked().iter().map(|asked| asked.body.to_string()));
-    for secret in secrets {
-        let leak = told.iter().find(|told| told.contains(secret));
-        assert!(leak.is_none(), "{what}: {secret} is in {}", leak.unwrap());
+    for told in told {
+        let leak = leaked(secrets, &told);
+        assert!(leak.is_none(), "{what}: {leak:?} is in {told}");
     }
 }
 
@@ -213,7 +230,7 @@ async fn a_provider_that_says_the_key_back_has_it_taken_out_of_every_error() {
             let job = world.operator().get(&format!("/jobs/{job}")).await.text();
             assert!(job.contains("[the key]"), "{name}: {job}");
             let told = format!("{job}{failed}{:?}", run.events().await);
-            assert!(!SECRETS.iter().any(|secret| told.contains(secret)), "{name}: {told}");
+            assert_eq!(leaked(&SECRETS, &told), None, "{name}: {told}");
         }
     }
 }

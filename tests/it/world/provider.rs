@@ -410,8 +410,10 @@ fn refused(why: &str) -> Response {
 }
 
 /// A status, and a message in which the key is said back.
+/// A refusal that says the key back: whole, and again where what is kept of its message may end.
 pub(super) fn refusal(status: u16, extra: Vec<(&'static str, &'static str)>, key: &str) -> Response {
-    let message = format!("as told: {status}; your key is {key}");
+    let mut message = format!("as told: {status}; your key is {key}, ");
+    message += &format!("{}{key}", "x".repeat(480_usize.saturating_sub(message.len())));
     let body = axum::Json(json!({ "error": { "message": message, "type": "told" } }));
     let mut response = (StatusCode::from_u16(status).unwrap(), body).into_response();
     response.headers_mut().extend(extra.into_iter().map(|(name, value)| {

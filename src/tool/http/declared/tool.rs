@@ -163,10 +163,9 @@ impl Tool for Declared {
         let asked = asked(&self.definition, &self.address, &call.arguments)?;
         let secret = self.secret(&call).await?;
         let header = secret.as_ref().map(|(name, text)| secret_value(text).map(|value| (name.clone(), value)));
-        let answered = self.ground.sender.send(&call, &asked, header.transpose()?).await;
         let key = secret.as_ref().map(|(_, text)| text.expose_secret()).unwrap_or_default();
         let sealed = Sealed::new([key.strip_prefix("Bearer ").unwrap_or(key)]);
-        match answered {
+        match self.ground.sender.send(&call, &asked, header.transpose()?, &sealed).await {
             Ok(mut output) => {
                 sealed.hide(&mut output);
                 Ok(Outcome::Done { output: plain(output), cost: self.cost() })
