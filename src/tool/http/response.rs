@@ -179,7 +179,11 @@ mod tests {
             ("text/plain", b"a\0b", ("base64", json!("YQBi"))),
             ("image/png", b"\x89PNG", ("base64", json!("iVBORw=="))),
         ] {
-            assert_eq!(body(&typed(media_type), bytes.to_vec(), &Sealed::default()), expected, "{media_type} {bytes:?}");
+            assert_eq!(
+                body(&typed(media_type), bytes.to_vec(), &Sealed::default()),
+                expected,
+                "{media_type} {bytes:?}"
+            );
         }
     }
 

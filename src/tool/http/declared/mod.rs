@@ -6,6 +6,7 @@ mod definition;
 
 mod openapi;
 mod put;
+mod reader;
 mod routes;
 mod tool;
 

@@ -5,20 +5,20 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{address::is_place, definition::HttpMethod};
+use super::{
+    address::is_place,
+    definition::HttpMethod,
+    reader::{Reader, invalid},
+};
 use crate::kernel::{Error, Result};
 
-/// The most values that an operation's schemas come to, with all that they refer to.
-const VALUES: usize = 4000;
-/// How deep they may nest.
-const DEPTH: usize = 32;
 /// The longest description, in characters.
 const DESCRIPTION: usize = 2000;
+/// The longest URL of a server, and default of a variable in it, in bytes.
+const URL: usize = 2048;
 /// The argument that is the whole body.
 const BODY: &str = "body";
 
-/// What is for readers of the document alone.
-const ASIDE: [&str; 6] = ["discriminator", "xml", "externalDocs", "example", "examples", "deprecated"];
 /// What an object's schema may say and still have its properties stand among the other arguments.
 const FLAT: [&str; 6] = ["type", "properties", "required", "additionalProperties", "description", "title"];
 
@@ -44,7 +44,7 @@ pub(super) fn derive(document: &Value, operation: &str, server: Option<&str>) ->
     if !version.starts_with("3.") {
         return Err(invalid("`openapi` is an OpenAPI document of version 3, as JSON"));
     }
-    let mut reader = Reader { document, left: VALUES, within: Vec::new() };
+    let mut reader = Reader::new(document);
     let found = find(&mut reader, operation)?;
     let method = HttpMethod::deserialize(Value::from(found.method.to_ascii_uppercase()))
         .map_err(|_| invalid(format!("`{operation}` is a {}, which no tool sends", found.method)))?;
@@ -56,7 +56,7 @@ pub(super) fn derive(document: &Value, operation: &str, server: Option<&str>) ->
     };
     let mut arguments = Arguments::default();
     for parameter in parameters(&mut reader, &found)? {
-        arguments.add(&mut reader, &mut derived, &parameter)?;
+        arguments.add(&mut reader, &mut derived, parameter)?;
     }
     arguments.add_body(&mut reader, &mut derived, &found, method)?;
     derived.arguments = Some(arguments.schema());
@@ -64,19 +64,15 @@ pub(super) fn derive(document: &Value, operation: &str, server: Option<&str>) ->
     Ok(derived)
 }
 
-fn invalid(detail: impl Into<std::borrow::Cow<'static, str>>) -> Error {
-    Error::invalid("openapi", detail)
-}
-
 /// An operation and what is around it.
-struct Found {
+struct Found<'d> {
     path: String,
     method: String,
-    item: Value,
-    operation: Value,
+    item: &'d Value,
+    operation: &'d Value,
 }
 
-fn find(reader: &mut Reader<'_>, id: &str) -> Result<Found> {
+fn find<'d>(reader: &mut Reader<'d>, id: &str) -> Result<Found<'d>> {
     let paths = reader.document.get("paths").and_then(Value::as_object);
     let mut known = Vec::new();
     for (path, item) in paths.into_iter().flatten() {
@@ -85,7 +81,7 @@ fn find(reader: &mut Reader<'_>, id: &str) -> Result<Found> {
             match operation.get("operationId").and_then(Value::as_str) {
                 Some(name) if name == id => {
                     let (path, method) = (path.clone(), method.clone());
-                    return Ok(Found { path, method, operation: operation.clone(), item });
+                    return Ok(Found { path, method, operation, item });
                 }
                 Some(name) => known.push(name.to_owned()),
                 None => {}
@@ -97,7 +93,7 @@ fn find(reader: &mut Reader<'_>, id: &str) -> Result<Found> {
     Err(Error::invalid("operationId", detail))
 }
 
-fn description(found: &Found) -> String {
+fn description(found: &Found<'_>) -> String {
     let text = |name: &str| found.operation.get(name).and_then(Value::as_str).map(str::trim).filter(|t| !t.is_empty());
     let said = [text("summary"), text("description")].into_iter().flatten().collect::<Vec<_>>().join("\n\n");
     if said.is_empty() {
@@ -108,16 +104,21 @@ fn description(found: &Found) -> String {
 }
 
 /// Where the operation's path begins.
-fn base(found: &Found, document: &Value, server: Option<&str>) -> Result<String> {
+fn base(found: &Found<'_>, document: &Value, server: Option<&str>) -> Result<String> {
     let first = |of: &Value| of.get("servers")?.get(0).cloned();
     let url = match server {
         Some(server) => server.to_owned(),
         None => {
-            let server = first(&found.operation).or_else(|| first(&found.item)).or_else(|| first(document));
+            let server = first(found.operation).or_else(|| first(found.item)).or_else(|| first(document));
             let server = server.unwrap_or_default();
             let mut url = server.get("url").and_then(Value::as_str).unwrap_or_default().to_owned();
             for (name, variable) in server.get("variables").and_then(Value::as_object).into_iter().flatten() {
                 let usual = variable.get("default").and_then(Value::as_str).unwrap_or_default();
+                // It is put in as often as the URL names it.
+                if url.len() > URL || usual.len() > URL {
+                    let detail = format!("the document's server has a URL or default longer than {URL} bytes");
+                    return Err(Error::invalid("server", detail));
+                }
                 url = url.replace(&format!("{{{name}}}"), usual);
             }
             url
@@ -130,13 +131,13 @@ fn base(found: &Found, document: &Value, server: Option<&str>) -> Result<String>
 }
 
 /// Those of the operation, and those of its path that it does not say anew.
-fn parameters(reader: &mut Reader<'_>, found: &Found) -> Result<Vec<Value>> {
-    let mut all: Vec<Value> = Vec::new();
-    for place in [&found.operation, &found.item] {
+fn parameters<'d>(reader: &mut Reader<'d>, found: &Found<'d>) -> Result<Vec<&'d Value>> {
+    let mut all: Vec<&Value> = Vec::new();
+    for place in [found.operation, found.item] {
         for parameter in place.get("parameters").and_then(Value::as_array).into_iter().flatten() {
             let parameter = reader.followed(parameter)?;
             let is_same =
-                |other: &Value| other.get("name") == parameter.get("name") && other.get("in") == parameter.get("in");
+                |other: &&Value| other.get("name") == parameter.get("name") && other.get("in") == parameter.get("in");
             if !all.iter().any(is_same) {
                 all.push(parameter);
             }
@@ -196,13 +197,13 @@ impl Arguments {
         &mut self,
         reader: &mut Reader<'_>,
         derived: &mut Derived,
-        found: &Found,
+        found: &Found<'_>,
         method: HttpMethod,
     ) -> Result<()> {
         let Some(body) = found.operation.get("requestBody") else { return Ok(()) };
         let body = reader.followed(body)?;
         let required = body.get("required") == Some(&Value::Bool(true));
-        let Some(schema) = json_of(&body).filter(|_| method.has_body()) else {
+        let Some(schema) = json_of(body).filter(|_| method.has_body()) else {
             let detail = "the operation needs a body that is no JSON, or that its method does not have";
             return if required { Err(invalid(detail)) } else { Ok(()) };
         };
@@ -264,141 +265,12 @@ fn json_of(body: &Value) -> Option<Value> {
 }
 
 /// The schema of what a success gives.
-fn output(reader: &mut Reader<'_>, found: &Found) -> Result<Option<Value>> {
+fn output(reader: &mut Reader<'_>, found: &Found<'_>) -> Result<Option<Value>> {
     let all = found.operation.get("responses").and_then(Value::as_object);
     let success = all.into_iter().flatten().find(|(status, _)| status.starts_with('2')).map(|(_, response)| response);
     let Some(success) = success else { return Ok(None) };
-    let Some(schema) = json_of(&reader.followed(success)?) else { return Ok(None) };
+    let Some(schema) = json_of(reader.followed(success)?) else { return Ok(None) };
     reader.plain(&schema).map(Some)
-}
-
-/// Reads parts of a document with what they refer to in its place.
-struct Reader<'d> {
-    document: &'d Value,
-    /// So many values more.
-    left: usize,
-    /// What is being read, from the outside in.
-    within: Vec<String>,
-}
-
-impl Reader<'_> {
-    /// A part, or what it refers to.
-    fn followed(&self, part: &Value) -> Result<Value> {
-        let mut part = part;
-        for _ in 0..DEPTH {
-            match part.get("$ref").and_then(Value::as_str) {
-                Some(reference) => part = self.target(reference)?,
-                None => return Ok(part.clone()),
-            }
-        }
-        Err(invalid("the document refers in a circle"))
-    }
-
-    fn target(&self, reference: &str) -> Result<&Value> {
-        let pointer = reference.strip_prefix('#').ok_or_else(|| {
-            invalid(format!("the document refers to `{reference}`, which is elsewhere: put it into the document"))
-        })?;
-        self.document.pointer(pointer).ok_or_else(|| invalid(format!("`{reference}` is not in the document")))
-    }
-
-    /// A schema as JSON Schema that refers to nothing.
-    fn plain(&mut self, schema: &Value) -> Result<Value> {
-        if self.within.len() >= DEPTH {
-            return Err(invalid(format!("the schemas of the operation nest deeper than {DEPTH} levels")));
-        }
-        let Some(fields) = schema.as_object() else { return self.counted(schema) };
-        self.spend(1)?;
-        if let Some(reference) = fields.get("$ref").and_then(Value::as_str) {
-            return self.referred(reference, fields);
-        }
-        self.within.push(String::new());
-        let mut plain = Map::new();
-        for (keyword, value) in fields.iter().filter(|(keyword, _)| !ASIDE.contains(&keyword.as_str())) {
-            plain.insert(keyword.clone(), self.keyword(keyword, value)?);
-        }
-        self.within.pop();
-        modernise(&mut plain);
-        Ok(Value::Object(plain))
-    }
-
-    fn referred(&mut self, reference: &str, fields: &Map<String, Value>) -> Result<Value> {
-        if self.within.iter().any(|outer| outer == reference) {
-            // It goes on for ever: what is further in is not described.
-            return Ok(json!({ "description": format!("As {reference}, which it is in.") }));
-        }
-        let target = self.target(reference)?.clone();
-        self.within.push(reference.to_owned());
-        let mut plain = self.plain(&target)?;
-        self.within.pop();
-        // What stands beside a reference adds to it.
-        let besides: Map<_, _> =
-            fields.iter().filter(|(name, _)| *name != "$ref").map(|(n, v)| (n.clone(), v.clone())).collect();
-        if let (Value::Object(besides), Some(plain)) = (self.plain(&Value::Object(besides))?, plain.as_object_mut()) {
-            plain.extend(besides);
-        }
-        Ok(plain)
-    }
-
-    fn keyword(&mut self, keyword: &str, value: &Value) -> Result<Value> {
-        match (keyword, value) {
-            ("properties" | "patternProperties" | "dependentSchemas" | "$defs", Value::Object(members)) => {
-                let plain = members.iter().map(|(name, member)| Ok((name.clone(), self.plain(member)?)));
-                plain.collect::<Result<Map<_, _>>>().map(Value::Object)
-            }
-            ("allOf" | "anyOf" | "oneOf" | "prefixItems", Value::Array(all)) => {
-                all.iter().map(|one| self.plain(one)).collect::<Result<Vec<_>>>().map(Value::Array)
-            }
-            (
-                "items" | "additionalProperties" | "not" | "if" | "then" | "else" | "contains" | "propertyNames",
-                Value::Object(_),
-            ) => self.plain(value),
-            _ => self.counted(value),
-        }
-    }
-
-    fn counted(&mut self, value: &Value) -> Result<Value> {
-        self.spend(size(value))?;
-        Ok(value.clone())
-    }
-
-    fn spend(&mut self, values: usize) -> Result<()> {
-        self.left = self.left.checked_sub(values).ok_or_else(|| {
-            invalid(format!("the schemas of the operation, with what they refer to, have more than {VALUES} values"))
-        })?;
-        Ok(())
-    }
-}
-
-fn size(value: &Value) -> usize {
-    match value {
-        Value::Array(items) => 1 + items.iter().map(size).sum::<usize>(),
-        Value::Object(members) => 1 + members.values().map(size).sum::<usize>(),
-        _ => 1,
-    }
-}
-
-/// Version 3.0 has some words of its own.
-fn modernise(schema: &mut Map<String, Value>) {
-    if schema.remove("nullable") == Some(Value::Bool(true)) {
-        if let Some(kind) = schema.get("type").filter(|kind| kind.is_string()).cloned() {
-            schema.insert("type".to_owned(), json!([kind, "null"]));
-        }
-        if let Some(Value::Array(values)) = schema.get_mut("enum")
-            && !values.contains(&Value::Null)
-        {
-            values.push(Value::Null);
-        }
-    }
-    for (flag, bound) in [("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")] {
-        match schema.get(flag) {
-            Some(Value::Bool(true)) => match schema.remove(bound) {
-                Some(value) => drop(schema.insert(flag.to_owned(), value)),
-                None => drop(schema.remove(flag)),
-            },
-            Some(Value::Bool(false)) => drop(schema.remove(flag)),
-            _ => {}
-        }
-    }
 }
 
 #[cfg(test)]
@@ -430,6 +302,20 @@ mod tests {
         });
         let schemas: Map<_, _> = wide.chain([("s8".to_owned(), json!({ "type": "string" }))]).collect();
         assert!(refused(next(0), Value::Object(schemas)).contains("more than 4000 values"));
+        let long = json!({ "long": { "description": "x".repeat(100_000) } });
+        let often = |with: Value| {
+            let members = (0..1000).map(|n| (n.to_string(), with.clone()));
+            json!({ "properties": Value::Object(members.collect()) })
+        };
+        let refers = json!({ "$ref": "#/components/schemas/long" });
+        assert!(refused(often(refers.clone()), long).contains("more than 262144 bytes of text"));
+        let name = "x".repeat(100_000);
+        for schema in [json!({ "properties": { (&name): true } }), json!({ "default": { (&name): 1 } })] {
+            assert!(refused(often(refers.clone()), json!({ "long": schema })).contains("bytes of text"));
+        }
+        let itself = json!({ "$ref": format!("#/components/schemas/{name}") });
+        let circle = json!({ "long": itself, (&name): { "items": itself } });
+        assert!(refused(often(refers), circle).contains("bytes of text"));
         let deep = (0..50).fold(json!({}), |inner, _| json!({ "items": inner }));
         assert!(refused(deep, json!({})).contains("deeper than 32 levels"));
         let circle = json!({ "a": { "$ref": "#/components/schemas/a" } });
@@ -438,5 +324,17 @@ mod tests {
         );
         assert!(refused(json!({ "$ref": "#/components/schemas/b" }), circle).contains("is not in the document"));
         assert!(refused(json!({ "$ref": "https://x.example/" }), json!({})).contains("elsewhere"));
+    }
+
+    #[test]
+    fn a_servers_url_is_bounded_with_what_is_put_into_it() {
+        let mut document = json!({
+            "openapi": "3.1.0",
+            "servers": [{ "url": "https://a.example/{a}{a}", "variables": { "a": { "default": "v2" } } }],
+            "paths": { "/x": { "get": { "operationId": "x" } } },
+        });
+        assert_eq!(derive(&document, "x", None).unwrap().url.as_deref(), Some("https://a.example/v2v2/x"));
+        document["servers"][0]["variables"]["a"]["default"] = json!("v".repeat(3000));
+        assert!(derive(&document, "x", None).unwrap_err().detail().contains("2048 bytes"));
     }
 }
