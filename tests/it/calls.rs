@@ -61,8 +61,11 @@ async fn what_may_have_been_done_is_not_done_again_unasked() {
     let more = json!({ "retry": { "attempts": 5, "backoff": "1ms", "maxBackoff": "2ms" } });
     upstream.fail("/pay", 9, 500);
     let run = call(&world, json!({ "method": "POST", "url": upstream.url("/pay") }), more.clone()).await;
-    let failed = run.wait_end().await;
-    assert_eq!((&failed["error"]["code"], &failed["error"]["retryable"]), (&json!("http_status"), &json!(false)));
+    let approval = run.hold().await;
+    let asked = world.viewer().get(&format!("/approvals/{approval}")).await.expect(200);
+    assert_eq!((&asked["question"], upstream.requests_to("/pay").len()), (&json!("repeat"), 1), "{asked:#}");
+    world.approver().deny(&approval, "it arrived").await;
+    run.completes().await;
     assert_eq!(upstream.requests_to("/pay").len(), 1);
     // It says that it did nothing; or it knows the call again by its key.
     upstream.fail("/busy", 2, 503);

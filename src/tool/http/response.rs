@@ -135,12 +135,22 @@ async fn refusal(mut response: Response, call: &Call, sealed: &Sealed) -> ToolEr
     drop(tokio::time::timeout(REFUSAL_PATIENCE, read).await);
     bytes.truncate(REFUSAL_BYTES);
     let host = response.url().host_str().unwrap_or_default();
-    ToolError::Failed(Failure {
+    let failure = Failure {
         retryable: retryable(status, call.effect),
         retry_after_seconds: retry_after(response.headers(), call.now),
         detail: Some(Box::new(json!({ "status": status.as_u16(), "body": excerpt(response.headers(), &bytes) }))),
         ..Failure::new("http_status", format!("`{host}` answered {status}"))
-    })
+    };
+    if call.effect == Effect::Once && may_have_acted(status) {
+        return ToolError::Unknown(failure);
+    }
+    ToolError::Failed(failure)
+}
+
+/// Whether the status says as much of a request that was acted on as of one that was not: it broke in the middle, or a
+/// gateway gave up on it.
+fn may_have_acted(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 408 | 500 | 502 | 504)
 }
 
 fn excerpt(headers: &HeaderMap, bytes: &[u8]) -> Value {

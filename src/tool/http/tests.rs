@@ -22,7 +22,7 @@ use super::{HttpRequest, Sender};
 use crate::{
     config::ToolSettings,
     http::{AllowList, Outbound},
-    journal::Failure,
+    journal::{Effect, Failure},
     kernel::{Error, Result, TenantId},
     tool::{Call, Outcome, Tool, ToolError, tests::call},
 };
@@ -370,6 +370,28 @@ async fn after_the_work_is_done_a_lost_answer_is_no_certain_failure() {
     .await;
     let arguments = json!({"method": "POST", "url": server.url("/order"), "maxRedirects": 1});
     assert_eq!(unknown(ask(&dev(), arguments).await).code, "http_status");
+}
+
+#[tokio::test]
+async fn a_status_that_says_nothing_of_what_was_done_leaves_an_act_unknown_and_nothing_else() {
+    let server = Server::start(|request| {
+        let code = request.split(['/', ' ']).nth(2).and_then(|code| code.parse().ok()).unwrap();
+        status(code, "", "")
+    })
+    .await;
+    for code in [400, 408, 429, 500, 501, 502, 503, 504] {
+        let asked = async |effect, expect: &[u16]| {
+            let mut arguments = json!({"method": "POST", "url": server.url(&format!("/{code}")), "json": 1});
+            if !expect.is_empty() {
+                arguments["expect"] = json!(expect);
+            }
+            finish(&dev(), Call { effect, ..call(arguments) }).await
+        };
+        let once = asked(Effect::Once, &[]).await;
+        assert_eq!(matches!(once, Err(ToolError::Unknown(_))), [408, 500, 502, 504].contains(&code), "{once:?}");
+        assert_eq!(failed(asked(Effect::Repeatable, &[]).await).code, "http_status");
+        assert_eq!(asked(Effect::Once, &[code]).await.unwrap()["status"], code, "it is expected");
+    }
 }
 
 #[tokio::test]
