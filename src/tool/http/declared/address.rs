@@ -64,6 +64,12 @@ impl Address {
         })
     }
 
+    /// The names in the query of a URL.
+    pub(super) fn query(url: &str) -> Vec<String> {
+        let names = |url: Url| url.query_pairs().map(|(name, _)| name.into_owned()).collect();
+        Url::parse(url).map(names).unwrap_or_default()
+    }
+
     /// The URL with these arguments in their places.
     ///
     /// # Errors

@@ -211,6 +211,13 @@ fn asked(tool: &HttpTool, address: &Address, arguments: &Value) -> Result<Value,
     if tool.body.is_some() || !tool.method.has_body() {
         query.extend(rest);
     }
+    // Some servers tell no upper case from lower, and take the last of two.
+    let taken = Address::query(&url);
+    let is_taken = |name: &str| taken.iter().any(|taken| taken.eq_ignore_ascii_case(name));
+    if let Some(name) = query.keys().find(|name| is_taken(name)) {
+        let message = format!("`{name}` stands in the query of the tool's URL already");
+        return Err(ToolError::failed("invalid_arguments", message));
+    }
     let mut asked = json!({ "method": tool.method.name(), "url": url, "headers": headers, "query": query });
     if let Some(fields) = asked.as_object_mut() {
         fields.extend(body.map(|body| ("json".to_owned(), body)));
@@ -272,6 +279,23 @@ mod tests {
         let whole = asked_of(json!({ "body": "a", "arguments": declared }), json!({ "a": [1], "b": "x" }));
         assert_eq!((&whole["query"], &whole["json"]), (&json!({ "b": "x" }), &json!([1])));
         assert_eq!(asked_of(json!({}), json!({})).get("json"), None, "what takes nothing sends nothing");
+    }
+
+    #[test]
+    fn what_the_url_says_of_its_query_is_said_once() {
+        let tool = tool(json!({ "method": "GET", "url": "https://a.example/x?mo%64e=dry&n={n}",
+            "arguments": { "type": "object", "properties": { "n": {} }, "required": ["n"] } }));
+        let asked = |name: &str| {
+            let given = Map::from_iter([("n".to_owned(), json!("a&mode=dry")), (name.to_owned(), json!("wet"))]);
+            asked(&tool, &Address::read(&tool.url).unwrap(), &given.into())
+        };
+        for name in ["mode", "Mode", "N"] {
+            let refused = asked(name);
+            let is_refused = matches!(&refused, Err(ToolError::Failed(failure)) if failure.code == "invalid_arguments");
+            assert!(is_refused, "{name}: {refused:?}");
+        }
+        let more = asked("more").unwrap();
+        assert_eq!((&more["url"], &more["query"]), (&json!("https://a.example/x?mo%64e=dry&n=a%26mode%3Ddry"), &json!({ "more": "wet" })));
     }
 
     #[test]
