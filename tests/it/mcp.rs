@@ -113,6 +113,53 @@ async fn what_cannot_be_registered_is_not_kept() {
 }
 
 #[tokio::test]
+async fn a_server_that_does_not_come_to_an_end_of_its_list_is_not_kept() {
+    let world = World::new().await;
+    for revision in REVISIONS {
+        let server = Mcp::start(revision).await;
+        let body = json!({ "url": server.url(), "tools": ["echo"] });
+        for n in 0..15 {
+            server.list(&format!("long_{n}"), &"x".repeat(300_000));
+        }
+        let problem = put(&world.operator(), "fake", &body).await.problem(422, "invalid-input");
+        assert!(problem["detail"].as_str().unwrap().contains("4 MiB"), "{problem}");
+        server.mute();
+        let heard = server.heard("tools/list").len();
+        let client = world.operator();
+        let late = async {
+            server.hears("tools/list", heard + 1).await;
+            world.advance(Duration::from_secs(21));
+        };
+        let (answer, ()) = tokio::join!(put(&client, "fake", &body), late);
+        let problem = answer.problem(422, "invalid-input");
+        assert!(problem["detail"].as_str().unwrap().contains("takes too long"), "{problem}");
+        world.viewer().get("/tools/mcp/fake").await.expect(404);
+    }
+}
+
+#[tokio::test]
+async fn a_server_is_asked_for_its_tools_by_no_more_at_once_than_call_it() {
+    let world = World::new().await;
+    let server = registered(&world, Revision::Newer, json!({ "effects": { "*": "repeatable" } })).await;
+    for _ in 0..8 {
+        run(&world, "hang", json!({ "timeout": "1h" })).await;
+    }
+    server.hears("tools/call", 8).await;
+    let listed = server.heard("tools/list").len();
+    let (client, body) = (world.operator(), json!({ "url": server.url() }));
+    let mut asking = std::pin::pin!(put(&client, "fake", &body));
+    let answer = loop {
+        tokio::select! {
+            answer = &mut asking => break answer,
+            _ = client.get("/tools/mcp/fake") => world.advance(Duration::from_secs(5)),
+        }
+    };
+    let problem = answer.problem(422, "invalid-input");
+    assert!(problem["detail"].as_str().unwrap().contains("as often at once as it may be"), "{problem}");
+    assert_eq!(server.heard("tools/list").len(), listed);
+}
+
+#[tokio::test]
 async fn an_address_that_is_not_public_is_refused_at_every_call() {
     let world = World::with(|settings| settings.tools.loopback = false).await;
     let server = Mcp::start(Revision::Newer).await;

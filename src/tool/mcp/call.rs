@@ -111,7 +111,8 @@ impl McpTool {
             Some(session) => session,
             None => connector.open(self.target(call), token).await?,
         };
-        let listed = match session.tools(self.servers.now()).await {
+        let is_pinned = |name: &str| self.server.body.pinned(name).is_some();
+        let listed = match session.tools(self.servers.now(), is_pinned).await {
             Ok(listed) => listed.get(&self.pinned.tool.name).cloned(),
             Err(error) => {
                 connector.heed(self.target(call), session.token(), &error).await;

@@ -3,9 +3,9 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
-    time::Duration,
 };
 
+use chrono::TimeDelta;
 use reqwest::{
     Url,
     header::{AUTHORIZATION, HeaderName, HeaderValue},
@@ -32,13 +32,13 @@ use crate::{
     db::Database,
     http::{Outbound, Refusal},
     integration::{AccessToken, Connections},
-    kernel::{Error, Problem, Result, TenantId},
+    kernel::{Clock, Error, Problem, Result, TenantId},
     llm::Keys,
     tool::{ToolError, sealed::Sealed},
 };
 
-/// How long a server may take to become one.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a server may take to become one, and then to list its tools to whoever registers it.
+const PATIENCE: TimeDelta = TimeDelta::seconds(20);
 /// More than an output may have, since what is too much is cut and not refused.
 const BYTES_PER_OUTPUT: usize = 8;
 /// The longest text of an error page that is read, in bytes.
@@ -57,6 +57,7 @@ pub struct Credentials {
 #[derive(Debug)]
 pub(super) struct Connector {
     pub(super) db: Database,
+    pub(super) clock: Clock,
     pub(super) outbound: Arc<Outbound>,
     pub(super) credentials: Credentials,
     pub(super) commands: BTreeMap<String, McpCommand>,
@@ -80,7 +81,7 @@ impl Connector {
     /// # Errors
     /// Why there is none; nothing was called.
     pub(super) async fn open(&self, target: Target<'_>, token: Option<AccessToken>) -> Result<Session, ToolError> {
-        in_time(target, self.connect(target, token)).await
+        self.in_time(target, self.connect(target, token)).await
     }
 
     async fn connect(&self, target: Target<'_>, token: Option<AccessToken>) -> Result<Session, ToolError> {
@@ -135,7 +136,7 @@ impl Connector {
                 error => away(error),
             })
         };
-        in_time(target, token).await.map(Some)
+        self.in_time(target, token).await.map(Some)
     }
 
     /// Sees to it that a token which was not accepted is not used again.
@@ -146,6 +147,22 @@ impl Connector {
             told.unwrap_or_else(|error| {
                 tracing::warn!(?error, "a token that is not accepted any more may be used again")
             });
+        }
+    }
+
+    /// What comes of it while there is still patience.
+    pub(super) async fn in_time<T>(
+        &self,
+        target: Target<'_>,
+        work: impl Future<Output = Result<T, ToolError>>,
+    ) -> Result<T, ToolError> {
+        let late = self.clock.now() + PATIENCE;
+        tokio::select! {
+            biased;
+            done = work => done,
+            () = self.clock.sleep_until(late) => {
+                Err(ToolError::retryable("mcp_unreachable", format!("MCP server `{}` takes too long", target.name)))
+            }
         }
     }
 
@@ -214,12 +231,6 @@ struct Shown {
     headers: HashMap<HeaderName, HeaderValue>,
     /// What is secret of it.
     sealed: Sealed,
-}
-
-/// What comes of it while there is still time to connect.
-async fn in_time<T>(target: Target<'_>, work: impl Future<Output = Result<T, ToolError>>) -> Result<T, ToolError> {
-    let late = |_| ToolError::retryable("mcp_unreachable", format!("MCP server `{}` takes too long", target.name));
-    tokio::time::timeout(PATIENCE, work).await.map_err(late)?
 }
 
 fn sensitive(secret: &SecretString, bearer: bool) -> Option<HeaderValue> {

@@ -76,7 +76,8 @@ impl Servers {
         credentials: Credentials,
         questions: Arc<dyn Questions>,
     ) -> Self {
-        let connector = Connector { db, outbound, credentials, commands: tools.mcp.clone(), output: limits.output };
+        let (commands, output) = (tools.mcp.clone(), limits.output);
+        let connector = Connector { db, clock: clock.clone(), outbound, credentials, commands, output };
         // The event of a hold has them, and that of the plan.
         let arguments = limits.arguments.min(limits.event / 2);
         Self(Arc::new(Inner { connector, pool: Pool::default(), clock, questions, arguments }))
@@ -145,7 +146,7 @@ impl Servers {
         let unregistered = |error| unregistered(&settings, error);
         let (listed, (protocol, implementation)) = self.ask(target).await.map_err(unregistered)?;
         let mut tools = Vec::new();
-        for (name, tool) in listed.into_iter().filter(|(name, _)| settings.allows(name)) {
+        for (name, tool) in listed {
             tools.push(tool.pin().map_err(|why| {
                 let detail =
                     format!("the tool `{name}` of the server cannot be used: {why}; name those you want in `tools`");
@@ -208,11 +209,21 @@ impl Servers {
             .map(|(it, _)| it)
     }
 
-    /// What a server lists now, the revision of the protocol it does so in, and what it calls itself.
+    /// What a server lists now of the tools that may be used, the revision of the protocol it does so in, and what it calls
+    /// itself. It is as one more call of the server.
     async fn ask(&self, target: Target<'_>) -> Result<(Listing, (String, Option<String>)), ToolError> {
-        let token = self.0.connector.token(target).await?;
-        let mut session = self.0.connector.open(target, token).await?;
-        let listed = session.tools(self.now()).await.cloned();
+        let connector = &self.0.connector;
+        let place = async { Ok(self.0.pool.enter(target.tenant, target.name).await) };
+        let busy = |_| {
+            let message = format!("MCP server `{}` is called as often at once as it may be", target.name);
+            ToolError::retryable("mcp_busy", message)
+        };
+        let _place = connector.in_time(target, place).await.map_err(busy)?;
+        let ready = async { connector.open(target, connector.token(target).await?).await };
+        let mut session = connector.in_time(target, ready).await?;
+        let allowed = |name: &str| target.settings.allows(name);
+        let listed = async { session.tools(self.now(), allowed).await.cloned() };
+        let listed = connector.in_time(target, listed).await;
         let peer = session.peer();
         session.close().await;
         listed.map(|listed| (listed, peer))

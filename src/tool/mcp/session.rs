@@ -36,6 +36,8 @@ use crate::{
 /// Pages of a list, and tools on them all.
 const PAGES: usize = 20;
 const TOOLS: usize = 1000;
+/// Bytes of JSON that they take together.
+const LISTING: usize = 4 * 1024 * 1024;
 /// A list is believed for so long where the server does not say that it changed.
 const LISTED: TimeDelta = TimeDelta::seconds(60);
 /// A session is used for so long, and kept unused for so long.
@@ -94,16 +96,21 @@ impl Session {
         self.service.service()
     }
 
-    /// What the server lists now, or listed a short while before.
+    /// What the server lists now, or listed a short while before, of the tools that somebody wants: always the same ones
+    /// in one session, which keeps no others.
     ///
     /// # Errors
     /// Why it does not; nothing was called.
-    pub(super) async fn tools(&mut self, now: Timestamp) -> Result<&Listing, ToolError> {
+    pub(super) async fn tools(
+        &mut self,
+        now: Timestamp,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<&Listing, ToolError> {
         let changed = self.ear().heard_of_change();
         let known = self.listed.take().filter(|(at, _)| !changed && now - at < LISTED);
         let listed = match known {
             Some(known) => known,
-            None => (now, self.list().await?),
+            None => (now, self.list(wanted).await?),
         };
         Ok(&self.listed.insert(listed).1)
     }
@@ -113,31 +120,37 @@ impl Session {
         self.listed = None;
     }
 
-    async fn list(&self) -> Result<Listing, ToolError> {
+    async fn list(&self, wanted: impl Fn(&str) -> bool) -> Result<Listing, ToolError> {
         let mut listing = Listing::new();
-        let mut cursor = None;
+        let (mut count, mut bytes, mut cursor) = (0, 0, None);
         for _ in 0..PAGES {
             let mut from = PaginatedRequestParams::default();
             from.cursor = cursor;
             let page = self.service.list_tools(Some(from)).await.map_err(|error| certain(self.fault(&error)))?;
             for tool in page.tools {
-                let listed = serde_json::to_value(&tool).and_then(|mut tool| {
-                    self.ear().sealed().hide(&mut tool);
-                    serde_json::from_value::<Listed>(tool)
-                });
-                let listed = listed.map_err(|_| ToolError::failed("mcp_protocol", "a tool of the server is none"))?;
-                listing.insert(listed.name.clone(), listed);
+                let none = |_| ToolError::failed("mcp_protocol", "a tool of the server is none");
+                (count, bytes) = (count + 1, bytes + serde_json::to_vec(&tool).map_err(none)?.len());
+                if count > TOOLS || bytes > LISTING {
+                    return Err(self.too_many());
+                }
+                let mut tool = serde_json::to_value(&tool).map_err(none)?;
+                self.ear().sealed().hide(&mut tool);
+                let listed: Listed = serde_json::from_value(tool).map_err(none)?;
+                if wanted(&listed.name) {
+                    listing.insert(listed.name.clone(), listed);
+                }
             }
             cursor = page.next_cursor;
-            if cursor.is_none() || listing.len() > TOOLS {
-                break;
+            if cursor.is_none() {
+                return Ok(listing);
             }
         }
-        if cursor.is_some() || listing.len() > TOOLS {
-            let message = format!("MCP server `{}` lists more than {TOOLS} tools or {PAGES} pages", self.server);
-            return Err(ToolError::failed("mcp_too_many_tools", message));
-        }
-        Ok(listing)
+        Err(self.too_many())
+    }
+
+    fn too_many(&self) -> ToolError {
+        let most = format!("{TOOLS} tools, {PAGES} pages or {} MiB", LISTING / 1024 / 1024);
+        ToolError::failed("mcp_too_many_tools", format!("MCP server `{}` lists more than {most}", self.server))
     }
 
     /// Sends a call; the answer comes to the handle.

@@ -63,6 +63,8 @@ struct Told {
     /// What it says in place of its usual words.
     says: Option<String>,
     down: bool,
+    /// Nobody is told its tools, ever.
+    mute: bool,
     /// Lets the answer of `progress` go.
     released: watch::Sender<bool>,
 }
@@ -107,6 +109,7 @@ impl Mcp {
             questions: 1000,
             says: None,
             down: false,
+            mute: false,
             released: watch::Sender::new(false),
         };
         let shared = Arc::new(Shared { revision, guard, told: Mutex::new(told), count: watch::Sender::new(0) });
@@ -145,6 +148,11 @@ impl Mcp {
     /// Answers nothing but 503 from now on.
     pub fn go_down(&self) {
         self.shared.told().down = true;
+    }
+
+    /// Hangs from now on when it is asked for its tools.
+    pub fn mute(&self) {
+        self.shared.told().mute = true;
     }
 
     /// Lets `progress` answer, now and later.
@@ -259,6 +267,7 @@ async fn answer(
             response.headers_mut().insert("mcp-session-id", "session-1".parse().unwrap());
             response
         }
+        Some("tools/list") if shared.told().mute => std::future::pending().await,
         Some("tools/list") => {
             let from: usize = params["cursor"].as_str().map_or(0, |cursor| cursor.parse().unwrap());
             let tools: Vec<_> = shared.told().tools.values().skip(from).take(PAGE).cloned().collect();
