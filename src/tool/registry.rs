@@ -1,7 +1,7 @@
 use std::{
     collections::{BTreeMap, btree_map::Entry},
     fmt,
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use jsonschema::Validator;
@@ -62,14 +62,22 @@ pub struct Registry {
 
 struct Registered {
     tool: Arc<dyn Tool>,
-    arguments: Validator,
+    /// The schema of its arguments, once somebody needs it: most of a tenant's many tools are not called by this worker.
+    /// None, if it does not stand on its own.
+    arguments: OnceLock<Option<Validator>>,
 }
 
 impl Registered {
-    fn new(tool: Arc<dyn Tool>) -> std::result::Result<Self, String> {
-        let arguments = compile(&tool.arguments());
-        let arguments = arguments.map_err(|e| format!("the argument schema of tool `{}`: {e}", tool.name()))?;
-        Ok(Self { tool, arguments })
+    fn new(tool: Arc<dyn Tool>) -> Self {
+        Self { tool, arguments: OnceLock::new() }
+    }
+
+    fn arguments(&self) -> Option<&Validator> {
+        let compiled = || {
+            let unusable = |why: &String| tracing::warn!(why, tool = self.tool.name(), "a schema is of no use");
+            compile(&self.tool.arguments()).inspect_err(unusable).ok()
+        };
+        self.arguments.get_or_init(compiled).as_ref()
     }
 }
 
@@ -143,7 +151,10 @@ impl Registry {
     pub fn new(tools: impl IntoIterator<Item = Arc<dyn Tool>>, limits: &LimitSettings) -> Result<Self> {
         let mut registered = BTreeMap::new();
         for tool in tools {
-            let tool = Registered::new(tool).map_err(Error::internal)?;
+            let tool = Registered::new(tool);
+            if tool.arguments().is_none() {
+                return Err(Error::internal(format!("the argument schema of tool `{}`", tool.tool.name())));
+            }
             match registered.entry(tool.tool.name().to_owned()) {
                 Entry::Vacant(place) => place.insert(tool),
                 Entry::Occupied(taken) => return Err(Error::internal(format!("two tools named {}", taken.key()))),
@@ -152,14 +163,11 @@ impl Registry {
         Ok(Self { tools: Arc::new(registered), own: Arc::default(), limits: limits.clone() })
     }
 
-    /// These tools beside the server's, whose names they cannot take. One with a schema that does not stand on its own
-    /// is left out: nothing could be checked against it.
+    /// These tools beside the server's, whose names they cannot take. They were checked when they were put; one whose schema
+    /// does not stand on its own all the same is no tool to whoever names it: nothing could be checked against it.
     #[must_use]
     pub fn with(&self, own: impl IntoIterator<Item = Arc<dyn Tool>>) -> Self {
-        let registered = own.into_iter().filter_map(|tool| {
-            Registered::new(tool).inspect_err(|why| tracing::warn!(why, "a tenant's tool is left out")).ok()
-        });
-        let named = registered.map(|it| (it.tool.name().to_owned(), it));
+        let named = own.into_iter().map(|tool| (tool.name().to_owned(), Registered::new(tool)));
         let own = named.filter(|(name, _)| !self.tools.contains_key(name)).collect();
         Self { own: Arc::new(own), ..self.clone() }
     }
@@ -169,7 +177,7 @@ impl Registry {
     /// # Errors
     /// `unknown_tool`.
     pub fn tool(&self, name: &str) -> Result<&Arc<dyn Tool>, ToolError> {
-        self.registered(name).map(|found| &found.tool)
+        self.registered(name).map(|(found, _)| &found.tool)
     }
 
     /// What the tool of that name says itself of its calls: what they cost and touch.
@@ -178,9 +186,10 @@ impl Registry {
         self.tool(name).ok()?.rule()?.terms.as_ref()
     }
 
-    fn registered(&self, name: &str) -> Result<&Registered, ToolError> {
+    fn registered(&self, name: &str) -> Result<(&Registered, &Validator), ToolError> {
         let found = self.tools.get(name).or_else(|| self.own.get(name));
-        found.ok_or_else(|| ToolError::failed("unknown_tool", format!("there is no tool `{name}`")))
+        let usable = found.and_then(|found| Some((found, found.arguments()?)));
+        usable.ok_or_else(|| ToolError::failed("unknown_tool", format!("there is no tool `{name}`")))
     }
 
     /// Whether there is a tool of that name.
@@ -192,7 +201,7 @@ impl Registry {
     /// The compiled schema of a tool's arguments; none if there is no such tool for plans.
     #[must_use]
     pub fn arguments(&self, name: &str) -> Option<&Validator> {
-        self.registered(name).ok().filter(|found| !found.tool.internal()).map(|found| &found.arguments)
+        self.registered(name).ok().filter(|(found, _)| !found.tool.internal()).map(|(_, arguments)| arguments)
     }
 
     /// Refuses a name for a tenant's own tool that is this server's, or in a part of the names that it keeps to itself:
@@ -246,10 +255,9 @@ impl Registry {
     /// `unknown_tool`, `invalid_arguments` with every mistake's JSON path in message and detail,
     /// `arguments_too_large`, `arguments_too_deep`.
     pub fn validate(&self, name: &str, arguments: &Value) -> Result<(), ToolError> {
-        let registered = self.registered(name)?;
+        let (_, schema) = self.registered(name)?;
         size::check("arguments", arguments, self.limits.arguments)?;
-        let mistakes: Vec<Mistake> = registered
-            .arguments
+        let mistakes: Vec<Mistake> = schema
             .iter_errors(arguments)
             .take(NAMED_MISTAKES)
             // Masked: a message repeats no value, which may be large or a secret.

@@ -151,7 +151,9 @@ mod tests {
         let toolbox = Toolbox::new(server, vec![Arc::new(Own)]);
         let tenant = Id::new(chrono::DateTime::UNIX_EPOCH);
         let all = toolbox.of(tenant).await.unwrap();
-        assert_eq!(all.names().collect::<Vec<_>>(), ["server.read", "crm.sync"], "what cannot be checked is no tool");
+        assert_eq!(all.names().collect::<Vec<_>>(), ["server.read", "broken", "crm.sync"]);
+        assert!(!all.has("broken") && all.tool("broken").is_err(), "what cannot be checked is no tool");
+        assert!(all.validate("broken", &json!({})).is_err() && all.arguments("broken").is_none());
         assert!(all.validate("server.read", &json!({})).is_ok());
         assert!(all.validate("crm.sync", &json!({})).is_err() && all.validate("crm.sync", &json!({ "a": 1 })).is_ok());
         let few = toolbox.with(tenant, ["server.read"]).await.unwrap();

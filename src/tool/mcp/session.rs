@@ -101,11 +101,7 @@ impl Session {
     ///
     /// # Errors
     /// Why it does not; nothing was called.
-    pub(super) async fn tools(
-        &mut self,
-        now: Timestamp,
-        wanted: impl Fn(&str) -> bool,
-    ) -> Result<&Listing, ToolError> {
+    pub(super) async fn tools(&mut self, now: Timestamp, wanted: impl Fn(&str) -> bool) -> Result<&Listing, ToolError> {
         let changed = self.ear().heard_of_change();
         let known = self.listed.take().filter(|(at, _)| !changed && now - at < LISTED);
         let listed = match known {

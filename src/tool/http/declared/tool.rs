@@ -295,7 +295,10 @@ mod tests {
             assert!(is_refused, "{name}: {refused:?}");
         }
         let more = asked("more").unwrap();
-        assert_eq!((&more["url"], &more["query"]), (&json!("https://a.example/x?mo%64e=dry&n=a%26mode%3Ddry"), &json!({ "more": "wet" })));
+        assert_eq!(
+            (&more["url"], &more["query"]),
+            (&json!("https://a.example/x?mo%64e=dry&n=a%26mode%3Ddry"), &json!({ "more": "wet" }))
+        );
     }
 
     #[test]
