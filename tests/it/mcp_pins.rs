@@ -234,6 +234,31 @@ async fn a_server_that_says_something_else_each_time_fills_no_inbox_and_one_that
 }
 
 #[tokio::test]
+async fn a_server_all_of_whose_tools_change_fills_no_inbox_and_the_rest_is_asked_about_later() {
+    let world = World::new().await;
+    let server = Mcp::start(Revision::Newer).await;
+    let tools: Vec<_> = (0..20).map(|n| format!("many_{n:02}")).collect();
+    tools.iter().for_each(|tool| server.list(tool, "Does much."));
+    let body = json!({ "url": server.url(), "tools": ["many_*"], "effects": { "*": "pure" } });
+    put(&world.operator(), "fake", &body).await.expect(201);
+    tools.iter().for_each(|tool| server.list(tool, EVIL));
+    let view = put(&world.operator(), "fake", &body).await.json();
+    assert_eq!(view["changes"].as_array().unwrap().len(), 20, "all of them are out of use");
+    let asked = questions(&world).await;
+    assert_eq!(asked.len(), 16);
+    // Whoever calls one of the others asks, once somebody has decided.
+    let mut rest = tools.iter().filter(|tool| !asked.iter().any(|run| run["goal"].to_string().contains(&***tool)));
+    let late = rest.next_back().unwrap();
+    let call = async || failure(&run(&world, late, json!({})).await).await["code"].clone();
+    assert_eq!((call().await, questions(&world).await.len()), (json!("tool_changed"), 16));
+    let (asks, approval) = question(&world).await;
+    decide(&both(&world), &approval, "denied").await.expect(200);
+    asks.wait_end().await;
+    assert_eq!((call().await, questions(&world).await.len()), (json!("tool_changed"), 17));
+    assert!(questions(&world).await[0]["goal"].to_string().contains(&**late));
+}
+
+#[tokio::test]
 async fn a_tool_is_out_of_use_also_where_nobody_can_be_asked_now_and_is_asked_about_later() {
     let world = World::with(|settings| settings.worker.live_runs_per_tenant = 2).await;
     let server = reading(&world, Revision::Newer).await;

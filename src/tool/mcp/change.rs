@@ -14,8 +14,8 @@ use crate::{
     llm::{Author, Document, shelf},
 };
 
-/// Changes of one tool that people are asked about, until it is pinned anew: a server that says something else each time
-/// does not fill anybody's inbox.
+/// Changes of one tool that people are asked about, until it is pinned anew, and questions about one server's tools that
+/// wait at a time: a server that says something else each time does not fill anybody's inbox.
 const QUESTIONS: i64 = 16;
 
 /// What a tool has become.
@@ -60,7 +60,8 @@ pub trait Questions: Send + Sync + 'static {
 
 impl Servers {
     /// Puts a tool out of use until somebody has looked at what it has become, and asks for that, once for each digest.
-    /// Where the tenant has too many live runs for one more, it is out of use all the same, and the next who notices asks.
+    /// Where that is one question too many, of the server's or of the tenant's live runs, it is out of use all the same, and
+    /// the next who notices asks.
     ///
     /// # Errors
     /// When the database is away.

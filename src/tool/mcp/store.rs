@@ -58,8 +58,8 @@ pub(super) async fn forget(tx: &mut TenantTx, server: &str, tool: Option<&str>) 
     Ok(())
 }
 
-/// Keeps that the run asks about what a tool has become; not, where that was asked already, or so many changes of the tool
-/// were.
+/// Keeps that the run asks about what a tool has become; not, where that was asked already, so many changes of the tool
+/// were, or so many questions about the server's tools wait for somebody.
 pub(super) async fn ask(
     tx: &mut TenantTx,
     tenant: TenantId,
@@ -72,6 +72,8 @@ pub(super) async fn ask(
         "insert into mcp_questions (tenant_id, server, tool, digest, run_id, asked_at)
          select $1, $2, $3, $4, $5, $6
          where (select count(*) from mcp_questions where server = $2 and tool = $3) < $7
+           and (select count(*) from mcp_questions join runs using (tenant_id, run_id) where server = $2
+                and status in ('idle', 'planning', 'executing', 'awaiting_approval')) < $7
          on conflict do nothing",
     )
     .bind(tenant.uuid())
