@@ -45,10 +45,10 @@ impl Agents {
     pub async fn plan(&self, tenant: TenantId, agent: &Reference, goal: &str, input: &Value) -> Result<Plan> {
         let reached = self.reached(tenant, agent).await?;
         let names = self.names(tenant).await?;
-        let mut pins = Vec::with_capacity(reached.len());
-        for one in reached {
-            pins.push(Arc::new(self.pin(tenant, one, &names, goal, input).await?));
-        }
+        let configs: Vec<_> = reached.iter().map(|one| one.agent.body.config.as_deref()).collect();
+        let chains = self.chains(tenant, "agent", &configs).await?;
+        let pinned = reached.into_iter().zip(chains).map(|(one, chain)| pin(one, &chain, &names, goal, input));
+        let mut pins = pinned.map(|pin| pin.map(Arc::new)).collect::<Result<Vec<_>>>()?;
         let first = pins.first().ok_or_else(|| Error::not_found("agent"))?;
         let steps = vec![Arc::new(turn(1, first, vec![]))];
         let plan = Plan { steps, agent: Some(pins.remove(0)), agents: pins, ..Plan::default() };
@@ -66,8 +66,9 @@ impl Agents {
         let mut tx = self.db.tenant(tenant).await?;
         let agent = shelf::find(&mut tx, &usual::agents(), std::slice::from_ref(agent)).await?.pop().flatten();
         drop(tx);
-        let agent = Reached { agent: agent.ok_or_else(|| Error::not_found("agent"))?, handoffs: vec![] };
-        let pin = self.pin(tenant, agent, &self.names(tenant).await?, goal, input).await?;
+        let agent = agent.ok_or_else(|| Error::not_found("agent"))?;
+        let chain = self.chain(tenant, "agent", agent.body.config.as_deref()).await?;
+        let pin = pin(Reached { agent, handoffs: vec![] }, &chain, &self.names(tenant).await?, goal, input)?;
         if pin.tools.is_empty() {
             let detail = "the agent was given no tools, so there is nothing that a plan of its could do: execute it, or give it some";
             return Err(Error::invalid("agent", detail));
@@ -126,39 +127,6 @@ impl Agents {
         Ok(reached)
     }
 
-    async fn pin(
-        &self,
-        tenant: TenantId,
-        Reached { agent, handoffs }: Reached,
-        tools: &[String],
-        goal: &str,
-        input: &Value,
-    ) -> Result<AgentPin> {
-        let body = &agent.body;
-        let patterns = body.tools.as_deref().unwrap_or_default();
-        let chain = self.chain(tenant, "agent", body.config.as_deref()).await?;
-        let [config, fallback @ ..] = &chain[..] else { return Err(Error::internal("a chain without a beginning")) };
-        Ok(AgentPin {
-            agent: agent.reference(),
-            description: body.description.clone(),
-            config: config.pinned(),
-            fallback: fallback.iter().map(Document::pinned).collect(),
-            instructions: instructions(&body.instructions, goal, input)?,
-            tools: given(&agent.name, tools, patterns),
-            missing: missing(&agent.name, tools, patterns),
-            handoffs,
-            approval: body.approval.clone().unwrap_or_default(),
-            max_turns: body.max_turns.unwrap_or(10),
-            max_parallel: body.max_parallel.unwrap_or(8),
-            budget: body.budget.map(Budget::from).unwrap_or_default(),
-            output: body.output.clone(),
-            reasoning: body.reasoning.unwrap_or_default(),
-            rate: rate(&chain),
-            longest_answer: longest_answer(&chain),
-            window: narrowest(&chain),
-        })
-    }
-
     /// The model that plans where only a goal is given.
     ///
     /// # Errors
@@ -179,8 +147,19 @@ impl Agents {
 
     /// The configuration that is meant now, which is named in, or missing from, that field, and what it falls back on.
     async fn chain(&self, tenant: TenantId, field: &str, name: Option<&str>) -> Result<Vec<Document<ModelConfig>>> {
-        let wanted = name.unwrap_or("default-smart").parse().map_err(|e: &str| Error::internal(e))?;
-        self.models.usable(tenant, &Choice::Named(wanted)).await.map_err(|error| {
+        Ok(self.chains(tenant, field, &[name]).await?.pop().unwrap_or_default())
+    }
+
+    /// The same of many, in their order.
+    async fn chains(
+        &self,
+        tenant: TenantId,
+        field: &str,
+        names: &[Option<&str>],
+    ) -> Result<Vec<Vec<Document<ModelConfig>>>> {
+        let named = |name: &Option<&str>| name.unwrap_or("default-smart").parse().map(Choice::Named);
+        let wanted = names.iter().map(named).collect::<Result<Vec<_>, &str>>().map_err(Error::internal)?;
+        self.models.usable(tenant, &wanted.iter().collect::<Vec<_>>()).await.map_err(|error| {
             if error.retryable {
                 return Error::unavailable(error.message);
             }
@@ -214,6 +193,38 @@ impl std::fmt::Debug for Agents {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Agents").finish_non_exhaustive()
     }
+}
+
+/// An agent as it is now, whose model is the first of the chain and falls back on the others.
+fn pin(
+    Reached { agent, handoffs }: Reached,
+    chain: &[Document<ModelConfig>],
+    tools: &[String],
+    goal: &str,
+    input: &Value,
+) -> Result<AgentPin> {
+    let body = &agent.body;
+    let patterns = body.tools.as_deref().unwrap_or_default();
+    let [config, fallback @ ..] = chain else { return Err(Error::internal("a chain without a beginning")) };
+    Ok(AgentPin {
+        agent: agent.reference(),
+        description: body.description.clone(),
+        config: config.pinned(),
+        fallback: fallback.iter().map(Document::pinned).collect(),
+        instructions: instructions(&body.instructions, goal, input)?,
+        tools: given(&agent.name, tools, patterns),
+        missing: missing(&agent.name, tools, patterns),
+        handoffs,
+        approval: body.approval.clone().unwrap_or_default(),
+        max_turns: body.max_turns.unwrap_or(10),
+        max_parallel: body.max_parallel.unwrap_or(8),
+        budget: body.budget.map(Budget::from).unwrap_or_default(),
+        output: body.output.clone(),
+        reasoning: body.reasoning.unwrap_or_default(),
+        rate: rate(chain),
+        longest_answer: longest_answer(chain),
+        window: narrowest(chain),
+    })
 }
 
 fn references(names: &[String]) -> Result<Vec<Reference>> {

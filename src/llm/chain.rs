@@ -89,12 +89,28 @@ impl Models {
         self.chains(tenant, &[choice]).await?.pop().unwrap_or_else(|| Ok(vec![]))
     }
 
-    /// The same, of which at least one can be called as things stand: its provider is known, and there is a key.
+    /// The same of many choices, in their order, of each of which at least one can be called as things stand: its provider is
+    /// known, and there is a key.
     ///
     /// # Errors
-    /// When the first is not there or not in use; why it cannot be called, where none can.
-    pub async fn usable(&self, tenant: TenantId, choice: &Choice) -> Result<Vec<Document<ModelConfig>>, AskError> {
-        let chain = self.chain(tenant, choice).await?;
+    /// When the first of one is not there or not in use; why it cannot be called, where none of a choice can.
+    pub async fn usable(
+        &self,
+        tenant: TenantId,
+        choices: &[&Choice],
+    ) -> Result<Vec<Vec<Document<ModelConfig>>>, AskError> {
+        let mut usable = Vec::with_capacity(choices.len());
+        for chain in self.chains(tenant, choices).await? {
+            usable.push(self.callable(tenant, chain?).await?);
+        }
+        Ok(usable)
+    }
+
+    async fn callable(
+        &self,
+        tenant: TenantId,
+        chain: Vec<Document<ModelConfig>>,
+    ) -> Result<Vec<Document<ModelConfig>>, AskError> {
         let mut why = None;
         for config in &chain {
             match self.providers.target(tenant, config.clone()).await {
