@@ -90,7 +90,7 @@ pub enum News {
         /// Why.
         because: String,
     },
-    /// The key's share of calls at once or of tokens is used up, and the call waits for it.
+    /// The call waits: the key's share of calls at once or of tokens is used up, or another call tries the model first.
     Queued {
         /// Whom it is made to.
         of: String,

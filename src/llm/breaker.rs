@@ -3,10 +3,12 @@
 
 use std::{
     collections::HashMap,
+    pin::pin,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use chrono::TimeDelta;
+use tokio::sync::Notify;
 
 use crate::{config::CircuitBreakerSettings, kernel::Timestamp};
 
@@ -111,6 +113,8 @@ impl Turned {
 pub(super) struct Breakers {
     settings: CircuitBreakerSettings,
     lines: Arc<Mutex<HashMap<Line, Circuit>>>,
+    /// Told whenever a call that tried a model has settled.
+    settled: Arc<Notify>,
 }
 
 /// Lines that are remembered at once; sound ones are forgotten first.
@@ -118,7 +122,7 @@ const REMEMBERED: usize = 4096;
 
 impl Breakers {
     pub(super) fn new(settings: CircuitBreakerSettings) -> Self {
-        Self { settings, lines: Arc::default() }
+        Self { settings, lines: Arc::default(), settled: Arc::default() }
     }
 
     /// The way to make one call; what became of it is to be said.
@@ -135,6 +139,24 @@ impl Breakers {
         Ok(Passage { breakers: self.clone(), line: line.clone(), turned, settled: false })
     }
 
+    /// Waits until no call tries the model, which is as long as that call may take.
+    pub(super) async fn untried(&self, line: &Line) {
+        loop {
+            let mut settled = pin!(self.settled.notified());
+            // What settles from here on is heard.
+            settled.as_mut().enable();
+            if !self.is_tried(line) {
+                return;
+            }
+            settled.await;
+        }
+    }
+
+    fn is_tried(&self, line: &Line) -> bool {
+        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        matches!(lines.get(line), Some(Circuit::HalfOpen { probing: true, .. }))
+    }
+
     fn settle(&self, line: &Line, answered: Option<bool>, now: Timestamp) -> Option<Turned> {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let circuit = lines.get_mut(line)?;
@@ -142,6 +164,9 @@ impl Breakers {
         *circuit = circuit.after(answered, &self.settings, now);
         let turned = circuit.turned_from(before);
         report(line, *circuit, turned);
+        if matches!(before, Circuit::HalfOpen { .. }) {
+            self.settled.notify_waiters();
+        }
         turned
     }
 }
@@ -187,6 +212,7 @@ impl Drop for Passage {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
     use proptest::prelude::*;
 
     use super::*;
@@ -222,7 +248,11 @@ mod tests {
             breakers.admit(&line, at(0)).unwrap().settle(Some(false), at(0));
         }
         assert_eq!(breakers.admit(&line, at(9)).unwrap_err(), Some(at(10)));
-        drop(breakers.admit(&line, at(10)).unwrap());
+        let probe = breakers.admit(&line, at(10)).unwrap();
+        let mut waiting = pin!(breakers.untried(&line));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        drop(probe);
+        assert!(waiting.now_or_never().is_some());
         assert!(breakers.admit(&line, at(10)).is_ok());
     }
 

@@ -2,7 +2,7 @@
 //! time-out, a share of its key ([`Quotas`](super::quota::Quotas)), a circuit breaker, repetitions with backoff, and the
 //! configurations to fall back on.
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
 use chrono::TimeDelta;
 use futures_util::FutureExt;
@@ -11,7 +11,7 @@ use tokio::sync::{mpsc::OwnedPermit, oneshot};
 use super::{
     AskError, BUDGET_EXCEEDED, Choice, Document, Given, ModelConfig, Models, News, Turned, Usage,
     ask::Teller,
-    breaker::Line,
+    breaker::{Line, Passage},
     fault::{Fault, FaultKind, place},
     provider::Target,
     quota::Place,
@@ -241,16 +241,8 @@ impl Models {
         target: &Target,
         question: &Q,
     ) -> Result<Q::Given, Fault> {
-        let share = self.share(asking, target, question.tokens()).await;
+        let (share, passage) = self.enter(asking, target, question.tokens()).await?;
         let begun = self.clock.now();
-        let passage = match self.breakers.admit(&line(target), begun) {
-            Ok(passage) => passage,
-            Err(until) => {
-                let fault = left_alone(target, until, begun);
-                count(target, fault.kind.code());
-                return Err(fault);
-            }
-        };
         if passage.probes() {
             asking.tell(News::Circuit { of: place(target), turned: Turned::HalfOpen }).await;
         }
@@ -283,9 +275,41 @@ impl Models {
         result.map(|(given, _)| given)
     }
 
+    /// A share of the key for a call, and the breaker's leave to make it. While another call tries the model, what comes
+    /// of that is waited for, unless somebody else can be asked.
+    async fn enter(&self, asking: &Asking<'_>, target: &Target, tokens: u32) -> Result<(Place, Passage), Fault> {
+        let line = line(target);
+        loop {
+            if asking.is_last() {
+                // Before it has a share, which is of use to others meanwhile.
+                self.untried(asking, target, &line).await;
+            }
+            let share = self.share(asking, target, tokens).await;
+            let now = self.clock.now();
+            match self.breakers.admit(&line, now) {
+                Ok(passage) => return Ok((share, passage)),
+                Err(None) if asking.is_last() => {}
+                Err(until) => {
+                    let fault = left_alone(target, until, now);
+                    count(target, fault.kind.code());
+                    return Err(fault);
+                }
+            }
+        }
+    }
+
+    /// Waits until no other call tries the model, and says so where that takes time.
+    async fn untried(&self, asking: &Asking<'_>, target: &Target, line: &Line) {
+        let mut untried = pin!(self.breakers.untried(line));
+        if untried.as_mut().now_or_never().is_none() {
+            asking.tell(News::Queued { of: place(target) }).await;
+            untried.await;
+        }
+    }
+
     /// Waits for the key's share of calls and tokens, and says so where that takes time.
     async fn share(&self, asking: &Asking<'_>, target: &Target, tokens: u32) -> Place {
-        let mut entering = std::pin::pin!(self.quotas.enter(&target.key_id, tokens));
+        let mut entering = pin!(self.quotas.enter(&target.key_id, tokens));
         if let Some(place) = entering.as_mut().now_or_never() {
             return place;
         }

@@ -75,6 +75,38 @@ async fn a_circuit_breaker_tells_how_it_turns_and_calls_that_it_refuses_are_coun
 }
 
 #[tokio::test]
+async fn while_one_call_tries_a_model_again_the_others_wait_or_ask_another() {
+    let provider = Provider::start().await;
+    let world = World::with(|settings| {
+        settings.llm.providers = provider.settings().collect();
+        settings.llm.max_retries = 0;
+        settings.circuit_breaker.failure_threshold = 1;
+    })
+    .await;
+    put(&world, "spare", json!({})).await;
+    put(&world, "slow", json!({})).await;
+    put(&world, "either", json!({ "model": "slow", "fallback": ["spare"] })).await;
+    provider.script([Turn::Status(500, vec![])]);
+    assert_eq!(ask(&world, "slow").await.wait_end().await["error"]["code"], "model_unavailable");
+    world.advance(Duration::from_secs(61));
+    provider.script([Turn::SayHeld(vec!["I am ".to_owned(), "back.".to_owned()], 1)]);
+    let first = ask(&world, "slow").await;
+    provider.asked_times(2).await;
+    let others = [ask(&world, "slow").await, ask(&world, "slow").await, ask(&world, "slow").await];
+    for other in &others {
+        let mut follow = other.follow().await;
+        while follow.until("tool.progress").await.data["payload"]["data"]["model"] != "queued" {}
+    }
+    ask(&world, "either").await.completes().await;
+    assert_eq!(provider.asked().last().unwrap().body["model"], "spare");
+    provider.release();
+    for run in [&first].into_iter().chain(&others) {
+        run.completes().await;
+    }
+    assert_eq!(provider.asked().len(), 6);
+}
+
+#[tokio::test]
 async fn a_call_that_waits_for_its_keys_share_says_so() {
     let provider = Provider::start().await;
     let world = World::with(|settings| {

@@ -114,9 +114,7 @@ fn trouble(news: News) -> ToolProgress {
         News::FellBack { because, to } => {
             (format!("asking {to} instead: {because}"), json!({ "model": "fell_back", "because": because, "to": to }))
         }
-        News::Queued { of } => {
-            (format!("waiting for a share of the key of {of}"), json!({ "model": "queued", "of": of }))
-        }
+        News::Queued { of } => (format!("waiting until {of} can be asked"), json!({ "model": "queued", "of": of })),
         News::Circuit { of, turned } => {
             let until = match turned {
                 Turned::Open { until } => Some(wire_time::format(&until)),
