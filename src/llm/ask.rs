@@ -58,7 +58,7 @@ pub struct AskError {
     pub retry_after: Option<Duration>,
 }
 
-/// The code of an asking that stops because there is no room in a budget to ask again.
+/// The code of an asking that stops because there is no room in a budget to ask, or to ask again.
 pub const BUDGET_EXCEEDED: &str = "budget_exceeded";
 
 /// What happens while a model is asked.
@@ -194,7 +194,7 @@ impl Models {
                     let reasoning = answer.reasoning.filter(|_| prompt.reasoning);
                     return Ok(Answer { reasoning, ..answer });
                 }
-                Err(failure) => asking.fail(failure).await,
+                Err(failure) => asking.fail(failure).await?,
             }
         }
     }

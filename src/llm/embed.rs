@@ -64,7 +64,7 @@ impl Models {
             let target = self.next(&mut asking).await?;
             match self.embed_with(&mut asking, &target, texts).await {
                 Ok(vectors) => return Ok(asking.given(vectors)),
-                Err(failure) => asking.fail(failure).await,
+                Err(failure) => asking.fail(failure).await?,
             }
         }
     }

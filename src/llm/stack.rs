@@ -84,9 +84,16 @@ impl Asking<'_> {
     }
 
     /// The present model gives nothing, whatever it took.
-    pub(super) async fn fail(&mut self, failure: AskError) {
+    ///
+    /// # Errors
+    /// Where no other is asked instead, since more room in the budget is all that is missing.
+    pub(super) async fn fail(&mut self, failure: AskError) -> Result<(), AskError> {
         self.leave().await;
+        if failure.code == BUDGET_EXCEEDED {
+            return Err(failure);
+        }
         self.failed = Some(failure);
+        Ok(())
     }
 
     /// What all that were asked have taken so far.
@@ -200,7 +207,7 @@ impl Models {
     ) -> Result<Q::Given, AskError> {
         loop {
             if !asking.has_room(question.expects(&target.config)).await {
-                let message = format!("the budget has no room to ask {} again", place(target));
+                let message = format!("the budget has no room to ask {}", place(target));
                 return Err(AskError::new(BUDGET_EXCEEDED, message));
             }
             match self.call(asking, target, question).await {

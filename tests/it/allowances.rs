@@ -157,6 +157,23 @@ async fn a_question_is_asked_again_only_where_the_budget_has_room_for_it() {
 }
 
 #[tokio::test]
+async fn who_approves_is_asked_for_room_and_no_cheaper_model_instead() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
+    let free = json!({ "provider": "fake-openai", "model": "m" });
+    world.admin().request(Method::PUT, "/llm/configs/free").json(&free).send().await.expect(201);
+    choosy(&world, json!({ "fallback": ["free"] })).await;
+    provider.script([Turn::Say(twenty()), Turn::Say(long())]);
+    let run = world.owner().execute(json!({ "plan": ask_choosy(), "budget": 3 })).await;
+    let asked = lack(&run).await;
+    is_near(&asked["raise"], 1.0);
+    assert_eq!(provider.asked().len(), 1);
+    approve(&world, &asked).await;
+    is_near(&run.completes().await["cost"], 4.0);
+    assert_eq!(run.steps().await[0]["output"]["config"], "choosy@1");
+}
+
+#[tokio::test]
 async fn a_day_has_room_for_a_question_again_or_it_waits() {
     let provider = Provider::start().await;
     let world = world_with(&provider).await;

@@ -214,12 +214,12 @@ impl Models {
         loop {
             let target = self.next(&mut asking).await?;
             let Some(voice) = voice(target.api) else {
-                asking.fail(mute(&target)).await;
+                asking.fail(mute(&target)).await?;
                 continue;
             };
             match self.insist(&mut asking, &target, &Reading(voice, wanted)).await {
                 Ok(audio) => return Ok(asking.given(audio)),
-                Err(failure) => asking.fail(failure).await,
+                Err(failure) => asking.fail(failure).await?,
             }
         }
     }
@@ -243,12 +243,12 @@ impl Models {
         loop {
             let target = self.next(&mut asking).await?;
             let Some(ear) = ear(target.api) else {
-                asking.fail(mute(&target)).await;
+                asking.fail(mute(&target)).await?;
                 continue;
             };
             match self.insist(&mut asking, &target, &Dictation(ear, &heard)).await {
                 Ok(text) => return Ok(asking.given(text)),
-                Err(failure) => asking.fail(failure).await,
+                Err(failure) => asking.fail(failure).await?,
             }
         }
     }
