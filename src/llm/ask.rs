@@ -1,13 +1,7 @@
 //! Asking a model for words. An answer that will not do is asked for again; the rest of what may go wrong is the
 //! business of the [stack](super::stack).
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -16,12 +10,11 @@ use super::{
     breaker::Breakers,
     examine::Examiner,
     fault::{self, Fault, FaultKind},
-    prompt,
     provider::{Providers, Target},
     quota::Quotas,
     span,
     stack::{Asking, Question},
-    wire::{self, Heard, Said},
+    wire::{self, Heard, Said, Tally},
 };
 use crate::{
     config::{CircuitBreakerSettings, LlmSettings},
@@ -146,7 +139,7 @@ impl From<Error> for AskError {
 
 impl From<Fault> for AskError {
     fn from(fault: Fault) -> Self {
-        let Fault { kind, message, retry_after } = fault;
+        let Fault { kind, message, retry_after, .. } = fault;
         let retryable = kind.passes() || kind == FaultKind::LeftAlone;
         Self { retryable, retry_after, ..Self::new(kind.code(), message) }
     }
@@ -212,8 +205,7 @@ impl Models {
         let examiner = Examiner::new(&expected, &asked).map_err(|why| AskError::new("invalid_schema", why))?;
         let mut objections = 0;
         loop {
-            let said =
-                self.insist(asking, target, &Chat { prompt: &prompt, teller, heard: AtomicUsize::new(0) }).await?;
+            let said = self.insist(asking, target, &Chat { prompt: &prompt, teller, tally: Arc::default() }).await?;
             let mut answer = answer(asking, said);
             let Err(objection) = examiner.examine(&mut answer) else { return Ok(answer) };
             if objections == self.settings.max_retries {
@@ -240,8 +232,8 @@ fn is_silent(message: &Message) -> bool {
 struct Chat<'a> {
     prompt: &'a Prompt,
     teller: &'a Teller,
-    /// How many bytes the answer has so far.
-    heard: AtomicUsize,
+    /// How far the answer is.
+    tally: Arc<Tally>,
 }
 
 impl Question for Chat<'_> {
@@ -252,15 +244,12 @@ impl Question for Chat<'_> {
     }
 
     fn broke_off(&self) -> Usage {
-        // Providers bill what they have said, but only tell at the end how much it was.
-        match self.heard.load(Ordering::Relaxed) {
-            0 => Usage::default(),
-            heard => Usage {
-                input_tokens: self.tokens().into(),
-                output_tokens: prompt::tokens(heard).into(),
-                ..Usage::default()
-            },
-        }
+        // Providers bill what they have begun to answer, but only tell at the end how much it was.
+        self.tally.said().map_or_else(Usage::default, |said| Usage {
+            input_tokens: self.tokens().into(),
+            output_tokens: wire::tokens(said),
+            ..Usage::default()
+        })
     }
 
     fn tokens(&self) -> u32 {
@@ -276,9 +265,7 @@ impl Question for Chat<'_> {
     }
 
     async fn call(&self, target: &Target, reply: u32, now: Timestamp) -> Result<(Said, Usage), Fault> {
-        self.heard.store(0, Ordering::Relaxed);
         let hear = |heard: Heard| {
-            self.heard.fetch_add(heard.len(), Ordering::Relaxed);
             let news = match heard {
                 Heard::Words(text) => Some(News::Words { reply, text }),
                 // Some providers tell them though nobody asked.
@@ -290,7 +277,7 @@ impl Question for Chat<'_> {
                 }
             }
         };
-        let said = wire::call(target, self.prompt, now, hear).await?;
+        let said = wire::call(target, self.prompt, now, &self.tally, hear).await?;
         let usage = said.usage;
         Ok((said, usage))
     }

@@ -137,7 +137,8 @@ impl Question for Batch<'_> {
         let usage = Usage { input_tokens: told.unwrap_or_else(|| self.tokens().into()), ..Usage::default() };
         let vectors = given.into_vectors();
         if !will_do(&vectors, self.texts.len()) {
-            return Err(Fault::broken(target, &format!("it gave no {} vectors of one length", self.texts.len())));
+            let why = format!("it gave no {} vectors of one length", self.texts.len());
+            return Err(Fault::broken(target, &why).having_taken(usage));
         }
         Ok((vectors, usage))
     }

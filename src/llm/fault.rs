@@ -4,7 +4,7 @@ use reqwest::{StatusCode, header::HeaderMap};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 
-use super::provider::Target;
+use super::{Usage, provider::Target};
 use crate::{
     config::Api,
     http::{self, Refusal},
@@ -22,6 +22,8 @@ pub(super) struct Fault {
     pub(super) message: String,
     /// How long the provider asks to be left alone.
     pub(super) retry_after: Option<Duration>,
+    /// What was taken all the same, where that is known.
+    pub(super) took: Option<Usage>,
 }
 
 /// What kind of a fault it is.
@@ -76,7 +78,12 @@ impl Fault {
     }
 
     pub(super) fn plain(kind: FaultKind, message: String) -> Self {
-        Self { kind, message, retry_after: None }
+        Self { kind, message, retry_after: None, took: None }
+    }
+
+    /// The same of a call that has taken so much.
+    pub(super) fn having_taken(self, usage: Usage) -> Self {
+        Self { took: Some(usage), ..self }
     }
 
     /// What it answered instead, with a status that says so.
@@ -88,7 +95,7 @@ impl Fault {
     ) -> Self {
         let said = reason(body, target.key.as_ref());
         let message = format!("{} answered {}: {said}", place(target), status.as_u16());
-        Self { kind: of_status(status), message, retry_after: retry_after(headers, now) }
+        Self { retry_after: retry_after(headers, now), ..Self::plain(of_status(status), message) }
     }
 
     /// It could not be reached, or the connection broke.
@@ -148,7 +155,7 @@ impl Fault {
         };
         let message = format!("{} {why}: {told}", place(target));
         let retry_after = inner.headers().and_then(|headers| retry_after(headers, now));
-        Self { kind, message, retry_after }
+        Self { retry_after, ..Self::plain(kind, message) }
     }
 }
 

@@ -273,7 +273,7 @@ impl Models {
             }
             Err(fault) => {
                 span.fail(fault.kind.code());
-                flight.land(fault.kind.code(), question.broke_off());
+                flight.land(fault.kind.code(), fault.took.unwrap_or_else(|| question.broke_off()));
             }
         }
         if let Some(turned) = passage.settle(self.trust(target, &result), self.clock.now()) {

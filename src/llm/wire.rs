@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -27,6 +27,7 @@ use super::{
     Message, Prompt, Reasoning, Stop, Thoughts, ToolCall, Usage,
     fault::{Fault, FaultKind},
     parameters::Parameters,
+    prompt,
     provider::Target,
     thoughts::Trail,
 };
@@ -52,22 +53,57 @@ pub(super) struct Said {
 /// The most an answer may have, in bytes, its thoughts counted.
 const LONGEST: usize = 2 * 1024 * 1024;
 
+/// How far an answer is, also for whoever calls it off.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    begun: AtomicBool,
+    garbled: AtomicBool,
+    said: AtomicUsize,
+}
+
+impl Tally {
+    /// How many bytes were said and thought, the names and arguments of calls among them. None before it began.
+    pub(super) fn said(&self) -> Option<usize> {
+        self.begun.load(Ordering::Relaxed).then(|| self.said.load(Ordering::Relaxed))
+    }
+
+    fn clear(&self) {
+        self.begun.store(false, Ordering::Relaxed);
+        self.garbled.store(false, Ordering::Relaxed);
+        self.said.store(0, Ordering::Relaxed);
+    }
+
+    /// Looks at a frame as it came: not every adapter minds one that it cannot read, and words that are missing are not
+    /// seen to be.
+    fn look_at(&self, frame: &str) {
+        self.begun.store(true, Ordering::Relaxed);
+        if !frame.is_empty() && frame != "[DONE]" && serde_json::from_str::<IgnoredAny>(frame).is_err() {
+            self.garbled.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn is_garbled(&self) -> bool {
+        self.garbled.load(Ordering::Relaxed)
+    }
+}
+
 /// Calls the model at `now`; `hear` has the words as they come, and the thoughts.
 pub(super) async fn call<F>(
     target: &Target,
     prompt: &Prompt,
     now: Timestamp,
+    tally: &Arc<Tally>,
     mut hear: impl FnMut(Heard) -> F,
 ) -> Result<Said, Fault>
 where
     F: Future<Output = ()>,
 {
     let calls = |message: &Message| matches!(message, Message::Assistant { calls, .. } if !calls.is_empty());
-    match attempt(target, prompt, true, now, &mut hear).await {
+    match attempt(target, (prompt, true), now, tally, &mut hear).await {
         // Some models do not go on thinking where a thought of before is missing, as when another had that turn.
         Err(fault) if prompt.messages.iter().any(calls) && fault.is_about_thoughts(target.api) => {
             metrics::counter!("fermata_llm_retries_total", "why" => "thoughts").increment(1);
-            attempt(target, prompt, false, now, &mut hear).await
+            attempt(target, (prompt, false), now, tally, &mut hear).await
         }
         said => said,
     }
@@ -76,9 +112,9 @@ where
 /// One call, in which the model is to think or not.
 async fn attempt<F>(
     target: &Target,
-    prompt: &Prompt,
-    thinks: bool,
+    (prompt, thinks): (&Prompt, bool),
     now: Timestamp,
+    tally: &Arc<Tally>,
     hear: &mut impl FnMut(Heard) -> F,
 ) -> Result<Said, Fault>
 where
@@ -86,50 +122,80 @@ where
 {
     let client = client(target, now)?;
     let trail = if thinks { Trail::of(target, prompt) } else { None };
-    // Not every adapter minds a frame that it cannot read, and words that are missing are not seen to be.
-    let garbled = Arc::new(AtomicBool::new(false));
-    let seen = Arc::clone(&garbled);
-    let options = options(target, prompt, thinks).with_raw_frame_fn(move |_, frame| {
-        if !frame.data.is_empty() && frame.data != "[DONE]" && serde_json::from_str::<IgnoredAny>(frame.data).is_err() {
-            seen.store(true, Ordering::Relaxed);
-        }
-    });
+    tally.clear();
+    let seen = Arc::clone(tally);
+    let options = options(target, prompt, thinks).with_raw_frame_fn(move |_, frame| seen.look_at(frame.data));
     crash::point("model", Side::Before, &"asked");
     let request = request(target, prompt, trail.as_ref());
     let streaming = client.exec_chat_stream(service(target, adapter(target.api)), request, Some(&options)).await;
     let mut stream = streaming.map_err(|error| Fault::of(target, &error, now))?.stream;
-    let (mut said_so_far, mut calls) = (0, HashMap::<String, usize>::new());
+    let (mut words, mut calls) = (0, HashMap::<String, usize>::new());
     while let Some(event) = stream.next().await {
         let heard = match event.map_err(|error| Fault::of(target, &error, now))? {
-            ChatStreamEvent::Chunk(chunk) => Heard::Words(chunk.content),
-            ChatStreamEvent::ReasoningChunk(chunk) => Heard::Thoughts(chunk.content),
+            ChatStreamEvent::Chunk(chunk) => Some(Heard::Words(chunk.content)),
+            ChatStreamEvent::ReasoningChunk(chunk) => Some(Heard::Thoughts(chunk.content)),
             ChatStreamEvent::ToolCallChunk(chunk) => {
                 // Each chunk has all that was said of its call so far.
-                calls.insert(chunk.tool_call.call_id.clone(), chunk.tool_call.size());
-                Heard::Words(String::new())
-            }
-            ChatStreamEvent::End(_) if garbled.load(Ordering::Relaxed) => break,
-            // The call itself is not in the answer, which without it would pass for a whole one.
-            ChatStreamEvent::End(end) if end.captured_stop_reason.as_ref().is_some_and(is_malformed) => {
-                return Err(Fault::broken(target, "the answer calls a tool in a way that cannot be read"));
+                calls.insert(chunk.tool_call.call_id.clone(), bytes_of(&chunk.tool_call));
+                None
             }
             ChatStreamEvent::End(end) => {
-                return said(target.api, end, trail).ok_or_else(|| Fault::broken(target, "the answer broke off"));
+                return ended(target.api, end, trail, tally)
+                    .map_err(|(why, took)| Fault { took, ..Fault::broken(target, why) });
             }
             ChatStreamEvent::Start | ChatStreamEvent::ThoughtSignatureChunk(_) | ChatStreamEvent::Heartbeat => continue,
         };
-        said_so_far += heard.len();
-        if said_so_far + calls.values().sum::<usize>() > LONGEST {
+        words += heard.as_ref().map_or(0, Heard::len);
+        let so_far = words + calls.values().sum::<usize>();
+        tally.said.store(so_far, Ordering::Relaxed);
+        if so_far > LONGEST {
             let message = format!("the answer of `{}` has more than {LONGEST} bytes", target.config.body.model);
             return Err(Fault::plain(FaultKind::TooLarge, message));
         }
-        if heard.len() > 0 {
+        if let Some(heard) = heard.filter(|heard| heard.len() > 0) {
             hear(heard).await;
             crash::point("model", Side::After, &"heard");
         }
     }
-    let garbled = garbled.load(Ordering::Relaxed);
-    Err(Fault::broken(target, if garbled { "a part of the answer cannot be read" } else { "the answer broke off" }))
+    Err(Fault::broken(target, if tally.is_garbled() { GARBLED } else { BROKE_OFF }))
+}
+
+const GARBLED: &str = "a part of the answer cannot be read";
+const BROKE_OFF: &str = "the answer broke off";
+
+/// What a call of a tool has, with what seals the thoughts before it.
+fn bytes_of(call: &genai::chat::ToolCall) -> usize {
+    let arguments = match &call.fn_arguments {
+        // As far as they have come.
+        Value::String(text) => text.len(),
+        whole => whole.to_string().len(),
+    };
+    let signatures = call.thought_signatures.iter().flatten().map(String::len).sum::<usize>();
+    call.fn_name.len() + arguments + signatures
+}
+
+/// About how many tokens so many bytes of an answer are.
+pub(super) fn tokens(said: usize) -> u64 {
+    if said == 0 { 0 } else { prompt::tokens(said).into() }
+}
+
+/// What the end of a stream makes of it; else why it is none, and what was taken where it says so.
+fn ended(api: Api, end: StreamEnd, trail: Option<Trail>, tally: &Tally) -> Result<Said, (&'static str, Option<Usage>)> {
+    let reason = end.captured_stop_reason.as_ref();
+    let mut took = end.captured_usage.as_ref().map(usage).filter(|usage| *usage != Usage::default());
+    if let (None, Some(took)) = (reason, &mut took) {
+        // Some tell from the beginning what there was by then.
+        took.output_tokens = took.output_tokens.max(tokens(tally.said().unwrap_or_default()));
+    }
+    let why = match reason {
+        _ if tally.is_garbled() => GARBLED,
+        // The call itself is not in the answer, which without it would pass for a whole one.
+        Some(reason) if is_malformed(reason) => "the answer calls a tool in a way that cannot be read",
+        // Some adapters make an end of a connection's.
+        None => BROKE_OFF,
+        Some(reason) => return Ok(said(api, reason.clone(), end, trail)),
+    };
+    Err((why, took))
 }
 
 /// Whether it ended since the model made a call that is none, as Gemini says.
@@ -271,12 +337,18 @@ fn message(message: &Message, thoughts: &[Value], is_its: impl Fn(Option<&String
     }
 }
 
-/// None where the provider did not say why it ended: some adapters make an end of a connection's.
-fn said(api: Api, end: StreamEnd, trail: Option<Trail>) -> Option<Said> {
-    let reason = end.captured_stop_reason?;
+/// What a provider tells that a call has taken.
+fn usage(told: &genai::chat::Usage) -> Usage {
     let tokens = |count: Option<i32>| u64::try_from(count.unwrap_or_default()).unwrap_or_default();
-    let usage = end.captured_usage.unwrap_or_default();
-    let cached = usage.prompt_tokens_details.as_ref().and_then(|details| details.cached_tokens);
+    Usage {
+        input_tokens: tokens(told.prompt_tokens),
+        cached_tokens: tokens(told.prompt_tokens_details.as_ref().and_then(|details| details.cached_tokens)),
+        output_tokens: tokens(told.completion_tokens),
+    }
+}
+
+fn said(api: Api, reason: StopReason, end: StreamEnd, trail: Option<Trail>) -> Said {
+    let usage = end.captured_usage.as_ref().map(usage).unwrap_or_default();
     let content = end.captured_content.unwrap_or_default();
     let calls: Vec<_> = content
         .tool_calls()
@@ -300,18 +372,7 @@ fn said(api: Api, end: StreamEnd, trail: Option<Trail>) -> Option<Said> {
         _ => Stop::Calls,
     };
     let thoughts = trail.filter(|_| !calls.is_empty()).and_then(|trail| trail.keep(blocks(&content)));
-    Some(Said {
-        text: content.texts().concat(),
-        reasoning: end.captured_reasoning_content,
-        calls,
-        thoughts,
-        stop,
-        usage: Usage {
-            input_tokens: tokens(usage.prompt_tokens),
-            cached_tokens: tokens(cached),
-            output_tokens: tokens(usage.completion_tokens),
-        },
-    })
+    Said { text: content.texts().concat(), reasoning: end.captured_reasoning_content, calls, thoughts, stop, usage }
 }
 
 /// The blocks of thought of an answer, as Anthropic sent them: each signature comes before what it signs.

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::{
     budgets::{approve, is_near, lack, talker, twenty, world_with},
-    world::{Provider, Run, Turn, World},
+    world::{Midway, Provider, Run, Turn, World},
 };
 
 /// Workflows of one question to the talker, which costs 2, and with `then` more steps after it.
@@ -228,6 +228,37 @@ async fn what_a_stream_said_before_it_broke_off_is_paid_for() {
     let run = world.owner().execute(json!({ "plan": plan })).await;
     let cost = run.completes().await["cost"].as_f64().unwrap();
     assert!(cost > 3.0 && cost < 5.0, "twenty tokens, and about as many that were cut off: {cost}");
+}
+
+#[tokio::test]
+async fn what_a_call_has_taken_of_which_nothing_is_of_use_is_paid_for() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
+    for name in ["fake-openai", "fake-anthropic", "fake-gemini"] {
+        let config = json!({ "provider": name, "model": "m" });
+        world.admin().request(Method::PUT, &format!("/llm/configs/{name}")).json(&config).send().await.expect(201);
+    }
+    let taken = async |uses: &str, with: Value, first: Turn| {
+        provider.script([first, Turn::say("It is well.")]);
+        let run = world.owner().start(json!([{ "id": "ask", "uses": uses, "with": with }])).await;
+        run.completes().await;
+        let usage = run.steps().await[0]["output"]["usage"].clone();
+        (usage["inputTokens"].as_u64().unwrap(), usage["outputTokens"].as_u64().unwrap())
+    };
+    let broken = |midway| Turn::Broken("search".to_owned(), json!({ "for": "x".repeat(4000) }), midway);
+    let ask = |config: &str| json!({ "config": config, "prompt": "Well? ".repeat(100) });
+    for config in ["fake-openai", "fake-anthropic"] {
+        // Half of the call came, and a word: 2,000 bytes, and the question has 600.
+        let (asked, said) = taken("llm.generate", ask(config), broken(Midway::Short)).await;
+        assert!((150..200).contains(&asked) && (500..550).contains(&said), "{config}: {asked}, {said}");
+        // It began, and said nothing.
+        let (asked, said) = taken("llm.generate", ask(config), Turn::Short(vec![])).await;
+        assert!((150..200).contains(&asked) && said == 3, "{config}: {asked}, {said}");
+    }
+    // The provider says itself what the broken call took.
+    assert_eq!(taken("llm.generate", ask("fake-gemini"), broken(Midway::Truncated)).await, (20, 4));
+    let texts = json!({ "config": "fake-openai", "texts": ["a letter", "a parcel"] });
+    assert_eq!(taken("llm.embed", texts, Turn::Empty).await, (20, 0));
 }
 
 #[tokio::test]

@@ -41,12 +41,13 @@ impl TextToSpeech for OpenAi {
         if !(told.is_empty() || told.starts_with("audio/") || told == "application/octet-stream") {
             return Err(Fault::broken(target, &format!("it gave no audio, but `{told}`")));
         }
-        let bytes = read(target, response, wanted.most).await?;
+        // It was read aloud, whether or not all of it arrives.
+        let usage = Usage { input_tokens: prompt::tokens(wanted.text.len()).into(), ..Usage::default() };
+        let bytes = read(target, response, wanted.most).await.map_err(|fault| fault.having_taken(usage))?;
         if bytes.is_empty() {
-            return Err(Fault::broken(target, "its audio is empty"));
+            return Err(Fault::broken(target, "its audio is empty").having_taken(usage));
         }
         let media_type = if told.starts_with("audio/") { told } else { media_type.to_owned() };
-        let usage = Usage { input_tokens: prompt::tokens(wanted.text.len()).into(), ..Usage::default() };
         Ok((Audio { bytes, media_type }, usage))
     }
 }
