@@ -340,10 +340,13 @@ fn message(message: &Message, thoughts: &[Value], is_its: impl Fn(Option<&String
 /// What a provider tells that a call has taken.
 fn usage(told: &genai::chat::Usage) -> Usage {
     let tokens = |count: Option<i32>| u64::try_from(count.unwrap_or_default()).unwrap_or_default();
+    let thoughts = told.completion_tokens_details.as_ref().and_then(|details| details.reasoning_tokens);
+    let besides = told.prompt_tokens.zip(told.total_tokens).map(|(asked, all)| all.saturating_sub(asked));
     Usage {
         input_tokens: tokens(told.prompt_tokens),
         cached_tokens: tokens(told.prompt_tokens_details.as_ref().and_then(|details| details.cached_tokens)),
-        output_tokens: tokens(told.completion_tokens),
+        // Where a model has only thought, some tell the thoughts and the sum, and no words.
+        output_tokens: tokens(told.completion_tokens.max(besides).max(thoughts)),
     }
 }
 
@@ -389,4 +392,30 @@ fn blocks(content: &MessageContent) -> Vec<Value> {
         }
     }
     blocks
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::from_value;
+
+    use super::*;
+
+    #[test]
+    fn what_is_only_thought_is_paid_for_as_what_is_said() {
+        for (told, output) in [
+            (json!({ "prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15 }), 5),
+            // Gemini, where there are no candidates.
+            (
+                json!({ "prompt_tokens": 10, "total_tokens": 40, "completion_tokens_details": { "reasoning_tokens": 30 } }),
+                30,
+            ),
+            (json!({ "prompt_tokens": 10, "completion_tokens_details": { "reasoning_tokens": 30 } }), 30),
+            // Thoughts are beside the words, and only the sum has them.
+            (json!({ "prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 45 }), 35),
+            (json!({ "completion_tokens": 5, "total_tokens": 45 }), 5),
+        ] {
+            let told = from_value::<genai::chat::Usage>(told).unwrap();
+            assert_eq!(usage(&told).output_tokens, output, "{told:?}");
+        }
+    }
 }
