@@ -91,6 +91,15 @@ pub struct ProviderSettings {
     pub transcribe: Option<String>,
 }
 
+impl ProviderSettings {
+    /// Whether the operator names the model here.
+    #[must_use]
+    pub fn names(&self, model: &str) -> bool {
+        let named = [&self.smart, &self.fast, &self.embed, &self.speech, &self.transcribe];
+        named.into_iter().flatten().any(|it| it == model)
+    }
+}
+
 /// A protocol that model providers speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -79,8 +79,15 @@ impl Circuit {
     }
 }
 
-/// A key, a provider's address and a model.
-pub(super) type Line = (String, String, String);
+/// What a breaker is about.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Line {
+    pub(super) key_id: String,
+    pub(super) url: String,
+    pub(super) model: String,
+    /// The provider and the model as metrics name them: many lines may have the same.
+    pub(super) shown: (String, String),
+}
 
 /// What became of a breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,9 +140,11 @@ impl Breakers {
         if lines.len() >= REMEMBERED {
             lines.retain(|_, circuit| *circuit != Circuit::Closed { failures: 0 });
         }
-        lines.insert(line.clone(), circuit);
+        let is_new = lines.insert(line.clone(), circuit).is_none();
         let turned = circuit.turned_from(before);
-        report(line, circuit, turned);
+        if is_new || turned.is_some() {
+            report(&lines, line, turned);
+        }
         Ok(Passage { breakers: self.clone(), line: line.clone(), turned, settled: false })
     }
 
@@ -163,7 +172,9 @@ impl Breakers {
         let before = *circuit;
         *circuit = circuit.after(answered, &self.settings, now);
         let turned = circuit.turned_from(before);
-        report(line, *circuit, turned);
+        if turned.is_some() {
+            report(&lines, line, turned);
+        }
         if matches!(before, Circuit::HalfOpen { .. }) {
             self.settled.notify_waiters();
         }
@@ -171,13 +182,15 @@ impl Breakers {
     }
 }
 
-fn report((_, provider, model): &Line, circuit: Circuit, turned: Option<Turned>) {
-    let (provider, model) = (provider.clone(), model.clone());
+/// Tells where the line stands; of those that are shown as one, the worst.
+fn report(lines: &HashMap<Line, Circuit>, line: &Line, turned: Option<Turned>) {
+    let (provider, model) = line.shown.clone();
     if let Some(turned) = turned {
         let labels = [("provider", provider.clone()), ("model", model.clone()), ("to", turned.name().to_owned())];
         metrics::counter!("fermata_llm_circuit_changes_total", &labels).increment(1);
     }
-    metrics::gauge!("fermata_llm_circuit", "provider" => provider, "model" => model).set(circuit.level());
+    let levels = lines.iter().filter(|(other, _)| other.shown == line.shown).map(|(_, circuit)| circuit.level());
+    metrics::gauge!("fermata_llm_circuit", "provider" => provider, "model" => model).set(levels.fold(0.0, f64::max));
 }
 
 /// A call that was let through. Dropped without a word, nothing is known by it.
@@ -243,7 +256,8 @@ mod tests {
     #[test]
     fn a_call_that_is_dropped_blocks_nobody() {
         let breakers = Breakers::new(SETTINGS);
-        let line = ("k".to_owned(), "p".to_owned(), "m".to_owned());
+        let shown = ("p".to_owned(), "m".to_owned());
+        let line = Line { key_id: "k".to_owned(), url: "u".to_owned(), model: "m".to_owned(), shown };
         for _ in 0..3 {
             breakers.admit(&line, at(0)).unwrap().settle(Some(false), at(0));
         }

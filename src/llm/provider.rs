@@ -24,6 +24,9 @@ pub(super) struct Target {
     pub(super) key_id: KeyId,
     pub(super) client: Client,
     pub(super) timeout: Span,
+    /// The model as metrics name it: one that the operator names and has a place and a key for, or `other`. There are as
+    /// many as tenants like, and anybody may read a metric.
+    pub(super) shown: String,
 }
 
 /// Finds out where to call.
@@ -59,7 +62,10 @@ impl Providers {
         let (key, key_id) = self.key(tenant, provider, &config).await?;
         let usual = Span::seconds(u64::from(self.settings.default_timeout_seconds));
         let timeout = config.body.timeout.unwrap_or(usual);
-        Ok(Target { api: provider.api, url, key, key_id, client, timeout, config })
+        let ModelConfig { model, key: own, endpoint, .. } = &config.body;
+        let is_operators = own.is_none() && endpoint.is_none() && provider.names(model);
+        let shown = if is_operators { model.clone() } else { "other".to_owned() };
+        Ok(Target { api: provider.api, url, key, key_id, client, timeout, shown, config })
     }
 
     /// An address that the tenant names is reached through the tenant's door.

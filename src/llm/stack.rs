@@ -376,7 +376,13 @@ impl<Q: Question> Drop for Flight<'_, '_, Q> {
 
 /// What a breaker is about: with keys of their own, tenants are apart.
 fn line(target: &Target) -> Line {
-    (target.key_id.clone(), target.url.to_string(), target.config.body.model.clone())
+    let ModelConfig { provider, model, .. } = &target.config.body;
+    Line {
+        key_id: target.key_id.clone(),
+        url: target.url.to_string(),
+        model: model.clone(),
+        shown: (provider.clone(), target.shown.clone()),
+    }
 }
 
 fn left_alone(target: &Target, until: Option<Timestamp>, now: Timestamp) -> Fault {
@@ -386,13 +392,13 @@ fn left_alone(target: &Target, until: Option<Timestamp>, now: Timestamp) -> Faul
 }
 
 fn count(target: &Target, outcome: &'static str) {
-    let ModelConfig { provider, model, .. } = &target.config.body;
-    let labels = [("provider", provider.clone()), ("model", model.clone()), ("outcome", outcome.to_owned())];
+    let provider = target.config.body.provider.clone();
+    let labels = [("provider", provider), ("model", target.shown.clone()), ("outcome", outcome.to_owned())];
     metrics::counter!("fermata_llm_calls_total", &labels).increment(1);
 }
 
 fn measure(target: &Target, usage: Usage, took: TimeDelta) {
-    let ModelConfig { provider, model, .. } = &target.config.body;
+    let (provider, model) = (&target.config.body.provider, &target.shown);
     let seconds = took.to_std().unwrap_or_default().as_secs_f64();
     metrics::histogram!("fermata_llm_call_seconds", "provider" => provider.clone()).record(seconds);
     for (kind, tokens) in [

@@ -43,12 +43,12 @@ pub const CATALOGUE: &[(Kind, &str, &str)] = &[
     (
         Kind::Gauge,
         "fermata_llm_circuit",
-        "Circuit breakers by provider's address and model: 0 closed, 1 half open, 2 open",
+        "Circuit breakers by provider and model, of many the worst: 0 closed, 1 half open, 2 open",
     ),
     (
         Kind::Counter,
         "fermata_llm_circuit_changes_total",
-        "Turns of circuit breakers, by provider's address, model and to what (open, half_open, closed)",
+        "Turns of circuit breakers, by provider, model and to what (open, half_open, closed)",
     ),
     (
         Kind::Histogram,

@@ -45,6 +45,7 @@ async fn a_circuit_breaker_tells_how_it_turns_and_calls_that_it_refuses_are_coun
     let provider = Provider::start().await;
     let world = World::with(|settings| {
         settings.llm.providers = provider.settings().collect();
+        settings.llm.providers.get_mut("fake-openai").unwrap().smart = Some("turning".to_owned());
         settings.llm.max_retries = 0;
         settings.circuit_breaker.failure_threshold = 2;
         settings.circuit_breaker.success_threshold = 1;
@@ -72,6 +73,26 @@ async fn a_circuit_breaker_tells_how_it_turns_and_calls_that_it_refuses_are_coun
         has(&changes, &format!("to=\"{to}\""), 1);
     }
     has(&metrics(&world, "fermata_llm_circuit{", "turning").await, "model=", 0);
+}
+
+#[tokio::test]
+async fn metrics_name_what_the_operator_names_and_nothing_of_tenants() {
+    let provider = Provider::start().await;
+    let world = World::with(|settings| {
+        settings.llm.providers = provider.settings().collect();
+        settings.llm.providers.get_mut("fake-openai").unwrap().fast = Some("named".to_owned());
+    })
+    .await;
+    put(&world, "named", json!({})).await;
+    put(&world, "unheard", json!({})).await;
+    put(&world, "elsewhere", json!({ "model": "named", "endpoint": format!("{}hidden/", provider.url()) })).await;
+    for config in ["named", "unheard", "elsewhere"] {
+        ask(&world, config).await.completes().await;
+    }
+    has(&metrics(&world, "fermata_llm_calls_total", "named").await, "outcome=\"answered\"", 1);
+    let page = world.nobody().get("/metrics").await.text();
+    let others = "fermata_llm_circuit{provider=\"fake-openai\",model=\"other\"}";
+    assert!(page.contains(others) && !page.contains("unheard") && !page.contains("hidden"), "{page}");
 }
 
 #[tokio::test]
