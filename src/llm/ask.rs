@@ -104,6 +104,12 @@ pub enum News {
         /// The answer.
         granted: oneshot::Sender<bool>,
     },
+    /// The provider asks for more time than anybody waits of himself, and there is nobody else to ask; the answer says
+    /// whether that is waited for here, since the question is not asked again later.
+    WantsTime {
+        /// The answer.
+        granted: oneshot::Sender<bool>,
+    },
     /// The configuration gives no answer, and the next one is asked.
     FellBack {
         /// Why.

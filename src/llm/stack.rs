@@ -141,6 +141,13 @@ impl Asking<'_> {
         answer.await.unwrap_or(true)
     }
 
+    /// Whether whoever asks waits for as long as a provider wants.
+    async fn has_time(&self) -> bool {
+        let (granted, answer) = oneshot::channel();
+        self.tell(News::WantsTime { granted }).await;
+        answer.await.unwrap_or(true)
+    }
+
     /// What was asked for, with who gave it and what it took.
     pub(super) fn given<T>(&mut self, it: T) -> Given<T> {
         let spent = self.spent();
@@ -210,23 +217,24 @@ impl Models {
                 let message = format!("the budget has no room to ask {}", place(target));
                 return Err(AskError::new(BUDGET_EXCEEDED, message));
             }
-            match self.call(asking, target, question).await {
+            let fault = match self.call(asking, target, question).await {
                 Ok(given) => return Ok(given),
-                Err(fault) if fault.kind.passes() && self.bears_waiting(asking, &fault) => {
-                    asking.failures += 1;
-                    self.wait(asking, fault).await;
-                }
-                Err(fault) => return Err(fault.into()),
+                Err(fault) => fault,
+            };
+            if !fault.kind.passes() || !self.bears_waiting(asking, &fault).await {
+                return Err(fault.into());
             }
+            asking.failures += 1;
+            self.wait(asking, fault).await;
         }
     }
 
     /// Whether the same model is asked again: not without end, nor where it wants to be left alone for longer than anybody
-    /// waits of himself and there is another.
-    fn bears_waiting(&self, asking: &Asking<'_>, fault: &Fault) -> bool {
+    /// waits of himself and there is another, or the whole question comes again later.
+    async fn bears_waiting(&self, asking: &Asking<'_>, fault: &Fault) -> bool {
         let asked = fault.retry_after.unwrap_or_default().as_secs_f64();
-        let is_long = asked > self.settings.retry_max_delay && !asking.is_last();
-        asking.failures < self.settings.max_retries && !is_long
+        let is_long = asked > self.settings.retry_max_delay;
+        asking.failures < self.settings.max_retries && (!is_long || asking.is_last() && asking.has_time().await)
     }
 
     /// Lets some time pass before a call is made again.

@@ -397,6 +397,8 @@ impl Turn {
             // A plan that is drawn up.
             _ => Effect::Repeatable,
         };
+        let retry = self.state.step(&launch.step).and_then(|step| step.retry.as_ref());
+        let is_retried = retry.is_some_and(|retry| retry.attempts > 1);
         let call = Call {
             tenant_id: self.state.tenant_id,
             run_id: self.state.run_id,
@@ -409,6 +411,7 @@ impl Turn {
             models: self.models(),
             budget: launch.budget,
             bounded: self.estimates.contains_key(&launch.step),
+            is_retried,
             room: self.tools.limits().payload(),
             idempotency_key: format!("{}/{}", self.state.run_id, launch.step),
             now,

@@ -180,6 +180,8 @@ pub struct Call {
     pub budget: Option<Budget>,
     /// Whether a budget bounds what it takes.
     pub bounded: bool,
+    /// Whether its step has attempts after one that fails in a way which may pass.
+    pub is_retried: bool,
     /// The most bytes of JSON that what it reports may have: an event has no more room.
     pub room: usize,
     /// When the call was decided.
@@ -325,6 +327,7 @@ mod tests {
             models: None,
             budget: None,
             bounded: false,
+            is_retried: false,
             room: 1000,
             now: DateTime::UNIX_EPOCH,
             progress: Progress::new(sender, step, 1),

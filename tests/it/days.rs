@@ -331,7 +331,7 @@ async fn what_a_call_took_before_it_was_called_off_is_in_the_books() {
     assert_eq!(messages(&run).await[0]["outputTokens"], 8);
 
     // An answer broke off, and nobody waits for another.
-    provider.script([Turn::Cut(twenty()), Turn::Status(429, vec![("retry-after", "3600")])]);
+    provider.script([Turn::Cut(twenty()), Turn::Status(429, vec![("retry-after", "30")])]);
     let run = talk(&world, Value::Null).await;
     let mut follow = run.follow().await;
     while !follow.until("tool.progress").await.data.to_string().contains("429") {}

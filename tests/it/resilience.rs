@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use fermata::kernel::Timestamp;
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -195,4 +196,38 @@ async fn a_provider_that_asks_for_more_time_than_anybody_has_is_left_for_another
     assert_eq!(told, [json!("fell_back")]);
     let models: Vec<_> = provider.asked().iter().map(|asked| asked.body["model"].clone()).collect();
     assert_eq!(models, ["busy", "spare"]);
+}
+
+#[tokio::test]
+async fn time_that_a_provider_asks_for_is_waited_for_without_a_slot_where_the_step_is_retried() {
+    let provider = Provider::start().await;
+    let world = World::with(|settings| settings.llm.providers = provider.settings().collect()).await;
+    put(&world, "busy", json!({})).await;
+    let hour = || Turn::Status(429, vec![("retry-after", "3600")]);
+    let at = |event: &Value, name: &str| -> Timestamp { event[name].as_str().unwrap().parse().unwrap() };
+    provider.script([hour(), Turn::say("Yes.")]);
+    let before = world.now();
+    let mut retried = question("ask", "busy");
+    retried["retry"] = json!({ "attempts": 2 });
+    let run = world.operator().start(json!([retried])).await;
+    let told = run.wait_for("step.retrying").await.data["payload"].clone();
+    let wait = (at(&told, "retryAt") - before).num_seconds();
+    assert!((3600..3660).contains(&wait) && told["error"]["retryAfterSeconds"] == 3600, "{told}");
+    world.advance(Duration::from_secs(3660));
+    run.completes().await;
+    // Nobody asks again later: a step without a retry, and a draft of a plan.
+    provider.script([Turn::Status(429, vec![("retry-after", "90")]), Turn::say("Yes.")]);
+    let run = ask(&world, "busy").await;
+    let told = run.wait_for("tool.progress").await.data["payload"]["data"].clone();
+    assert_eq!(told["model"], "retrying", "{told}");
+    world.advance(Duration::from_secs(91));
+    run.completes().await;
+    let plan = json!({ "steps": [{ "id": "a", "uses": "debug.echo", "with": { "value": 1 } }] });
+    provider.script([Turn::Status(429, vec![("retry-after", "90")]), Turn::call("plan", plan)]);
+    let run = world.operator().execute(json!({ "goal": "Compute" })).await;
+    let told = run.wait_for("tool.progress").await.data["payload"]["data"].clone();
+    assert_eq!(told["model"], "retrying", "{told}");
+    world.advance(Duration::from_secs(91));
+    run.completes().await;
+    assert_eq!(provider.asked().len(), 6);
 }

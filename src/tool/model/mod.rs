@@ -52,7 +52,7 @@ async fn telling<T, A: Future<Output = Result<T, AskError>>>(
     let asking = Box::pin(asking(teller));
     // Where it is called off it is dropped, which tells what it took; that is heard before this is over.
     let asking = unless_cancelled(call, async { asking.await.map_err(failure) });
-    let (answered, ()) = tokio::join!(asking, tell::tell(news, &call.progress));
+    let (answered, ()) = tokio::join!(asking, tell::tell(news, &call.progress, call.is_retried));
     answered
 }
 

@@ -54,8 +54,9 @@ impl Spoken {
     }
 }
 
-/// Tells what happens while a model is asked: words in company, everything else at once.
-pub(super) async fn tell(mut news: mpsc::Receiver<News>, progress: &Progress) {
+/// Tells what happens while a model is asked: words in company, everything else at once. The step may be one that is
+/// retried later.
+pub(super) async fn tell(mut news: mpsc::Receiver<News>, progress: &Progress, is_retried: bool) {
     let mut spoken = Spoken::default();
     let mut due = None;
     loop {
@@ -81,6 +82,9 @@ pub(super) async fn tell(mut news: mpsc::Receiver<News>, progress: &Progress) {
                     Some(News::WantsMore { total, granted }) => {
                         // Whoever asked may have been called off.
                         let _ = granted.send(progress.more(total).await);
+                    }
+                    Some(News::WantsTime { granted }) => {
+                        let _ = granted.send(!is_retried);
                     }
                     Some(other) => progress.report(trouble(other)).await,
                     None => return,
@@ -127,7 +131,7 @@ fn trouble(news: News) -> ToolProgress {
             )
         }
         News::Words { text, .. } | News::Thoughts { text, .. } => (text, Value::Null),
-        News::Wasted(_) | News::WantsMore { .. } => (String::new(), Value::Null),
+        News::Wasted(_) | News::WantsMore { .. } | News::WantsTime { .. } => (String::new(), Value::Null),
     };
     ToolProgress { message: Some(message), fraction: None, data: Some(data) }
 }
@@ -148,7 +152,7 @@ mod tests {
             teller.send(News::Words { reply, text }).await.unwrap();
         }
         drop(teller);
-        tell(news, &Progress::new(sender, StepKey::whole("s"), 1)).await;
+        tell(news, &Progress::new(sender, StepKey::whole("s"), 1), false).await;
         let mut told = vec![];
         while let Some((_, _, said)) = heard.recv().await {
             let Said::Report(Report::Delta(delta)) = said else { panic!("{said:?}") };
@@ -178,7 +182,7 @@ mod tests {
         let (sender, mut heard) = mpsc::channel(64);
         let (teller, news) = mpsc::channel(64);
         let progress = Progress::new(sender, StepKey::whole("s"), 1);
-        let telling = tokio::spawn(async move { tell(news, &progress).await });
+        let telling = tokio::spawn(async move { tell(news, &progress, false).await });
         let begun = tokio::time::Instant::now();
         teller.send(News::Words { reply: 1, text: "one".into() }).await.unwrap();
         assert!(heard.recv().await.is_some());
