@@ -92,7 +92,7 @@ impl Turn {
         if given.is_some_and(|given| given.is_used_up()) && lent != Estimate::default() {
             return Ok(Room::Later);
         }
-        Ok(match self.shared.days.reserve(self.run_key(), attempt, &call, None, now).await? {
+        Ok(match self.shared.days.reserve(self.run_key(), attempt, &call, false, now).await? {
             Share::Lacks(raise) => Room::Lacks(raise),
             share => Room::There { reserved: share == Share::Reserved, lent: given },
         })
@@ -138,7 +138,7 @@ impl Turn {
             Some(raise) => Some(raise),
             None => {
                 let total = Estimate { tool_calls: had.tool_calls, ..total };
-                match self.shared.days.reserve(self.run_key(), attempt, &total, Some(&had), now).await? {
+                match self.shared.days.reserve(self.run_key(), attempt, &total, true, now).await? {
                     Share::Lacks(raise) => Some(raise),
                     Share::Reserved | Share::Unbounded => None,
                 }

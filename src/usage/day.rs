@@ -73,8 +73,8 @@ impl Days {
     }
 
     /// Reserves what an attempt of a step is expected to take of today, once however often it is asked for: the journal's
-    /// commit of its outcome gives it back ([`Ledger`](super::Ledger)). What it `had` before it stays its own where there is no
-    /// room for that.
+    /// commit of its outcome gives it back ([`Ledger`](super::Ledger)). Where it wants more than it had (`is_more`) and there is
+    /// no room for that, what it had stays its own.
     ///
     /// # Errors
     /// When the database is away.
@@ -83,7 +83,7 @@ impl Days {
         (tenant, run): (TenantId, RunId),
         (step, attempt): (&StepKey, u32),
         call: &Estimate,
-        had: Option<&Estimate>,
+        is_more: bool,
         now: Timestamp,
     ) -> Result<Share> {
         match self.budget(tenant, now).await? {
@@ -91,14 +91,11 @@ impl Days {
             _ => return Ok(Share::Unbounded),
         }
         let mut tx = self.db.tenant(tenant).await?;
-        let since = match had {
-            Some(_) => store::since(&mut tx, (tenant, run), (step, attempt)).await?,
-            None => None,
-        };
+        let since = if is_more { store::since(&mut tx, (tenant, run), (step, attempt)).await? } else { None };
         let share = store::reserve(&mut tx, (tenant, run), (step, attempt), call, now).await?;
-        if let (Share::Lacks(_), Some(had)) = (&share, had) {
-            // Under the lock of the day's book, so nobody takes it meanwhile.
-            store::reserve(&mut tx, (tenant, run), (step, attempt), had, now).await?;
+        if is_more && matches!(share, Share::Lacks(_)) {
+            // Uncommitted, so that it keeps what it had.
+            return Ok(share);
         }
         if let Some(since) = since {
             // The time that it has taken already is not forgotten.
