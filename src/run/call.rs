@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::span;
 use crate::{
-    journal::{Effect, Failure, Form, StepKey, Wait},
+    journal::{Effect, Failure, Form, StepKey, ToolProgress, Wait},
     kernel::{
         Clock,
         crash::{self, Side},
@@ -61,7 +61,7 @@ impl End {
 /// Makes the call of a tool; comes back even when the tool does not.
 pub(super) async fn make(registry: Registry, clock: Clock, tool: String, timeout: Duration, call: Call) -> Ended {
     let (step, attempt, effect) = (call.step.clone(), call.attempt, call.effect);
-    let cancel = call.cancel.clone();
+    let (cancel, progress) = (call.cancel.clone(), call.progress.clone());
     let deadline = call.now + chrono::TimeDelta::from_std(timeout).unwrap_or(chrono::TimeDelta::MAX);
     let span = span::begin(&tool, &call);
     let mut acting = std::pin::pin!(span.around(act(&registry, &tool, call)));
@@ -89,6 +89,10 @@ pub(super) async fn make(registry: Registry, clock: Clock, tool: String, timeout
         Ok(Outcome::Ask(form)) => End::Ask(form),
         Err(ToolError::Unknown(failure)) if effect == Effect::Once => {
             tracing::info!(%step, attempt, code = failure.code, reason = failure.message, "a call may have acted");
+            // Whoever is asked whether to repeat it is to know what is known.
+            if let Failure { message, detail: Some(detail), .. } = failure {
+                progress.report(ToolProgress { message: Some(message), fraction: None, data: Some(*detail) }).await;
+            }
             End::Unknown
         }
         Err(ToolError::Failed(failure) | ToolError::Unknown(failure)) => End::Failed(failure),
