@@ -154,8 +154,7 @@ async fn a_server_is_asked_for_its_tools_by_no_more_at_once_than_call_it() {
             _ = client.get("/tools/mcp/fake") => world.advance(Duration::from_secs(5)),
         }
     };
-    let problem = answer.problem(422, "invalid-input");
-    assert!(problem["detail"].as_str().unwrap().contains("as often at once as it may be"), "{problem}");
+    answer.problem(503, "unavailable");
     assert_eq!(server.heard("tools/list").len(), listed);
 }
 

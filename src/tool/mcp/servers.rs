@@ -143,6 +143,10 @@ impl Servers {
 
     async fn look(&self, tenant: TenantId, name: &str, settings: McpServer) -> Result<McpEntry> {
         let target = Target { tenant, name, settings: &settings, protocol: None };
+        // It is as one more call of the server.
+        let place = async { Ok(self.0.pool.enter(tenant, name).await) };
+        let busy = |_| Error::unavailable(format!("MCP server `{name}` is called as often at once as it may be"));
+        let _place = self.0.connector.in_time(target, place).await.map_err(busy)?;
         let unregistered = |error| unregistered(&settings, error);
         let (listed, (protocol, implementation)) = self.ask(target).await.map_err(unregistered)?;
         let mut tools = Vec::new();
@@ -210,15 +214,9 @@ impl Servers {
     }
 
     /// What a server lists now of the tools that may be used, the revision of the protocol it does so in, and what it calls
-    /// itself. It is as one more call of the server.
+    /// itself.
     async fn ask(&self, target: Target<'_>) -> Result<(Listing, (String, Option<String>)), ToolError> {
         let connector = &self.0.connector;
-        let place = async { Ok(self.0.pool.enter(target.tenant, target.name).await) };
-        let busy = |_| {
-            let message = format!("MCP server `{}` is called as often at once as it may be", target.name);
-            ToolError::retryable("mcp_busy", message)
-        };
-        let _place = connector.in_time(target, place).await.map_err(busy)?;
         let ready = async { connector.open(target, connector.token(target).await?).await };
         let mut session = connector.in_time(target, ready).await?;
         let allowed = |name: &str| target.settings.allows(name);

@@ -214,7 +214,7 @@ fn asked(tool: &HttpTool, address: &Address, arguments: &Value) -> Result<Value,
     // Some servers tell no upper case from lower, and take the last of two.
     let taken = Address::query(&url);
     let is_taken = |name: &str| taken.iter().any(|taken| taken.eq_ignore_ascii_case(name));
-    if let Some(name) = query.keys().find(|name| is_taken(name)) {
+    if let Some((name, _)) = query.iter().find(|(name, value)| !value.is_null() && is_taken(name)) {
         let message = format!("`{name}` stands in the query of the tool's URL already");
         return Err(ToolError::failed("invalid_arguments", message));
     }
@@ -294,6 +294,8 @@ mod tests {
             let is_refused = matches!(&refused, Err(ToolError::Failed(failure)) if failure.code == "invalid_arguments");
             assert!(is_refused, "{name}: {refused:?}");
         }
+        let nothing = Map::from_iter([("n".to_owned(), json!("1")), ("mode".to_owned(), json!(null))]);
+        assert!(super::asked(&tool, &Address::read(&tool.url).unwrap(), &nothing.into()).is_ok(), "null is nothing");
         let more = asked("more").unwrap();
         assert_eq!(
             (&more["url"], &more["query"]),
