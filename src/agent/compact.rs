@@ -114,7 +114,7 @@ impl History<'_> {
     /// Learns from the tokens that a provider counted of the question so far how many bytes make one, where it is fewer than
     /// usual. It is one at least.
     fn measure(&mut self, tokens: u64) {
-        let (tokens, bytes) = (u128::from(tokens), self.bytes() as u128);
+        let (tokens, bytes) = (u128::from(tokens.saturating_sub(Prompt::PREAMBLE)), self.bytes() as u128);
         if let Some(room) = (self.window as u128 * bytes.max(tokens)).checked_div(tokens) {
             self.room = usize::try_from(room).unwrap_or(usize::MAX).min(self.window.saturating_mul(Prompt::TOKEN));
         }

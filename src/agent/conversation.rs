@@ -43,7 +43,8 @@ pub fn conversation(state: &RunState, head: &RunHead, agent: &AgentPin, n: u32, 
             .collect();
         let given = calls.iter().map(|call| given(state, &call.id, &call.name)).collect();
         let (by, thoughts) = (Some(said.config), said.thoughts);
-        let asked = said.asked.map_or(0, |asked| asked.tokens);
+        // Another agent's question had other tools.
+        let asked = said.asked.filter(|_| others.is_none()).map_or(0, |asked| asked.tokens);
         Some(Past { n: turn, asked, said: Message::Assistant { text: said.text, calls, by, thoughts }, given })
     });
     let past = past.collect();

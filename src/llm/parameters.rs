@@ -16,16 +16,15 @@ const LONGEST: usize = 1024;
 
 /// What a provider is told of a tool.
 pub(super) struct Parameters {
+    /// With what the description has no room for as its own.
     pub(super) schema: Value,
     pub(super) description: String,
-    /// What the description has no room for.
-    pub(super) more: Option<String>,
 }
 
 impl Parameters {
     /// As those who speak that protocol take it.
     pub(super) fn of(tool: &ToolSpec, api: Api) -> Self {
-        let (schema, together) = apart(&tool.arguments);
+        let (mut schema, together) = apart(&tool.arguments);
         let mut description = tool.description.clone();
         if !together.is_empty() {
             description.push_str(&format!(" Of its arguments together this holds: {}", Value::Object(together)));
@@ -35,13 +34,17 @@ impl Parameters {
             Api::Anthropic | Api::Gemini => usize::MAX,
         };
         let end = description.char_indices().nth(most).map(|(end, _)| end);
-        let more = end.map(|end| description.split_off(end));
-        Self { schema, description, more: more.map(|more| format!("More about the tool `{}`: …{more}", tool.name)) }
+        if let Some(more) = end.map(|end| description.split_off(end)) {
+            let own =
+                schema.get("description").and_then(Value::as_str).map(|own| format!("\n{own}")).unwrap_or_default();
+            schema.insert("description".to_owned(), format!("…{more}{own}").into());
+        }
+        Self { schema: Value::Object(schema), description }
     }
 }
 
 /// A schema of an object with each property that it names anywhere at its top, and what it says of all of them together.
-fn apart(schema: &Value) -> (Value, Map<String, Value>) {
+fn apart(schema: &Value) -> (Map<String, Value>, Map<String, Value>) {
     let mut schema = schema.as_object().cloned().unwrap_or_default();
     let together: Map<_, _> = TOGETHER.iter().filter_map(|word| schema.remove_entry(*word)).collect();
     let mut properties = match schema.remove("properties") {
@@ -54,7 +57,7 @@ fn apart(schema: &Value) -> (Value, Map<String, Value>) {
     }
     schema.insert("type".to_owned(), json!("object"));
     schema.insert("properties".to_owned(), Value::Object(properties));
-    (Value::Object(schema), together)
+    (schema, together)
 }
 
 #[cfg(test)]
@@ -72,7 +75,7 @@ mod tests {
     fn what_holds_of_all_arguments_together_is_said_in_words() {
         let plain = json!({ "type": "object", "properties": { "for": { "type": "string" } }, "required": ["for"] });
         let same = told(plain.clone(), "Waits.", Api::Openai);
-        assert_eq!((&same.schema, &*same.description, &same.more), (&plain, "Waits.", &None));
+        assert_eq!((&same.schema, &*same.description), (&plain, "Waits."));
         let either = json!({
             "oneOf": [{ "required": ["for"] }, { "required": ["until"], "properties": { "until": { "type": "string" } } }],
             "properties": { "for": { "type": "string" } },
@@ -85,11 +88,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_long_for_a_description_is_said_elsewhere() {
+    fn what_is_too_long_for_a_description_is_said_with_the_schema() {
         let long = format!("{}end", "ü".repeat(LONGEST));
-        let cut = told(json!({}), &long, Api::OpenaiResponses);
+        let cut = told(json!({ "description": "Of its arguments." }), &long, Api::OpenaiResponses);
         assert_eq!(cut.description.chars().count(), LONGEST);
-        assert_eq!(cut.more.as_deref(), Some("More about the tool `wait`: …end"));
+        assert_eq!(cut.schema["description"], "…end\nOf its arguments.");
         assert_eq!(told(json!({}), &long, Api::Anthropic).description, long);
     }
 }

@@ -110,8 +110,8 @@ const TOOL_FRAME: usize = 96;
 const IMAGE: usize = 4096;
 /// The most tokens that an image is: GPT-4o mini makes 48,169 of one that is three times as wide as it is high.
 const IMAGE_TOKENS: usize = 50_000;
-/// The most tokens that providers and models put before a question themselves, with tools and without.
-const PREAMBLE: [usize; 2] = [1024, 128];
+/// The most tokens that models put before a question without tools themselves.
+const BARE_PREAMBLE: u64 = 128;
 
 impl Message {
     /// By a model, whichever that was.
@@ -149,6 +149,9 @@ impl Prompt {
     /// Bytes that make a token, in most languages.
     pub const TOKEN: usize = 4;
 
+    /// The most tokens that providers and models put before a question with tools themselves.
+    pub const PREAMBLE: u64 = 1024;
+
     /// About how many bytes of it a model reads.
     #[must_use]
     pub fn bytes(&self) -> usize {
@@ -185,10 +188,10 @@ impl Prompt {
     /// one for each byte of the rest, since no tokenizer makes more of them.
     #[must_use]
     pub fn most_tokens(&self, config: &str) -> u32 {
-        let [with_tools, without] = PREAMBLE;
+        let preamble = if self.tools.is_empty() { BARE_PREAMBLE } else { Self::PREAMBLE };
         let (known, messages) = match &self.counted {
             Some(Counted { by, messages, tokens }) if by == config => (*tokens, *messages),
-            _ => ((self.head() + if self.tools.is_empty() { without } else { with_tools }) as u64, 0),
+            _ => (self.head() as u64 + preamble, 0),
         };
         let rest: usize = self.messages.iter().skip(messages).map(|message| message.weight(IMAGE_TOKENS)).sum();
         u32::try_from(known.saturating_add(rest as u64)).unwrap_or(u32::MAX)

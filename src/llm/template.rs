@@ -121,12 +121,15 @@ impl PromptTemplate {
     /// As with [`render`](Self::render).
     pub fn word(&self, variables: &Map<String, Value>, prompt: Option<&str>) -> Result<Worded> {
         let Some(prompt) = prompt else { return Ok(Worded { system: None, text: self.render(variables)? }) };
-        if !self.places("prompt") {
-            return Ok(Worded { system: Some(self.render(variables)?), text: prompt.to_owned() });
-        }
         let mut variables = variables.clone();
-        variables.insert("prompt".to_owned(), Value::from(prompt));
-        Ok(Worded { system: None, text: self.render(&variables)? })
+        if self.declares("prompt") {
+            variables.insert("prompt".to_owned(), Value::from(prompt));
+        }
+        let words = self.render(&variables)?;
+        if self.places("prompt") {
+            return Ok(Worded { system: None, text: words });
+        }
+        Ok(Worded { system: Some(words), text: prompt.to_owned() })
     }
 
     fn variables(&self) -> impl Iterator<Item = (&String, &Variable)> + Clone {
@@ -190,7 +193,7 @@ mod tests {
         let is = template("You answer for {{ shop }}.", json!({ "shop": {} }));
         assert_eq!(word(&is, Some("Hello")), (Some("You answer for Hem.".to_owned()), "Hello".to_owned()));
         assert_eq!(word(&is, None), (None, "You answer for Hem.".to_owned()));
-        let unused = template("You answer for {{ shop }}.", json!({ "shop": {}, "prompt": { "default": "" } }));
+        let unused = template("You answer for {{ shop }}.", json!({ "shop": {}, "prompt": {} }));
         assert_eq!(word(&unused, Some("Hello")), (Some("You answer for Hem.".to_owned()), "Hello".to_owned()));
     }
 
