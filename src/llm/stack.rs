@@ -294,16 +294,21 @@ impl Models {
     /// of that is waited for, unless somebody else can be asked.
     async fn enter(&self, asking: &Asking<'_>, target: &Target, tokens: u32) -> Result<(Place, Passage), Fault> {
         let line = line(target);
+        let late = self.clock.now() + TimeDelta::from_std(target.timeout.0).unwrap_or_default();
+        let mut share = None;
         loop {
             if asking.is_last() {
-                // Before it has a share, which is of use to others meanwhile.
-                self.untried(asking, target, &line).await;
+                // At first without a share, which is of use to others meanwhile.
+                self.untried(asking, target, &line, late).await;
             }
-            let share = self.share(asking, target, tokens).await;
+            let place = match share.take() {
+                Some(place) => place,
+                None => self.share(asking, target, tokens).await,
+            };
             let now = self.clock.now();
             match self.breakers.admit(&line, now) {
-                Ok(passage) => return Ok((share, passage)),
-                Err(None) if asking.is_last() => {}
+                Ok(passage) => return Ok((place, passage)),
+                Err(None) if asking.is_last() && now < late => share = Some(place),
                 Err(until) => {
                     let fault = left_alone(target, until, now);
                     count(target, fault.kind.code());
@@ -313,12 +318,15 @@ impl Models {
         }
     }
 
-    /// Waits until no other call tries the model, and says so where that takes time.
-    async fn untried(&self, asking: &Asking<'_>, target: &Target, line: &Line) {
+    /// Waits until no other call tries the model, though no longer than for an answer, and says so where that takes time.
+    async fn untried(&self, asking: &Asking<'_>, target: &Target, line: &Line, late: Timestamp) {
         let mut untried = pin!(self.breakers.untried(line));
         if untried.as_mut().now_or_never().is_none() {
             asking.tell(News::Queued { of: place(target) }).await;
-            untried.await;
+            tokio::select! {
+                () = untried => {}
+                () = self.clock.sleep_until(late) => {}
+            }
         }
     }
 

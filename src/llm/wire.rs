@@ -20,11 +20,11 @@ use genai::{
     resolver::{AuthData, Endpoint},
 };
 use secrecy::ExposeSecret;
-use serde::de::IgnoredAny;
+use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{Value, json};
 
 use super::{
-    Message, Prompt, Reasoning, Stop, Thoughts, ToolCall, Usage,
+    Message, Prompt, Reasoning, Stop, Thoughts, ToolCall, ToolSpec, Usage,
     fault::{Fault, FaultKind},
     parameters::Parameters,
     prompt,
@@ -76,7 +76,9 @@ impl Tally {
     /// Looks at a frame as it came: not every adapter minds one that it cannot read, and words that are missing are not
     /// seen to be.
     fn look_at(&self, frame: &str) {
-        self.begun.store(true, Ordering::Relaxed);
+        if !self.begun.load(Ordering::Relaxed) && is_of_an_answer(frame) {
+            self.begun.store(true, Ordering::Relaxed);
+        }
         if !frame.is_empty() && frame != "[DONE]" && serde_json::from_str::<IgnoredAny>(frame).is_err() {
             self.garbled.store(true, Ordering::Relaxed);
         }
@@ -85,6 +87,17 @@ impl Tally {
     fn is_garbled(&self) -> bool {
         self.garbled.load(Ordering::Relaxed)
     }
+}
+
+/// Whether a frame shows that an answer has begun: an error or a sign of life does not.
+fn is_of_an_answer(frame: &str) -> bool {
+    #[derive(Deserialize)]
+    struct Glance {
+        error: Option<IgnoredAny>,
+        r#type: Option<String>,
+    }
+    let is_none = |glance: Glance| glance.error.is_some() || matches!(glance.r#type.as_deref(), Some("ping" | "error"));
+    !serde_json::from_str(frame).is_ok_and(is_none)
 }
 
 /// Calls the model at `now`; `hear` has the words as they come, and the thoughts.
@@ -282,18 +295,17 @@ fn options(target: &Target, prompt: &Prompt, thinks: bool) -> ChatOptions {
 
 fn request(target: &Target, prompt: &Prompt, trail: Option<&Trail>) -> ChatRequest {
     let config = target.config.reference();
-    let (mut tools, mut system) = (vec![], prompt.system.clone());
-    for tool in &prompt.tools {
-        let Parameters { schema, description, more } = Parameters::of(tool, target.api);
-        tools.push(Tool::new(tool.name.as_str()).with_description(description).with_schema(schema));
-        system = [system, more].into_iter().flatten().reduce(|said, more| format!("{said}\n\n{more}"));
-    }
+    let tool = |tool: &ToolSpec| {
+        let Parameters { schema, description } = Parameters::of(tool, target.api);
+        Tool::new(tool.name.as_str()).with_description(description).with_schema(schema)
+    };
+    let tools: Vec<_> = prompt.tools.iter().map(tool).collect();
     let told = |(place, of): (usize, &Message)| {
         let blocks = trail.map_or(&[][..], |trail| trail.blocks(place, of));
         message(of, blocks, |by| signs_calls(target.api) && by.is_none_or(|by| *by == config))
     };
     ChatRequest {
-        system,
+        system: prompt.system.clone(),
         messages: prompt.messages.iter().enumerate().map(told).collect(),
         tools: (!tools.is_empty()).then_some(tools),
         ..ChatRequest::default()

@@ -398,7 +398,8 @@ impl Turn {
             _ => Effect::Repeatable,
         };
         let retry = self.state.step(&launch.step).and_then(|step| step.retry.as_ref());
-        let is_retried = retry.is_some_and(|retry| retry.attempts > 1);
+        let failures = self.state.steps.get(&launch.step).map_or(0, |step| step.failures);
+        let is_retried = retry.is_some_and(|retry| failures + 1 < retry.attempts);
         let call = Call {
             tenant_id: self.state.tenant_id,
             run_id: self.state.run_id,
