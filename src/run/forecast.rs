@@ -27,9 +27,20 @@ const TOUCHES: usize = 100;
 pub struct Foresight {
     tools: Registry,
     /// What a call is expected to take and how many there are, by the ids of their steps.
-    calls: HashMap<String, (Estimate, u64)>,
+    calls: HashMap<String, Foreseen>,
     /// What is left of their tenant's day.
     day: Budget,
+}
+
+/// What is known of a step's calls.
+#[derive(Clone, Debug)]
+struct Foreseen {
+    /// What one takes.
+    call: Estimate,
+    /// How many there are.
+    times: u64,
+    /// Whom it would reach.
+    touches: Option<String>,
 }
 
 impl Foresight {
@@ -41,20 +52,24 @@ impl Foresight {
         let mut asked: BTreeMap<&str, Vec<(&Step, Value)>> = BTreeMap::new();
         for step in &plan.steps {
             match turn_of(step) {
-                Some(_) => drop(calls.insert(step.id.clone(), (turn(plan), 1))),
+                Some(_) => {
+                    calls.insert(step.id.clone(), Foreseen { call: turn(plan), times: 1, touches: None });
+                }
                 None => asked.entry(&step.uses).or_default().push((step, known(step, &context, &mut room))),
             }
         }
         for (uses, steps) in asked {
             let arguments: Vec<_> = steps.iter().map(|(_, arguments)| arguments).collect();
-            let told = match tools.tool(uses) {
-                Ok(tool) => tool.expects_each(tenant, &arguments, plan.models.as_deref()).await,
-                Err(_) => vec![],
+            let tool = tools.tool(uses).ok();
+            let told = match tool {
+                Some(tool) => tool.expects_each(tenant, &arguments, plan.models.as_deref()).await,
+                None => vec![],
             };
             let told = told.into_iter().chain(std::iter::repeat(Estimate::default()));
-            for ((step, _), told) in steps.iter().zip(told) {
-                let call = Estimate { tool_calls: 1, ..told };
-                calls.insert(step.id.clone(), (call, items(step, &context, &mut room)));
+            for ((step, arguments), told) in steps.iter().zip(told) {
+                let (call, times) = (Estimate { tool_calls: 1, ..told }, items(step, &context, &mut room));
+                let touches = tool.and_then(|tool| tool.touches(arguments));
+                calls.insert(step.id.clone(), Foreseen { call, times, touches });
             }
         }
         Self { tools: tools.clone(), calls, day }
@@ -80,8 +95,9 @@ impl Foresight {
         let mut before = Estimate::default();
         let mut all = Vec::new();
         for step in steps {
-            let (told, times) = self.calls.get(&step.id).copied().unwrap_or((Estimate::default(), 1));
-            let mut one = of_step(step, &self.tools, told);
+            let none = || Foreseen { call: Estimate::default(), times: 1, touches: None };
+            let Foreseen { call: told, times, touches } = self.calls.get(&step.id).cloned().unwrap_or_else(none);
+            let mut one = Forecast { touches, ..of_step(step, &self.tools, told) };
             one.cost = one.cost.map(|cost| cost * as_f64(times));
             let call = Estimate {
                 cost: one.cost.unwrap_or_default(),
@@ -196,7 +212,7 @@ fn of_step(step: &Step, tools: &Registry, expected: Estimate) -> Forecast {
         reason,
         effect,
         cost: cost.or((expected.cost > 0.0).then_some(expected.cost)),
-        touches: tool.and_then(|tool| tool.touches(&with)),
+        touches: None,
         scope: of(|terms| &terms.scope),
         requires: of(|terms| &terms.requires),
     }
@@ -226,13 +242,21 @@ mod tests {
         foresee(steps, Budget { cost: cost.map(|cost| cost - 0.5), ..Budget::default() }, Budget::default())
     }
 
+    /// What is known of steps whose tools say nothing of what they take.
+    fn calls(tools: &Registry, plan: &Plan) -> HashMap<String, Foreseen> {
+        let foreseen = |step: &Arc<Step>| {
+            let touches = tools.tool(&step.uses).ok().and_then(|tool| tool.touches(&Value::Object(step.with.clone())));
+            let call = Estimate { tool_calls: 1, ..Estimate::default() };
+            (step.id.clone(), Foreseen { call, times: 1, touches })
+        };
+        plan.steps.iter().map(foreseen).collect()
+    }
+
     fn foresee(steps: Value, left: Budget, day: Budget) -> Vec<Value> {
         let settings = ToolSettings { debug: true, ..ToolSettings::default() };
         let tools = Registry::builtin(&settings, &Default::default(), tool::fixture::ports(&settings)).unwrap();
         let plan: Plan = serde_json::from_value(json!({ "steps": steps })).unwrap();
-        let calls =
-            plan.steps.iter().map(|step| (step.id.clone(), (Estimate { tool_calls: 1, ..Estimate::default() }, 1)));
-        let foresight = Foresight { tools, calls: calls.collect(), day };
+        let foresight = Foresight { calls: calls(&tools, &plan), tools, day };
         foresight.forecast(&plan.steps, left).iter().map(|one| serde_json::to_value(one).unwrap()).collect()
     }
 
@@ -358,11 +382,12 @@ mod tests {
         let limits = LimitSettings { event: 8 * 1024, ..LimitSettings::default() };
         let settings = ToolSettings::default();
         let tools = Registry::builtin(&settings, &limits, tool::fixture::ports(&settings)).unwrap();
-        let foresight = Foresight { tools, calls: HashMap::new(), day: Budget::default() };
         let announced = |steps: usize, path: usize| {
             let url = format!("https://a.example/{}", "p".repeat(path));
             let step = |n| json!({ "id": format!("s{n}"), "uses": "http.request", "with": { "url": url } });
-            let plan = serde_json::from_value(json!({ "steps": (0..steps).map(step).collect::<Vec<_>>() })).unwrap();
+            let plan: Plan =
+                serde_json::from_value(json!({ "steps": (0..steps).map(step).collect::<Vec<_>>() })).unwrap();
+            let foresight = Foresight { calls: calls(&tools, &plan), tools: tools.clone(), day: Budget::default() };
             let all = foresight.announce(&plan, Budget::default());
             assert!(all.is_empty() || fits(&(&plan, &all), limits.payload()));
             all.iter().map(|one| one.touches.as_ref().unwrap().len()).collect::<Vec<_>>()

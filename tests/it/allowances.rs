@@ -392,6 +392,8 @@ async fn a_forecast_says_what_a_model_would_cost_whom_a_call_would_reach_and_wha
     assert_eq!((&told[0]["verdict"], &told[1]["verdict"]), (&json!("allow"), &json!("hold")));
     assert_eq!(told[1]["reason"], "by then the run would be past its budget");
     assert_eq!(told[2]["touches"], "GET https://shop.example/{{ input.order }}");
+    let known = forecast(json!({ "plan": steps, "input": { "order": 7 } })).await;
+    assert_eq!(known[2]["touches"], "GET https://shop.example/7");
     world.admin().request(Method::PUT, "/usage/budget").json(&json!({ "cost": 3 })).send().await.expect(200);
     let told = forecast(json!({ "plan": steps })).await;
     assert_eq!(told[1]["reason"], "by then the tenant would be past its budget of the day");
