@@ -214,6 +214,8 @@ impl Models {
             let said = self.insist(asking, target, &Chat { prompt: &prompt, teller, tally: Arc::default() }).await?;
             let mut answer = answer(asking, said);
             let Err(objection) = examiner.examine(&mut answer) else { return Ok(answer) };
+            let provider = target.config.body.provider.clone();
+            metrics::counter!("fermata_llm_objections_total", "provider" => provider).increment(1);
             if objections == self.settings.max_retries {
                 let message = format!("{} gave no answer that will do: {}", fault::place(target), objection.0);
                 return Err(AskError { retryable: true, ..AskError::new("model_answer_invalid", message) });

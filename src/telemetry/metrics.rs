@@ -39,6 +39,7 @@ pub const CATALOGUE: &[(Kind, &str, &str)] = &[
         "fermata_llm_retries_total",
         "Repetitions of questions to models, by why: the fault, an answer that will not do, or thoughts that are missing",
     ),
+    (Kind::Counter, "fermata_llm_objections_total", "Answers of models that would not do, by provider"),
     (Kind::Counter, "fermata_llm_fallbacks_total", "Questions that went on to the next configuration, by its provider"),
     (
         Kind::Gauge,
