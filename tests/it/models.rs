@@ -79,6 +79,9 @@ async fn every_protocol_is_spoken_and_its_words_are_told() {
         assert_eq!(asked.key(), Some(KEY), "{name}");
         let sent = asked.body.to_string();
         assert!(sent.contains("Be kind.") && sent.contains("Where is order 1042?"), "{sent}");
+        let lengths = ["max_completion_tokens", "max_tokens", "max_output_tokens", "maxOutputTokens"];
+        let is_bounded = lengths.iter().any(|length| sent.contains(&format!("\"{length}\":100")));
+        assert!(sent.contains("\"temperature\":0.5") && is_bounded, "{sent}");
     }
 }
 
@@ -223,6 +226,7 @@ async fn an_answer_that_will_not_do_is_asked_for_again_with_the_reason() {
     let provider = Provider::start().await;
     let world = world_with(&provider).await;
     let schema = json!({ "type": "object", "required": ["total"], "properties": { "total": { "type": "number" } } });
+    let mut asked = 0;
     for (name, _) in APIS {
         configure(&world, name, json!({})).await;
         provider.script([
@@ -234,6 +238,10 @@ async fn an_answer_that_will_not_do_is_asked_for_again_with_the_reason() {
         let output = run.completes().await["output"].clone();
         assert_eq!(output["json"], json!({ "total": 7 }), "{name}");
         assert_eq!(output["usage"]["inputTokens"], 30, "what was in vain is counted");
+        let native = ["response_format", "text", "output_config", "generationConfig"];
+        let first = &provider.asked()[asked].body;
+        assert!(native.iter().any(|field| first[field].to_string().contains("\"total\"")), "{first}");
+        asked += 3;
         let last = provider.asked().last().unwrap().body.to_string();
         assert!(last.contains("It is 7.") && last.contains("cannot be used"), "{last}");
     }

@@ -77,6 +77,29 @@ async fn a_step_asks_what_its_names_meant_when_the_run_was_opened() {
 }
 
 #[tokio::test]
+async fn what_is_not_active_is_not_asked() {
+    let provider = Provider::start().await;
+    let world = World::with(|settings| {
+        settings.llm.providers = provider.settings().collect();
+        settings.llm.max_retries = 0;
+    })
+    .await;
+    let off = json!({ "provider": "fake-openai", "model": "off", "active": false });
+    put(&world, "/llm/configs/off", off.clone()).await;
+    let ask = async |config: &str| {
+        let with = json!({ "config": config, "prompt": "hello" });
+        world.owner().start(json!([{ "id": "ask", "uses": "llm.generate", "with": with }])).await
+    };
+    assert_eq!(ask("off").await.wait_end().await["error"]["code"], "model_misconfigured");
+    config(&world, "mine", "one", &["off", "default-fast"]).await;
+    provider.script([Turn::Status(500, vec![])]);
+    ask("mine").await.completes().await;
+    assert_eq!(models(&provider.asked()), ["one", "small"]);
+    put(&world, "/llm/configs/default-smart", off).await;
+    world.owner().post("/agent/plan", &json!({ "goal": "Talk" })).await.problem(422, "no-planner");
+}
+
+#[tokio::test]
 async fn what_the_server_brings_along_stays_the_model_that_it_was() {
     let provider = Provider::start().await;
     let world = World::without_worker(|settings| settings.llm.providers = provider.settings().collect()).await;

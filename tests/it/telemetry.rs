@@ -194,6 +194,42 @@ async fn what_is_said_is_recorded_only_on_demand_and_keys_never() {
 }
 
 #[tokio::test]
+async fn what_is_no_chat_has_a_span_of_its_kind() {
+    let provider = Provider::start().await;
+    let (collector, world) = observed(|settings| settings.llm.providers = provider.settings().collect()).await;
+    let config = json!({ "provider": "fake-openai", "model": "m-2" });
+    world.admin().request(Method::PUT, "/llm/configs/c").json(&config).send().await.expect(201);
+    let recording = json!({ "config": "c", "audio": "c291bmQ=", "mediaType": "audio/mpeg" });
+    let steps = [
+        ("llm.embed", "embeddings", json!({ "config": "c", "text": "a letter" })),
+        ("speech.synthesize", "text_to_speech", json!({ "config": "c", "text": "Well." })),
+        ("speech.transcribe", "speech_to_text", recording),
+    ];
+    for (tool, _, with) in &steps {
+        let run = world.operator().start(json!([{ "id": "ask", "uses": tool, "with": with }])).await;
+        run.completes().await;
+    }
+    let plan = json!({ "steps": [{ "id": "a", "uses": "data.transform", "with": { "value": 1 } }] });
+    provider.script([Turn::call("plan", plan)]);
+    world.operator().execute(json!({ "goal": "Compute" })).await.completes().await;
+    world.stop().await;
+    let spans = spans(&collector);
+    let one = |name: &str| match named(&spans, name)[..] {
+        [one] => one,
+        _ => panic!("one {name}: {spans:#?}"),
+    };
+    for (tool, operation, _) in steps {
+        let (call, asked) = (one(&format!("execute_tool {tool}")), one(&format!("{operation} m-2")));
+        assert_eq!((&asked.parent_span_id, &asked.trace_id), (&call.span_id, &call.trace_id));
+        let by = json!({ "gen_ai.operation.name": operation, "gen_ai.provider.name": "fake-openai", "gen_ai.request.model": "m-2" });
+        says(asked, by);
+    }
+    let (plan, chat) = (one("plan"), named(&spans, "chat big")[0]);
+    assert_eq!(chat.parent_span_id, plan.span_id);
+    says(plan, json!({ "gen_ai.operation.name": "plan", "gen_ai.agent.name": null, "gen_ai.request.model": "big" }));
+}
+
+#[tokio::test]
 async fn a_request_stands_in_its_callers_trace() {
     let (collector, world) = observed(|_| ()).await;
     let theirs = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";

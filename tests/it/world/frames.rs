@@ -315,36 +315,69 @@ pub(super) fn garbled(api: Api) -> String {
     format!("{name}data: {{\"type\": \"content_block_delta\", \"delta\": {{\"te\n\n")
 }
 
-/// Whether every call of a tool in the question has its output.
+/// A part of a conversation, as far as calls of tools go: by their ids, or their names where a protocol has no ids.
+enum Part {
+    /// A model says something, or somebody else does.
+    Turn,
+    Call(Value),
+    Output(Value),
+}
+
+/// Whether every call of a tool in the question has its output right behind it, before anybody says anything else.
 pub(super) fn is_paired(api: Api, body: &Value) -> bool {
-    let texts = |pointer: &str, of: &[Value]| -> Vec<String> {
-        of.iter().filter_map(|item| item.pointer(pointer)?.as_str().map(str::to_owned)).collect()
-    };
+    let mut open: Vec<Value> = vec![];
+    for part in parts(api, body) {
+        let is_right = match part {
+            Part::Turn => open.is_empty(),
+            Part::Call(id) => {
+                open.push(id.clone());
+                id.is_string()
+            }
+            Part::Output(id) => {
+                let at = open.iter().position(|called| *called == id);
+                at.map(|at| open.remove(at)).is_some()
+            }
+        };
+        if !is_right {
+            return false;
+        }
+    }
+    open.is_empty()
+}
+
+fn parts(api: Api, body: &Value) -> Vec<Part> {
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
-    let (mut called, mut given) = match api {
-        Api::Openai => {
-            let messages = list(&body["messages"]);
-            let calls: Vec<_> = messages.iter().flat_map(|message| list(&message["tool_calls"])).collect();
-            (texts("/id", &calls), texts("/tool_call_id", &messages))
+    match api {
+        Api::Openai => list(&body["messages"])
+            .iter()
+            .flat_map(|message| match message["role"].as_str() {
+                Some("tool") => vec![Part::Output(message["tool_call_id"].clone())],
+                _ => {
+                    let calls = list(&message["tool_calls"]).into_iter().map(|call| Part::Call(call["id"].clone()));
+                    std::iter::once(Part::Turn).chain(calls).collect()
+                }
+            })
+            .collect(),
+        Api::OpenaiResponses => list(&body["input"])
+            .iter()
+            .map(|item| match item["type"].as_str() {
+                Some("function_call") => Part::Call(item["call_id"].clone()),
+                Some("function_call_output") => Part::Output(item["call_id"].clone()),
+                _ => Part::Turn,
+            })
+            .collect(),
+        Api::Anthropic | Api::Gemini => {
+            let (messages, content) = if api == Api::Gemini { ("contents", "parts") } else { ("messages", "content") };
+            let part = |part: Value| match part["type"].as_str() {
+                Some("tool_use") => Part::Call(part["id"].clone()),
+                Some("tool_result") => Part::Output(part["tool_use_id"].clone()),
+                _ if part["functionCall"].is_object() => Part::Call(part["functionCall"]["name"].clone()),
+                _ if part["functionResponse"].is_object() => Part::Output(part["functionResponse"]["name"].clone()),
+                _ => Part::Turn,
+            };
+            list(&body[messages]).iter().flat_map(|message| list(&message[content]).into_iter().map(part)).collect()
         }
-        Api::OpenaiResponses => {
-            let of =
-                |kind: &str| list(&body["input"]).into_iter().filter(|item| item["type"] == kind).collect::<Vec<_>>();
-            (texts("/call_id", &of("function_call")), texts("/call_id", &of("function_call_output")))
-        }
-        Api::Anthropic => {
-            let parts: Vec<_> = list(&body["messages"]).iter().flat_map(|message| list(&message["content"])).collect();
-            let of = |kind: &str| parts.iter().filter(|part| part["type"] == kind).cloned().collect::<Vec<_>>();
-            (texts("/id", &of("tool_use")), texts("/tool_use_id", &of("tool_result")))
-        }
-        Api::Gemini => {
-            let parts: Vec<_> = list(&body["contents"]).iter().flat_map(|content| list(&content["parts"])).collect();
-            (texts("/functionCall/name", &parts), texts("/functionResponse/name", &parts))
-        }
-    };
-    called.sort();
-    given.sort();
-    called == given
+    }
 }
 
 /// The outputs of calls in a question of any protocol.
@@ -399,4 +432,34 @@ fn response_of(status: &str) -> Value {
     response["created_at"] = json!(1);
     response["output"] = json!([]);
     response
+}
+
+#[test]
+fn a_call_without_its_output_behind_it_is_seen() {
+    let conversation = |api: Api, order: &str| {
+        let item = |part: char| match (api, part) {
+            (Api::Openai, 'c') => json!({ "role": "assistant", "tool_calls": [{ "id": "1" }] }),
+            (Api::Openai, 'o') => json!({ "role": "tool", "tool_call_id": "1" }),
+            (Api::Openai, _) => json!({ "role": "user", "content": "?" }),
+            (Api::OpenaiResponses, 'c') => json!({ "type": "function_call", "call_id": "1" }),
+            (Api::OpenaiResponses, 'o') => json!({ "type": "function_call_output", "call_id": "1" }),
+            (Api::OpenaiResponses, _) => json!({ "role": "user", "content": "?" }),
+            (Api::Anthropic, 'c') => json!({ "content": [{ "type": "tool_use", "id": "1" }] }),
+            (Api::Anthropic, 'o') => json!({ "content": [{ "type": "tool_result", "tool_use_id": "1" }] }),
+            (Api::Anthropic, _) => json!({ "content": [{ "type": "text", "text": "?" }] }),
+            (Api::Gemini, 'c') => json!({ "parts": [{ "functionCall": { "name": "a" } }] }),
+            (Api::Gemini, 'o') => json!({ "parts": [{ "functionResponse": { "name": "a" } }] }),
+            (Api::Gemini, _) => json!({ "parts": [{ "text": "?" }] }),
+        };
+        let items: Vec<_> = order.chars().map(item).collect();
+        json!({ "messages": items, "input": items, "contents": items })
+    };
+    for api in [Api::Openai, Api::OpenaiResponses, Api::Anthropic, Api::Gemini] {
+        for right in ["", "t", "tcot", "tcoco"] {
+            assert!(is_paired(api, &conversation(api, right)), "{api:?} {right}");
+        }
+        for wrong in ["c", "tct", "o", "toc", "tcto", "tcoo"] {
+            assert!(!is_paired(api, &conversation(api, wrong)), "{api:?} {wrong}");
+        }
+    }
 }
