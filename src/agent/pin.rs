@@ -70,7 +70,8 @@ impl Agents {
         let chain = self.chain(tenant, "agent", agent.body.config.as_deref()).await?;
         let pin = pin(Reached { agent, handoffs: vec![] }, &chain, &self.names(tenant).await?, goal, input)?;
         if pin.tools.is_empty() {
-            let detail = "the agent was given no tools, so there is nothing that a plan of its could do: execute it, or give it some";
+            let detail = "the agent was given no tools, so there is nothing that a plan of its could do: execute it, or \
+                          give it some";
             return Err(Error::invalid("agent", detail));
         }
         self.check_size(&pin)?;

@@ -186,7 +186,8 @@ pub struct Forecast {
     /// answer; of a `forEach` step, all items as far as they are known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost: Option<f64>,
-    /// Whom it would reach, where its arguments tell: `POST https://shop.example/refunds`. Templates of more than the input stand as they are.
+    /// Whom it would reach, where its arguments tell: `POST https://shop.example/refunds`. Templates of more than the input
+    /// stand as they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub touches: Option<String>,
     /// What it would touch, as its approval or its tool says.

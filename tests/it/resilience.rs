@@ -14,6 +14,16 @@ async fn put(world: &World, name: &str, more: Value) {
     world.admin().request(Method::PUT, &format!("/llm/configs/{name}")).json(&config).send().await.expect(201);
 }
 
+/// A world in which nothing is asked again, and one failure opens a breaker.
+async fn touchy(provider: &Provider) -> World {
+    World::with(|settings| {
+        settings.llm.providers = provider.settings().collect();
+        settings.llm.max_retries = 0;
+        settings.circuit_breaker.failure_threshold = 1;
+    })
+    .await
+}
+
 async fn ask(world: &World, config: &str) -> Run {
     world.operator().start(json!([question("ask", config)])).await
 }
@@ -99,12 +109,7 @@ async fn metrics_name_what_the_operator_names_and_nothing_of_tenants() {
 #[tokio::test]
 async fn while_one_call_tries_a_model_again_the_others_wait_or_ask_another() {
     let provider = Provider::start().await;
-    let world = World::with(|settings| {
-        settings.llm.providers = provider.settings().collect();
-        settings.llm.max_retries = 0;
-        settings.circuit_breaker.failure_threshold = 1;
-    })
-    .await;
+    let world = touchy(&provider).await;
     put(&world, "spare", json!({})).await;
     put(&world, "slow", json!({})).await;
     put(&world, "either", json!({ "model": "slow", "fallback": ["spare"] })).await;
@@ -153,12 +158,7 @@ async fn a_call_that_waits_for_its_keys_share_says_so() {
 #[tokio::test]
 async fn what_one_tenant_wants_at_once_opens_no_breaker_for_others() {
     let provider = Provider::start().await;
-    let world = World::with(|settings| {
-        settings.llm.providers = provider.settings().collect();
-        settings.llm.max_retries = 0;
-        settings.circuit_breaker.failure_threshold = 1;
-    })
-    .await;
+    let world = touchy(&provider).await;
     put(&world, "hasty", json!({ "model": "shared", "timeout": "1s" })).await;
     put(&world, "patient", json!({ "model": "shared" })).await;
     provider.script([Turn::Hang]);
