@@ -251,8 +251,8 @@ impl Question for Chat<'_> {
         config.estimate(self.prompt)
     }
 
-    fn broke_off(&self) -> Usage {
-        // Providers bill what they have begun to answer, but only tell at the end how much it was.
+    fn untold(&self) -> Usage {
+        // Providers bill what they have begun to answer, but only tell at the end how much it was, and some not even then.
         self.tally.said().map_or_else(Usage::default, |said| Usage {
             input_tokens: self.tokens().into(),
             output_tokens: wire::tokens(said),
@@ -286,8 +286,8 @@ impl Question for Chat<'_> {
             }
         };
         let said = wire::call(target, self.prompt, now, &self.tally, hear).await?;
-        let usage = said.usage;
-        Ok((said, usage))
+        let usage = if said.usage == Usage::default() { self.untold() } else { said.usage };
+        Ok((Said { usage, ..said }, usage))
     }
 }
 

@@ -34,8 +34,8 @@ pub(super) trait Question: Sync {
     /// About how many tokens it asks.
     fn tokens(&self) -> u32;
 
-    /// What a call has probably taken that broke off.
-    fn broke_off(&self) -> Usage {
+    /// What a call has probably taken of which nobody said that.
+    fn untold(&self) -> Usage {
         Usage::default()
     }
 
@@ -281,7 +281,7 @@ impl Models {
             }
             Err(fault) => {
                 span.fail(fault.kind.code());
-                flight.land(fault.kind.code(), fault.took.unwrap_or_else(|| question.broke_off()));
+                flight.land(fault.kind.code(), fault.took.unwrap_or_else(|| question.untold()));
             }
         }
         if let Some(turned) = passage.settle(self.trust(target, &result), self.clock.now()) {
@@ -386,7 +386,7 @@ impl<Q: Question> Flight<'_, '_, Q> {
 
 impl<Q: Question> Drop for Flight<'_, '_, Q> {
     fn drop(&mut self) {
-        self.count("called_off", self.question.broke_off());
+        self.count("called_off", self.question.untold());
     }
 }
 

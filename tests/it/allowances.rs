@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::{
     budgets::{approve, is_near, lack, talker, twenty, world_with},
-    world::{Midway, Provider, Run, Turn, World},
+    world::{APIS, Midway, Provider, Run, Turn, World},
 };
 
 /// Workflows of one question to the talker, which costs 2, and with `then` more steps after it.
@@ -228,6 +228,26 @@ async fn what_a_stream_said_before_it_broke_off_is_paid_for() {
     let run = world.owner().execute(json!({ "plan": plan })).await;
     let cost = run.completes().await["cost"].as_f64().unwrap();
     assert!(cost > 3.0 && cost < 5.0, "twenty tokens, and about as many that were cut off: {cost}");
+}
+
+#[tokio::test]
+async fn what_a_provider_does_not_say_that_it_took_is_taken_to_be_four_bytes_a_token() {
+    let provider = Provider::start().await;
+    let world = world_with(&provider).await;
+    for (api, _) in APIS {
+        let price = json!({ "input": 0.0, "output": 100_000.0 });
+        let config = json!({ "provider": api, "model": "m", "price": price });
+        world.admin().request(Method::PUT, &format!("/llm/configs/{api}")).json(&config).send().await.expect(201);
+        provider.script([Turn::Untold(twenty())]);
+        let with = json!({ "config": api, "prompt": "x".repeat(4000) });
+        let plan = json!([{ "id": "ask", "uses": "llm.generate", "with": with }]);
+        let run = world.owner().execute(json!({ "plan": plan })).await;
+        // Seventy bytes, at 0.1 a token.
+        is_near(&run.completes().await["cost"], 1.8);
+        let said = run.wait_for("message.completed").await.data["payload"].clone();
+        assert!((1000..1100).contains(&said["inputTokens"].as_u64().unwrap()), "{api}: {said}");
+        assert_eq!(said["outputTokens"], 18, "{api}");
+    }
 }
 
 #[tokio::test]

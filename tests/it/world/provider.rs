@@ -47,6 +47,8 @@ pub const KEY: &str = "sk-operator-0123456789";
 pub enum Turn {
     /// These words, one frame each, and the end.
     Say(Vec<String>),
+    /// The same, without a word on what it took, as some servers stream it.
+    Untold(Vec<String>),
     /// The same, cut off at the most tokens.
     SayUntilFull(Vec<String>),
     /// Calls of tools, by the names that the model was told, after a word.
@@ -307,6 +309,9 @@ async fn answer(State(shared): State<Arc<Shared>>, uri: Uri, headers: HeaderMap,
             other => panic!("nothing is thought before {other:?}"),
         }),
         Turn::Say(words) => frames(whole(&words, true)),
+        Turn::Untold(words) => {
+            frames(whole(&words, true).iter().map(|frame| frame.replace("\"usage", "\"no")).collect())
+        }
         Turn::SayUntilFull(words) => frames(whole(&words, false)),
         Turn::Call(calls) => frames(counted(calling(api, &calls), count)),
         Turn::SayHeld(words, after) => held(whole(&words, true), after, shared.released.subscribe()),
